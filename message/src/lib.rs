@@ -1,0 +1,21 @@
+//! What travels between services: a [`Message`], its [CloudEvents wire form](wire), and the two ports to a broker,
+//! [`Publisher`] and [`Subscriber`]. No I/O happens here.
+//!
+//! `docs/wire.md` is the contract: which field is which column, SQL parameter, CloudEvents attribute and broker header.
+
+mod event;
+mod headers;
+mod id;
+pub mod limits;
+mod message;
+mod publisher;
+mod subscriber;
+pub mod wire;
+
+pub use event::{DecodeError, Event};
+pub use headers::Headers;
+pub use id::{FOREIGN, InvalidId, MessageId};
+pub use limits::{Field, InvalidMessage};
+pub use message::Message;
+pub use publisher::{Outcome, Outcomes, Outgoing, Pipelining, PublishError, Publisher, publish_all};
+pub use subscriber::{Acknowledge, Delivery, Malformed, MalformedReason, SubscribeError, Subscriber};

@@ -1,0 +1,78 @@
+-- What each consumer has handled, and what it holds back.
+--
+-- Bookkeeping first: which schema this is, and the oldest build it still serves (docs/operations.md).
+create table inbox.schema_version (
+    version integer primary key,
+    serves integer not null check (serves between 1 and version),
+    applied_at timestamptz not null default now()
+);
+insert into inbox.schema_version (version, serves) values (1, 1);
+
+-- The partition of a message id. A UUIDv7's is its day modulo 32: time stands in the key, so that (message, consumer)
+-- is unique across partitions and a day is removed by one truncate. Any other id's is one of four that are emptied row
+-- by row.
+create function inbox.slot(message_id uuid) returns smallint
+language sql immutable strict parallel safe
+return case
+    when get_byte(uuid_send(message_id), 6) >> 4 = 7 and get_byte(uuid_send(message_id), 8) >> 6 = 2 then
+        (('x' || encode(substring(uuid_send(message_id) from 1 for 6), 'hex'))::bit(48)::bigint / 86400000) & 31
+    else 32 + (uuid_hash_extended(message_id, 0) & 3)
+end::smallint;
+
+-- One row a consumer and message whose effect is committed. `attempts` counts the tries it took.
+create table inbox.message (
+    message_id uuid not null,
+    received_at timestamptz not null default clock_timestamp(),
+    handled_at timestamptz not null default clock_timestamp(),
+    attempts integer not null default 1 check (attempts > 0),
+    slot smallint not null,
+    consumer text not null check (octet_length(consumer) between 1 and 100),
+    primary key (message_id, consumer, slot),
+    constraint message_slot check (slot = inbox.slot(message_id))
+) partition by list (slot);
+
+do $$
+begin
+    for slot in 0..35 loop
+        execute format('create table inbox.message_%s partition of inbox.message for values in (%s)', slot, slot);
+    end loop;
+end
+$$;
+
+-- A key that a consumer holds back. A message without a key is held alone.
+create table inbox.held_key (
+    consumer text not null check (octet_length(consumer) between 1 and 100),
+    hold bigint not null generated always as identity,
+    key text,
+    state text not null check (state in ('retrying', 'parked')),
+    attempts integer not null check (attempts >= 0),
+    next_attempt_at timestamptz,
+    last_error text not null check (octet_length(last_error) <= 4096),
+    held_at timestamptz not null default clock_timestamp(),
+    primary key (consumer, hold),
+    constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null))
+);
+create unique index held_key_key on inbox.held_key (consumer, key) where key is not null;
+
+-- The messages of a held key, in the order in which they arrived, once each. What could not be understood is kept as
+-- it came: `message_id` and the other columns are then null, and `payload` holds the bytes that arrived.
+create table inbox.held_message (
+    consumer text not null,
+    hold bigint not null,
+    arrival bigint not null generated always as identity,
+    received_at timestamptz not null default clock_timestamp(),
+    message_id uuid,
+    correlation uuid,
+    causation uuid,
+    occurred_at timestamptz,
+    source text,
+    topic text,
+    kind text,
+    key text,
+    headers jsonb,
+    payload bytea not null,
+    primary key (consumer, arrival),
+    foreign key (consumer, hold) references inbox.held_key (consumer, hold)
+);
+create index held_message_hold on inbox.held_message (consumer, hold, arrival);
+create unique index held_message_once on inbox.held_message (consumer, message_id) where message_id is not null;

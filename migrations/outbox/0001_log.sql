@@ -1,0 +1,235 @@
+-- The log, its readers' cursors, and what they hold back. See docs/wire.md for how a column maps to the wire.
+--
+-- Bookkeeping first: which schema this is, and the oldest build it still serves (docs/operations.md).
+create table outbox.schema_version (
+    version integer primary key,
+    serves integer not null check (serves between 1 and version),
+    applied_at timestamptz not null default now()
+);
+insert into outbox.schema_version (version, serves) values (1, 1);
+
+-- What this database calls itself on the wire (CloudEvents `source`) when a message names none.
+create table outbox.origin (
+    source text not null check (source ~ '^[!-~]{1,200}$'),
+    one_row boolean primary key default true check (one_row)
+);
+insert into outbox.origin (source)
+values ('/' || left(coalesce(nullif(regexp_replace(current_database(), '[^A-Za-z0-9._-]', '-', 'g'), ''), 'db'), 63));
+
+-- Transaction ids mean something only within one cluster's life. An era is such a life; a restore begins another.
+create table outbox.cluster (
+    era integer primary key check (era > 0),
+    system_identifier bigint not null,
+    first_position bigint not null,
+    opened_at timestamptz not null default now()
+);
+insert into outbox.cluster (era, system_identifier, first_position)
+select 1, system_identifier, 1 from pg_control_system();
+
+-- The log. Append-only: rows are never updated, and leave only when a whole leaf is truncated.
+--
+-- `tx` stands before `position`, so that the transaction id is assigned before the position is drawn; every reader's
+-- lower bound rests on that. `position` is for order only; `id` is the identity, made by the producer, and the log does
+-- not enforce that it is unique. `slot` is computed here, so that producers in every language agree on it.
+-- A ring of 16 leaves of 2^20 positions: no DDL ever runs again, and a lap over a leaf that is not yet free appends to it.
+create table outbox.message (
+    tx xid8 not null default pg_current_xact_id(),
+    position bigint not null generated always as identity (cache 1),
+    slot smallint not null generated always as (
+        (case when key is null then uuid_hash_extended(id, 0) else hashtextextended(key collate "C", 0) end & 1023)::smallint
+    ) stored,
+    id uuid not null,
+    correlation uuid not null,
+    causation uuid,
+    occurred_at timestamptz not null default now(),
+    enqueued_at timestamptz not null default clock_timestamp(),
+    source text not null,
+    topic text not null,
+    kind text not null,
+    key text,
+    headers jsonb,
+    payload bytea not null,
+    constraint message_id_not_nil check (id <> '00000000-0000-0000-0000-000000000000'),
+    constraint message_source check (source ~ '^[!-~]{1,200}$'),
+    constraint message_topic check (octet_length(topic) <= 200 and topic ~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'),
+    constraint message_kind check (kind ~ '^[!-~]{1,200}$'),
+    constraint message_key check (octet_length(key) between 1 and 512),
+    constraint message_headers check (
+        jsonb_typeof(headers) = 'object' and octet_length(headers::text) <= 16384
+        and not jsonb_path_exists(headers, '$.keyvalue() ? (
+            !(@.key like_regex "^[a-z0-9][a-z0-9._-]{0,63}$") || @.key starts with "ce-" || @.key starts with "nats-"
+            || @.key starts with "webhook-" || @.key starts with "outbox-" || @.value.type() != "string"
+            || @.value like_regex "[\\x01-\\x1f\\x7f]")')
+    ),
+    constraint message_payload check (octet_length(payload) <= 1000000),
+    constraint message_occurred_at check (
+        occurred_at >= '1970-01-01 00:00:00+00' and occurred_at < '10000-01-01 00:00:00+00'
+    )
+) partition by list (((position >> 20) & 15));
+
+do $$
+begin
+    for leaf in 0..15 loop
+        execute format('create table outbox.message_%s partition of outbox.message for values in (%s)', leaf, leaf);
+    end loop;
+end
+$$;
+
+-- A reader goes by position. What a transaction that was open for long has written lies below the reader's lower bound
+-- and is found by its transaction id.
+create index message_position on outbox.message (position);
+create index message_tx on outbox.message (tx, position);
+-- A UUIDv7 is nearly in insertion order, so a block range index finds one message or one workflow at no cost to the writer.
+create index message_id on outbox.message using brin (id uuid_minmax_multi_ops) with (autosummarize = on);
+create index message_correlation on outbox.message using brin (correlation uuid_minmax_multi_ops)
+    with (autosummarize = on);
+
+-- A relay is a name with cursors of its own.
+create table outbox.relay (
+    name text primary key check (name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'),
+    shards smallint not null default 16 check (shards between 1 and 1024),
+    state text not null default 'running' check (state in ('running', 'paused', 'retired')),
+    created_at timestamptz not null default now()
+);
+
+-- A running process of a relay. Heartbeats are written here and never to a cursor row, which is hot enough.
+create table outbox.process (
+    id uuid primary key,
+    relay text not null references outbox.relay (name),
+    label text not null,
+    build text not null,
+    started_at timestamptz not null default clock_timestamp(),
+    expires_at timestamptz not null
+) with (fillfactor = 50);
+
+-- What a relay has delivered, per shard (a message's shard is its slot modulo the relay's shards): what is visible in
+-- `seen`, and what is visible in `until` at a position up to `after`. No unseen transaction can have drawn a position at
+-- or below `seen_l` (`until_l`) unless it was running when that snapshot was taken. `epoch` counts the owners: a record
+-- that names an older one changes nothing. `crashes` counts owners that died since the cursor last moved.
+create table outbox.cursor (
+    relay text not null references outbox.relay (name),
+    shard smallint not null check (shard >= 0),
+    era integer not null references outbox.cluster (era),
+    epoch bigint not null default 0,
+    owner uuid,
+    crashes integer not null default 0,
+    seen pg_snapshot not null,
+    seen_l bigint not null,
+    until pg_snapshot,
+    until_l bigint,
+    after bigint not null default 0,
+    recorded_at timestamptz not null default clock_timestamp(),
+    primary key (relay, shard),
+    constraint cursor_window check ((until is null) = (until_l is null))
+) with (fillfactor = 10);
+
+-- A key that a relay holds back, named by the position of the message that failed. A message without a key is held alone.
+create table outbox.held_key (
+    relay text not null references outbox.relay (name),
+    position bigint not null,
+    slot smallint not null,
+    key text,
+    state text not null check (state in ('retrying', 'parked')),
+    attempts integer not null check (attempts >= 0),
+    next_attempt_at timestamptz,
+    last_error text not null check (octet_length(last_error) <= 4096),
+    held_at timestamptz not null default clock_timestamp(),
+    primary key (relay, position),
+    constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null))
+);
+create unique index held_key_key on outbox.held_key (relay, key) where key is not null;
+
+-- The messages of a held key, copied out of the log as the cursor meets them.
+create table outbox.held_message (
+    relay text not null,
+    position bigint not null,
+    held bigint not null,
+    id uuid not null,
+    correlation uuid not null,
+    causation uuid,
+    occurred_at timestamptz not null,
+    enqueued_at timestamptz not null,
+    source text not null,
+    topic text not null,
+    kind text not null,
+    key text,
+    headers jsonb,
+    payload bytea not null,
+    primary key (relay, position),
+    foreign key (relay, held) references outbox.held_key (relay, position)
+);
+create index held_message_held on outbox.held_message (relay, held, position);
+
+-- A UUIDv7 (RFC 9562) for those who cannot make one, or one that carries another moment than now.
+create function outbox.uuid_v7(moment timestamptz default clock_timestamp()) returns uuid
+language sql volatile parallel safe set search_path = pg_catalog
+as $$
+    select encode(
+        set_byte(
+            overlay(uuid_send(gen_random_uuid())
+                placing substring(int8send((extract(epoch from moment) * 1000)::bigint) from 3) from 1 for 6),
+            6, 112 | (get_byte(uuid_send(gen_random_uuid()), 0) & 15)),
+        'hex')::uuid
+$$;
+
+-- Writes one message in the caller's transaction and answers its id. The contract of the Rust function `outbox::enqueue`
+-- for every other language: the same limits, checked before the insert, so that an error names the field and the limit
+-- and never the value. SQLSTATE 22023 for each. `lock_key` serialises the writers of a key that do not already lock a
+-- row of their own: the lock is taken before the position is drawn and kept until the transaction ends.
+create function outbox.enqueue(
+    topic text,
+    kind text,
+    payload bytea,
+    key text default null,
+    headers jsonb default null,
+    id uuid default null,
+    source text default null,
+    correlation uuid default null,
+    causation uuid default null,
+    occurred_at timestamptz default null,
+    lock_key boolean default false
+) returns uuid
+language plpgsql volatile set search_path = pg_catalog
+as $$
+declare
+    message_id uuid := coalesce(enqueue.id, outbox.uuid_v7());
+    fault text := case
+        when enqueue.topic is null or octet_length(enqueue.topic) > 200
+            or enqueue.topic !~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'
+            then 'topic: words of A-Z a-z 0-9 _ - joined by dots, at most 200 bytes'
+        when enqueue.kind is null or enqueue.kind !~ '^[!-~]{1,200}$'
+            then 'kind: 1 to 200 printable ASCII characters without a space'
+        when enqueue.payload is null then 'payload: must not be null (it may be empty)'
+        when octet_length(enqueue.payload) > 1000000 then 'payload: at most 1000000 bytes'
+        when octet_length(enqueue.key) not between 1 and 512 then 'key: 1 to 512 bytes'
+        when enqueue.source !~ '^[!-~]{1,200}$'
+            then 'source: 1 to 200 printable ASCII characters without a space'
+        when message_id = '00000000-0000-0000-0000-000000000000' then 'id: must not be nil'
+        when enqueue.occurred_at < '1970-01-01 00:00:00+00' or enqueue.occurred_at >= '10000-01-01 00:00:00+00'
+            then 'occurred_at: between the years 1970 and 9999'
+        when jsonb_typeof(enqueue.headers) <> 'object' then 'headers: a JSON object of strings'
+        when octet_length(enqueue.headers::text) > 16384 then 'headers: at most 16384 bytes'
+        when jsonb_path_exists(enqueue.headers, '$.keyvalue() ? (
+            !(@.key like_regex "^[a-z0-9][a-z0-9._-]{0,63}$") || @.key starts with "ce-" || @.key starts with "nats-"
+            || @.key starts with "webhook-" || @.key starts with "outbox-")')
+            then 'headers: a name has 1 to 64 of a-z 0-9 . _ - and no reserved prefix (ce- nats- webhook- outbox-)'
+        when jsonb_path_exists(enqueue.headers, '$.keyvalue() ? (
+            @.value.type() != "string" || @.value like_regex "[\\x01-\\x1f\\x7f]")')
+            then 'headers: a value is a string without control characters'
+    end;
+begin
+    if fault is not null then
+        raise exception using errcode = 'invalid_parameter_value', message = 'outbox.enqueue: ' || fault;
+    end if;
+    if lock_key and enqueue.key is not null then
+        perform pg_advisory_xact_lock(hashtextextended(enqueue.key collate "C", 0));
+    end if;
+    insert into outbox.message (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+    values (
+        message_id, coalesce(enqueue.correlation, message_id), enqueue.causation, coalesce(enqueue.occurred_at, now()),
+        coalesce(enqueue.source, (select origin.source from outbox.origin)),
+        enqueue.topic, enqueue.kind, enqueue.key, enqueue.headers, enqueue.payload
+    );
+    return message_id;
+end
+$$;
