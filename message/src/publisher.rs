@@ -78,6 +78,21 @@ pub trait Publisher: Send + Sync {
     }
 }
 
+#[async_trait]
+impl<P: Publisher + ?Sized> Publisher for Arc<P> {
+    fn pipelining(&self) -> Pipelining {
+        (**self).pipelining()
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        (**self).publish(batch, outcomes).await;
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        (**self).check().await
+    }
+}
+
 /// What became of one message of a batch, or of all.
 #[derive(Debug)]
 pub struct Outcome {

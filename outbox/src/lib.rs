@@ -1,1 +1,13 @@
-//! Under construction.
+//! Transactional outbox for PostgreSQL.
+//!
+//! A service [enqueues](enqueue()) messages in the transaction of its state change. They are published if and only if
+//! the transaction commits: at least once, in order per key.
+
+mod bell;
+mod commit;
+mod enqueue;
+mod pool;
+
+pub use commit::{CommitError, TransactionStatus, commit, transaction_status};
+pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};
+pub use pool::pool_options;

@@ -1,0 +1,89 @@
+//! A commit that answers honestly: committed, not committed, or unknown.
+
+use sqlx::{PgExecutor, PgTransaction};
+
+const TOUCH: &str = include_str!("sql/touch.sql");
+const TRANSACTION_STATUS: &str = include_str!("sql/transaction_status.sql");
+
+/// Why [`commit`] cannot say that the transaction committed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// It did not: nothing of it is there, and nothing will be published.
+    #[error("the transaction did not commit")]
+    NotCommitted(#[source] sqlx::Error),
+    /// The answer was lost. Do not report failure, and do not simply do it again: ask [`transaction_status`] on the same
+    /// cluster, or do the whole operation again under the same unique business key.
+    #[error("whether the transaction committed is unknown")]
+    Unknown {
+        /// The transaction's id; `None`: it had written nothing, so there is nothing to lose.
+        transaction: Option<u64>,
+        /// How the answer was lost.
+        source: sqlx::Error,
+    },
+}
+
+/// Commits, and returns `Ok` only if the transaction committed.
+///
+/// The driver's own `commit` answers `Ok` for a transaction in which a statement failed and the error was ignored, though
+/// the server rolls it back (sqlx 0.9.0). This one touches the transaction first, at the price of a round trip; where the
+/// last statement is [`enqueue`](crate::enqueue) and its error is not ignored, the driver's is as safe.
+///
+/// # Errors
+/// See [`CommitError`].
+pub async fn commit(mut tx: PgTransaction<'_>) -> Result<(), CommitError> {
+    let id: Option<String> =
+        sqlx::query_scalar(TOUCH).fetch_one(&mut *tx).await.map_err(CommitError::NotCommitted)?;
+    let transaction = id.and_then(|id| id.parse().ok());
+    tx.commit().await.map_err(|source| {
+        if rolled_back(&source) {
+            CommitError::NotCommitted(source)
+        } else {
+            CommitError::Unknown { transaction, source }
+        }
+    })
+}
+
+/// What became of a transaction whose commit was answered with [`CommitError::Unknown`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TransactionStatus {
+    /// It committed.
+    Committed,
+    /// It did not.
+    NotCommitted,
+    /// It is still open: ask again.
+    InProgress,
+    /// So long ago that the server has forgotten.
+    Forgotten,
+}
+
+/// Asks the server what became of a transaction. Only on the same cluster, and not across a failover: ids mean nothing
+/// elsewhere.
+///
+/// # Errors
+/// The database could not be asked.
+pub async fn transaction_status(
+    executor: impl PgExecutor<'_>,
+    transaction: u64,
+) -> Result<TransactionStatus, sqlx::Error> {
+    let status: Option<String> =
+        sqlx::query_scalar(TRANSACTION_STATUS).bind(transaction.to_string()).fetch_one(executor).await?;
+    Ok(match status.as_deref() {
+        Some("committed") => TransactionStatus::Committed,
+        Some("aborted") => TransactionStatus::NotCommitted,
+        Some(_) => TransactionStatus::InProgress,
+        None => TransactionStatus::Forgotten,
+    })
+}
+
+/// Whether an error in answer to COMMIT says that the server rolled back. A server that is going away
+/// (class 57, 08) may have committed before; so may one that does not answer.
+fn rolled_back(error: &sqlx::Error) -> bool {
+    let Some(code) = error.as_database_error().and_then(|error| error.code()) else {
+        return false;
+    };
+    // 40003 is statement_completion_unknown, by its own name.
+    let class = code.get(..2).unwrap_or_default();
+    code != "40003" && matches!(class, "22" | "23" | "25" | "40" | "42" | "44" | "P0")
+}
