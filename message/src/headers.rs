@@ -96,7 +96,9 @@ impl Headers {
         for (name, value) in self.iter() {
             limits::header_name(name)?;
             limits::header_value(value)?;
-            bytes += name.len() + value.len() + limits::HEADER_OVERHEAD;
+            // JSON writes these two as two bytes each.
+            let escaped = value.bytes().filter(|byte| matches!(byte, b'"' | b'\\')).count();
+            bytes += name.len() + value.len() + escaped + limits::HEADER_OVERHEAD;
         }
         limits::headers_bytes(bytes)
     }

@@ -39,7 +39,23 @@ begin
 end
 $$;
 
--- A key that a consumer holds back. A message without a key is held alone.
+-- Who consumes here, and how old a copy each of them takes. Rows of `inbox.message` are kept for the longest horizon.
+create table inbox.consumer (
+    name text primary key check (octet_length(name) between 1 and 100),
+    horizon interval not null,
+    started_at timestamptz not null default clock_timestamp()
+);
+
+-- Rows of messages made before `floor` may be gone, so no message made before it is admitted. It only ever rises, before
+-- the rows go: a horizon that is made longer later cannot let a copy through whose row was pruned under the shorter one.
+create table inbox.retention (
+    floor timestamptz not null,
+    one_row boolean primary key default true check (one_row)
+);
+insert into inbox.retention (floor) values ('1970-01-01 00:00:00+00');
+
+-- A key that a consumer holds back. A message without a key is held alone. `attempts` counts the tries of its first
+-- message, each written before it begins.
 create table inbox.held_key (
     consumer text not null check (octet_length(consumer) between 1 and 100),
     hold bigint not null generated always as identity,
@@ -53,9 +69,11 @@ create table inbox.held_key (
     constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null))
 );
 create unique index held_key_key on inbox.held_key (consumer, key) where key is not null;
+create index held_key_due on inbox.held_key (consumer, next_attempt_at) where state = 'retrying';
 
 -- The messages of a held key, in the order in which they arrived, once each. What could not be understood is kept as
--- it came: `message_id` and the other columns are then null, and `payload` holds the bytes that arrived.
+-- it came: `topic` says where from, `payload` holds the bytes that arrived, `message_id` and the others are null.
+-- `late`: a person lets it be admitted although it is past the horizon.
 create table inbox.held_message (
     consumer text not null,
     hold bigint not null,
@@ -71,6 +89,7 @@ create table inbox.held_message (
     key text,
     headers jsonb,
     payload bytea not null,
+    late boolean not null default false,
     primary key (consumer, arrival),
     foreign key (consumer, hold) references inbox.held_key (consumer, hold)
 );

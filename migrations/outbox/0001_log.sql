@@ -50,6 +50,8 @@ create table outbox.message (
     headers jsonb,
     payload bytea not null,
     constraint message_id_not_nil check (id <> '00000000-0000-0000-0000-000000000000'),
+    constraint message_correlation_not_nil check (correlation <> '00000000-0000-0000-0000-000000000000'),
+    constraint message_causation_not_nil check (causation <> '00000000-0000-0000-0000-000000000000'),
     constraint message_source check (source ~ '^[!-~]{1,200}$'),
     constraint message_topic check (octet_length(topic) <= 200 and topic ~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'),
     constraint message_kind check (kind ~ '^[!-~]{1,200}$'),
@@ -205,10 +207,12 @@ declare
         when enqueue.source !~ '^[!-~]{1,200}$'
             then 'source: 1 to 200 printable ASCII characters without a space'
         when message_id = '00000000-0000-0000-0000-000000000000' then 'id: must not be nil'
+        when enqueue.correlation = '00000000-0000-0000-0000-000000000000' then 'correlation: must not be nil'
+        when enqueue.causation = '00000000-0000-0000-0000-000000000000' then 'causation: must not be nil'
         when enqueue.occurred_at < '1970-01-01 00:00:00+00' or enqueue.occurred_at >= '10000-01-01 00:00:00+00'
             then 'occurred_at: between the years 1970 and 9999'
         when jsonb_typeof(enqueue.headers) <> 'object' then 'headers: a JSON object of strings'
-        when octet_length(enqueue.headers::text) > 16384 then 'headers: at most 16384 bytes'
+        when octet_length(enqueue.headers::text) > 16384 then 'headers: at most 16384 bytes in all'
         when jsonb_path_exists(enqueue.headers, '$.keyvalue() ? (
             !(@.key like_regex "^[a-z0-9][a-z0-9._-]{0,63}$") || @.key starts with "ce-" || @.key starts with "nats-"
             || @.key starts with "webhook-" || @.key starts with "outbox-")')

@@ -100,7 +100,7 @@ pub async fn enqueue_all(tx: &mut PgTransaction<'_>, messages: &[Message]) -> Re
 /// use message::Message;
 /// use sqlx::{Arguments, postgres::PgArguments};
 ///
-/// # async fn ship(tx: &mut sqlx::PgTransaction<'_>, order: i64) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn ship(tx: &mut sqlx::PgTransaction<'_>, order: i64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 /// let mut arguments = PgArguments::default();
 /// arguments.add(order)?;
 /// let shipped = Message::new("orders", "order.shipped", "{}").with_key(order.to_string());
@@ -117,7 +117,8 @@ pub async fn enqueue_beside(
     validate(messages)?;
     let sql = beside(statement, arguments.len());
     let arguments = bind(arguments, messages).map_err(EnqueueError::Database)?;
-    let rows = sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(&mut **tx).await.map_err(classify)?;
+    let rows =
+        sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(&mut **tx).await.map_err(classify)?;
     bell::ring();
     Ok(rows)
 }
@@ -189,7 +190,11 @@ mod tests {
     #[test]
     fn the_inserts_parameters_follow_the_statements_own() {
         let sql = beside("update t set a = $1 where b = $2 returning b", 2);
-        assert!(sql.contains("$3::uuid[]") && sql.contains("$12::bytea[]") && sql.contains("where b = $2 returning"));
+        assert!(
+            sql.contains("$3::uuid[]")
+                && sql.contains("$12::bytea[]")
+                && sql.contains("where b = $2 returning")
+        );
         assert!(!sql.contains("$1::"));
     }
 }

@@ -7,7 +7,12 @@ mod bell;
 mod commit;
 mod enqueue;
 mod pool;
+mod relay;
+
+pub mod admin;
+pub mod log;
 
 pub use commit::{CommitError, TransactionStatus, commit, transaction_status};
 pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};
 pub use pool::pool_options;
+pub use relay::{Backoff, InvalidRoute, Relay, RelayError, Routes, Settings};

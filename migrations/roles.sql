@@ -1,0 +1,150 @@
+-- Least privileges for everybody who works with the two schemas. Run it after the migrations, as a superuser
+-- (`psql --single-transaction -f roles.sql`), and again after each later one. Either schema may be absent. Whoever has
+-- none of these roles, and is no superuser, can do nothing here afterwards.
+--
+-- The roles cannot log in. Grant them to the ones that can, several where a process does several things:
+--
+--     grant outbox_service, outbox_relay to orders;                   -- a service with an embedded relay
+--     grant outbox_service, outbox_consumer to payments;              -- a service that reacts to events
+--     grant outbox_owner to deploy;                                   -- whoever runs `outbox migrate` from now on
+--
+--     outbox_owner     owns both schemas and all in them; migrates
+--     outbox_service   enqueues, in its own transactions
+--     outbox_relay     reads the log, keeps its cursors and what it holds back, empties leaves that are done with
+--     outbox_consumer  records what it has handled, keeps what it holds back, forgets what lies past the horizon
+--     outbox_operator  sees what the monitor sees, and held messages whole; pauses relays, redrives, skips
+--     outbox_monitor   sees everything but payloads and headers
+--
+-- What a relay needs beyond these tables (pg_current_snapshot, pg_current_wal_insert_lsn, pg_current_wal_flush_lsn,
+-- pg_logical_emit_message, pg_control_system) every role may call unless this server has been hardened.
+-- Row-level security on these tables would hide rows from a relay without an error: do not enable it.
+
+-- Roles belong to the whole server: another database may have made them, or be making them now.
+do $$
+declare
+    name text;
+begin
+    foreach name in array array[
+        'outbox_owner', 'outbox_service', 'outbox_relay', 'outbox_consumer', 'outbox_operator', 'outbox_monitor'
+    ] loop
+        if to_regrole(name) is null then
+            begin
+                execute format('create role %I nologin', name);
+            exception when duplicate_object or unique_violation then
+                null;
+            end;
+        end if;
+    end loop;
+end
+$$;
+
+-- One owner for all, so that whoever may migrate next does not depend on who migrated first; and nothing for `public`,
+-- to which PostgreSQL gives the execution of every new function.
+do $$
+declare
+    schema text;
+    name text;
+begin
+    foreach schema in array array['outbox', 'inbox'] loop
+        continue when to_regnamespace(schema) is null;
+        execute format('alter schema %I owner to outbox_owner', schema);
+        for name in
+            select format('alter table %I.%I owner to outbox_owner', schema, relname)
+            from pg_catalog.pg_class where relnamespace = to_regnamespace(schema) and relkind in ('r', 'p')
+            union all
+            select format('alter routine %s owner to outbox_owner', oid::regprocedure)
+            from pg_catalog.pg_proc where pronamespace = to_regnamespace(schema)
+        loop
+            execute name;
+        end loop;
+        execute format('revoke all on schema %I from public', schema);
+        execute format('revoke all on all tables in schema %I from public', schema);
+        execute format('revoke all on all sequences in schema %I from public', schema);
+        execute format('revoke all on all routines in schema %I from public', schema);
+        execute format('grant usage on schema %I to outbox_operator, outbox_monitor', schema);
+        execute format('grant select on %I.schema_version to outbox_operator, outbox_monitor', schema);
+    end loop;
+end
+$$;
+
+do $$
+declare
+    leaf regclass;
+begin
+    if to_regnamespace('outbox') is null then
+        return;
+    end if;
+    grant usage on schema outbox to outbox_service, outbox_relay;
+    grant select on outbox.schema_version, outbox.origin to outbox_service, outbox_relay;
+    grant select on outbox.origin, outbox.cluster, outbox.relay, outbox.process, outbox.cursor, outbox.held_key
+        to outbox_relay, outbox_operator, outbox_monitor;
+
+    -- A service writes and does not read. It chooses neither `tx` nor `position`, on which every reader's cursor rests,
+    -- nor `enqueued_at`, and gets nothing back: the id is its own.
+    grant insert (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+        on outbox.message to outbox_service;
+    grant execute on function outbox.uuid_v7, outbox.enqueue to outbox_service;
+
+    -- A relay changes no message. Positions come from a sequence, whose last value bounds what can be new. What it may
+    -- do to the log, whose rows it otherwise only reads, is to empty a leaf, and a right on the log is not one on its
+    -- leaves.
+    grant select on outbox.message to outbox_relay;
+    for leaf in select inhrelid::regclass from pg_catalog.pg_inherits where inhparent = 'outbox.message'::regclass loop
+        execute format('grant select, truncate on %s to outbox_relay', leaf);
+    end loop;
+    grant select on sequence outbox.message_position_seq to outbox_relay, outbox_operator, outbox_monitor;
+    grant insert, update (shards) on outbox.relay to outbox_relay;
+    grant insert, update, delete on outbox.process to outbox_relay;
+    grant insert, update on outbox.cursor to outbox_relay;
+    grant insert, update, delete on outbox.held_key to outbox_relay;
+    grant select, insert, delete on outbox.held_message to outbox_relay;
+
+    grant select (tx, position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
+        on outbox.message to outbox_operator, outbox_monitor;
+    grant select (relay, position, held, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
+        on outbox.held_message to outbox_monitor;
+
+    -- An operator asks, and the shard's owner does it: the next attempt is brought forward, or a message is dropped.
+    -- Who decides what becomes of a held message may look at it.
+    grant select, delete on outbox.held_message to outbox_operator;
+    grant update (state, attempts, next_attempt_at, last_error), delete on outbox.held_key to outbox_operator;
+    grant update (state) on outbox.relay to outbox_operator;
+end
+$$;
+
+do $$
+declare
+    leaf regclass;
+begin
+    if to_regnamespace('inbox') is null then
+        return;
+    end if;
+    grant usage on schema inbox to outbox_consumer;
+    grant select on inbox.schema_version to outbox_consumer;
+    grant select on inbox.message, inbox.consumer, inbox.retention, inbox.held_key
+        to outbox_consumer, outbox_operator, outbox_monitor;
+    -- The table's check calls it with the rights of whoever inserts.
+    grant execute on function inbox.slot to outbox_consumer, outbox_operator;
+
+    -- A consumer writes down what it has handled and cannot change it. It forgets what lies past the horizon: a day by
+    -- emptying its partition, and a right on the table is not one on its partitions; what has no day row by row.
+    grant insert on inbox.message to outbox_consumer;
+    for leaf in select inhrelid::regclass from pg_catalog.pg_inherits where inhparent = 'inbox.message'::regclass loop
+        execute format('grant select, delete, truncate on %s to outbox_consumer', leaf);
+    end loop;
+    grant insert, update on inbox.consumer to outbox_consumer;
+    grant update on inbox.retention to outbox_consumer;
+    grant insert, update, delete on inbox.held_key to outbox_consumer;
+    grant select, insert, delete on inbox.held_message to outbox_consumer;
+
+    grant select (
+        consumer, hold, arrival, received_at, message_id, correlation, causation, occurred_at, source, topic, kind, key,
+        late
+    ) on inbox.held_message to outbox_monitor;
+
+    -- What an operator gives up counts as handled, so that a later copy of it is a repeat.
+    grant select, update (late), delete on inbox.held_message to outbox_operator;
+    grant update (state, attempts, next_attempt_at, last_error), delete on inbox.held_key to outbox_operator;
+    grant insert (message_id, received_at, slot, consumer) on inbox.message to outbox_operator;
+end
+$$;

@@ -1,0 +1,143 @@
+//! What an operator asks and does: how far relays are, which keys are held, redrive and skip.
+
+use chrono::{DateTime, Utc};
+use message::MessageId;
+use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
+use uuid::Uuid;
+
+/// How far one relay is.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RelayStatus {
+    /// Its name.
+    pub relay: String,
+    /// `running`, `paused` or `retired`.
+    pub state: String,
+    /// Messages committed and not recorded as delivered, without those that are held.
+    pub pending: i64,
+    /// When the oldest of them was written, by the database's clock.
+    pub oldest: Option<DateTime<Utc>>,
+    /// How old that one is, by the database's clock, in seconds; 0 if nothing is pending.
+    pub lag_seconds: f64,
+    /// Processes that are alive.
+    pub processes: i64,
+    /// Shards, and how many of them have a living owner.
+    pub shards: i16,
+    /// Shards with a living owner.
+    pub owned_shards: i64,
+    /// Keys tried again in their time.
+    pub retrying: i64,
+    /// Keys that wait for a person.
+    pub parked: i64,
+    /// Messages held behind such keys.
+    pub held_messages: i64,
+}
+
+/// How far each relay of the database is.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
+    let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(pool).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(RelayStatus {
+                relay: row.try_get("relay")?,
+                state: row.try_get("state")?,
+                pending: row.try_get("pending")?,
+                oldest: row.try_get("oldest")?,
+                lag_seconds: row.try_get("lag_seconds")?,
+                processes: row.try_get("processes")?,
+                shards: row.try_get("shards")?,
+                owned_shards: row.try_get("owned_shards")?,
+                retrying: row.try_get("retrying")?,
+                parked: row.try_get("parked")?,
+                held_messages: row.try_get("held_messages")?,
+            })
+        })
+        .collect()
+}
+
+/// A key that a relay holds back, or a message without a key that it holds alone.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct HeldKey {
+    /// Names the hold: the position of the message that failed.
+    pub position: i64,
+    /// The key.
+    pub key: Option<String>,
+    /// `retrying` or `parked`.
+    pub state: String,
+    /// Attempts at its first message.
+    pub attempts: i32,
+    /// When the next one is due; parked keys have none.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// What the broker said last.
+    pub last_error: String,
+    /// Since when it is held.
+    pub held_at: DateTime<Utc>,
+    /// Messages held.
+    pub messages: i64,
+    /// The first of them.
+    pub first: Option<MessageId>,
+    /// Its topic.
+    pub topic: Option<String>,
+    /// Its kind.
+    pub kind: Option<String>,
+}
+
+impl HeldKey {
+    /// Whether it waits for a person.
+    pub fn is_parked(&self) -> bool {
+        self.state == "parked"
+    }
+}
+
+/// The keys that a relay holds, oldest first.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn held_keys(pool: &PgPool, relay: &str) -> Result<Vec<HeldKey>, sqlx::Error> {
+    let rows = sqlx::query(include_str!("sql/held_keys.sql")).bind(relay).fetch_all(pool).await?;
+    rows.iter().map(held_key).collect()
+}
+
+/// Has a held key tried again, now and afresh; its messages follow in order. `false`: no such key is held. Twice is once.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn redrive(pool: &PgPool, relay: &str, position: i64) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query(include_str!("sql/redrive.sql")).bind(relay).bind(position).execute(pool).await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Gives up the first message of a parked key and has the next one tried: the message will not be published by this
+/// relay. Answers which it was; `None`: no such key is parked.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn skip(pool: &PgPool, relay: &str, position: i64) -> Result<Option<MessageId>, sqlx::Error> {
+    let id: Option<Uuid> = sqlx::query_scalar(include_str!("sql/skip.sql"))
+        .bind(relay)
+        .bind(position)
+        .fetch_optional(pool)
+        .await?;
+    Ok(id.and_then(|id| MessageId::try_from(id).ok()))
+}
+
+fn held_key(row: &PgRow) -> Result<HeldKey, sqlx::Error> {
+    Ok(HeldKey {
+        position: row.try_get("position")?,
+        key: row.try_get("key")?,
+        state: row.try_get("state")?,
+        attempts: row.try_get("attempts")?,
+        next_attempt_at: row.try_get("next_attempt_at")?,
+        last_error: row.try_get("last_error")?,
+        held_at: row.try_get("held_at")?,
+        messages: row.try_get("messages")?,
+        first: row.try_get::<Option<Uuid>, _>("first")?.and_then(|id| MessageId::try_from(id).ok()),
+        topic: row.try_get("topic")?,
+        kind: row.try_get("kind")?,
+    })
+}

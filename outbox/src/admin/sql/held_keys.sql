@@ -1,0 +1,13 @@
+-- The keys that relay $1 holds, oldest first, each with the number of its messages and the first of them.
+select h.position, h.key, h.state, h.attempts, h.next_attempt_at, h.last_error, h.held_at,
+    (select count(*) from outbox.held_message m where m.relay = h.relay and m.held = h.position) as messages,
+    first.id as first, first.topic, first.kind
+from outbox.held_key h
+left join lateral (
+    select m.id, m.topic, m.kind from outbox.held_message m
+    where m.relay = h.relay and m.held = h.position
+    order by m.position
+    limit 1
+) first on true
+where h.relay = $1
+order by h.position

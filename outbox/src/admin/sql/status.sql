@@ -1,0 +1,36 @@
+-- How far each relay is. Delivered is what is visible in `seen`, and what is visible in `until` up to `after`; shards
+-- that stand at the same place are counted together, each set by one scan above its lower bound.
+with place as (
+    select c.relay, r.shards, array_agg(c.shard) as owned, c.seen, c.seen_l, c.until, c.after
+    from outbox.cursor c
+    join outbox.relay r on r.name = c.relay
+    group by c.relay, r.shards, c.seen, c.seen_l, c.until, c.after
+),
+backlog as (
+    select p.relay, sum(behind.messages)::bigint as messages, min(behind.oldest) as oldest
+    from place p
+    cross join lateral (
+        select count(*) as messages, min(m.enqueued_at) as oldest
+        from outbox.message m
+        where (m.position > p.seen_l or m.tx in (select pg_snapshot_xip(p.seen)))
+            and not pg_visible_in_snapshot(m.tx, p.seen)
+            and not (p.until is not null and pg_visible_in_snapshot(m.tx, p.until) and m.position <= p.after)
+            and (m.slot % p.shards) = any (p.owned)
+    ) behind
+    group by p.relay
+)
+select r.name as relay, r.state, r.shards,
+    coalesce(b.messages, 0) as pending,
+    b.oldest,
+    coalesce(extract(epoch from clock_timestamp() - b.oldest), 0)::float8 as lag_seconds,
+    (select count(*) from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()) as processes,
+    (
+        select count(*) from outbox.cursor c join outbox.process p on p.id = c.owner
+        where c.relay = r.name and p.expires_at > clock_timestamp()
+    ) as owned_shards,
+    (select count(*) from outbox.held_key h where h.relay = r.name and h.state = 'retrying') as retrying,
+    (select count(*) from outbox.held_key h where h.relay = r.name and h.state = 'parked') as parked,
+    (select count(*) from outbox.held_message m where m.relay = r.name) as held_messages
+from outbox.relay r
+left join backlog b on b.relay = r.name
+order by r.name

@@ -1,0 +1,103 @@
+//! The log and its readers (design: an append-only table, and cursors that remember snapshots).
+//!
+//! Everything here but [`LogConnection`], [`Store`] and [`Reader`] is without I/O. The relay stands on it, and so does the
+//! PostgreSQL broker, whose subscribers read a log of the same kind; services need nothing of it.
+
+mod connection;
+mod pace;
+mod progress;
+mod reader;
+mod row;
+mod snapshot;
+mod store;
+mod window;
+
+use std::time::Duration;
+
+pub use connection::{LogConnection, LogError, Page};
+pub use progress::{CursorRecord, Progress};
+pub use reader::{Reader, RecordCommand};
+pub use row::LogMessage;
+pub use snapshot::{NotSnapshot, Snapshot};
+pub use store::{Cursor, NewHold, Record, Store, heartbeat};
+pub use window::{Look, PageRange, Reading, Seen, Window};
+
+/// Where a relay that has no cursors yet begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// With the oldest message that the log holds.
+    #[default]
+    Beginning,
+    /// With what commits from now on.
+    Now,
+}
+
+/// How a log is read.
+#[derive(Debug, Clone)]
+pub struct ReadSettings {
+    /// Messages a page.
+    pub page: usize,
+    /// Pause between looks that find something, but not a full page.
+    pub busy_poll: Duration,
+    /// Longest pause between looks that find nothing.
+    pub poll_ceiling: Duration,
+    /// How often the lower bound may be proven anew while little is read: each time spends a transaction id.
+    pub proof_interval: Duration,
+}
+
+impl Default for ReadSettings {
+    fn default() -> Self {
+        ReadSettings {
+            page: 1000,
+            busy_poll: Duration::from_millis(5),
+            poll_ceiling: Duration::from_millis(100),
+            proof_interval: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Why a log is not read: reading it would lose messages, repeat them for ever, or not see them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No schema, or one that does not fit this build.
+    #[error(transparent)]
+    Schema(#[from] migrations::SchemaError),
+    /// The server is a read replica: cursors cannot be recorded there.
+    #[error("the server is a read replica: read the primary")]
+    Replica,
+    /// Row-level security would hide messages without a word.
+    #[error("row-level security is active on outbox.message for this role: it would hide messages")]
+    HiddenRows,
+    /// Positions would not be drawn in order.
+    #[error("the sequence of outbox.message.position has a cache above 1: positions would be out of order")]
+    CachedPositions,
+    /// A crash would empty the log.
+    #[error("outbox.message has an unlogged leaf: a crash would empty it")]
+    Unlogged,
+    /// The database was restored into another cluster, where its transaction ids mean nothing.
+    #[error(
+        "the log was written in another cluster (a restored dump?): its transaction ids mean nothing here"
+    )]
+    OtherCluster,
+    /// The cluster went back to before the cursor was recorded.
+    #[error("a cursor is ahead of the cluster's transaction ids (a restore to an earlier time?)")]
+    CursorAhead,
+    /// The relay is retired.
+    #[error("the relay is retired")]
+    Retired,
+    /// The relay is paused.
+    #[error("the relay is paused")]
+    Paused,
+    /// The log cannot be read now.
+    #[error("the log cannot be read now")]
+    Log(#[from] LogError),
+}
+
+impl From<sqlx::Error> for Refusal {
+    fn from(error: sqlx::Error) -> Self {
+        Refusal::Log(LogError::Database(error))
+    }
+}
+
+pub(crate) use connection::beginning;

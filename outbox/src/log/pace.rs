@@ -1,0 +1,55 @@
+//! When to look again: at once while there is work, after a while that grows while there is none. No I/O.
+
+use std::time::Duration;
+
+/// The pauses between looks at the log.
+#[derive(Debug)]
+pub(super) struct Pace {
+    busy: Duration,
+    ceiling: Duration,
+    pause: Duration,
+}
+
+/// After a bell: a commit is coming, so look soon.
+const SOON: Duration = Duration::from_micros(500);
+
+impl Pace {
+    /// `busy` between looks that find something, up to `ceiling` between those that do not.
+    pub(super) fn new(busy: Duration, ceiling: Duration) -> Self {
+        Pace { busy: busy.min(ceiling), ceiling, pause: busy.min(ceiling) }
+    }
+
+    /// A look found something; `full`: more than fits in a page, so there is work waiting.
+    pub(super) fn found(&mut self, full: bool) -> Duration {
+        self.pause = self.busy;
+        if full { Duration::ZERO } else { self.busy }
+    }
+
+    /// A look found nothing.
+    pub(super) fn nothing(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(self.ceiling);
+        pause
+    }
+
+    /// A bell was heard.
+    pub(super) fn heard(&mut self) -> Duration {
+        self.pause = SOON.min(self.ceiling);
+        self.pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_to_the_ceiling_and_a_bell_or_work_ends_that() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::new(ms(5), ms(100));
+        let pauses: Vec<_> = (0..6).map(|_| pace.nothing()).collect();
+        assert_eq!(pauses, [ms(5), ms(10), ms(20), ms(40), ms(80), ms(100)]);
+        assert_eq!((pace.found(true), pace.nothing()), (ms(0), ms(5)));
+        assert_eq!((pace.heard(), pace.nothing(), pace.nothing()), (SOON, SOON, ms(1)));
+    }
+}

@@ -1,0 +1,165 @@
+//! How far one shard is delivered: the part of its cursor that moves with the confirmations. No I/O.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::window::{Seen, Window};
+
+/// What a cursor row says of a shard: delivered is what is visible in `seen`, and what is visible in `until` at a
+/// position up to `after`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CursorRecord {
+    /// The shard.
+    pub shard: i16,
+    /// Delivered altogether.
+    pub seen: Seen,
+    /// Delivered in part.
+    pub until: Option<Seen>,
+    /// Up to this position of that part; 0 without one.
+    pub after: i64,
+}
+
+/// Keeps, for one shard, which messages of which windows are under way. Messages may finish in any order; the cursor
+/// follows the finished prefix.
+#[derive(Debug)]
+pub struct Progress {
+    shard: i16,
+    seen: Seen,
+    windows: VecDeque<Tracked>,
+    moved: bool,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    window: Arc<Window>,
+    read_to: i64,
+    all_read: bool,
+    /// Positions in order, and whether each is finished.
+    under_way: VecDeque<(i64, bool)>,
+}
+
+impl Progress {
+    /// A shard that has delivered what is visible in `seen`.
+    pub fn new(shard: i16, seen: Seen) -> Self {
+        Progress { shard, seen, windows: VecDeque::new(), moved: false }
+    }
+
+    /// A page was read for the shard: `window` has no unread messages up to `read_to`; with `last`, none at all. Before
+    /// its messages are [begun](Self::begin).
+    pub fn read(&mut self, window: &Arc<Window>, read_to: i64, last: bool) {
+        if self.windows.back().is_none_or(|tracked| tracked.window.id != window.id) {
+            let window = Arc::clone(window);
+            self.windows.push_back(Tracked { window, read_to, all_read: last, under_way: VecDeque::new() });
+        }
+        if let Some(tracked) = self.windows.back_mut() {
+            tracked.read_to = read_to;
+            tracked.all_read = last;
+        }
+    }
+
+    /// A message of the page read last is under way.
+    pub fn begin(&mut self, position: i64) {
+        if let Some(tracked) = self.windows.back_mut() {
+            tracked.under_way.push_back((position, false));
+        }
+    }
+
+    /// All messages of the page read last are begun: windows without any can close.
+    pub fn settle(&mut self) {
+        while let Some(front) = self.windows.front() {
+            if !front.all_read || !front.under_way.is_empty() {
+                return;
+            }
+            self.seen = front.window.until.clone();
+            self.windows.pop_front();
+        }
+    }
+
+    /// A message is delivered, or held where its cursor need not wait for it.
+    pub fn finish(&mut self, window: u64, position: i64) {
+        let Some(tracked) = self.windows.iter_mut().find(|tracked| tracked.window.id == window) else {
+            return;
+        };
+        if let Ok(index) = tracked.under_way.binary_search_by_key(&position, |entry| entry.0) {
+            tracked.under_way[index].1 = true;
+        }
+        while tracked.under_way.front().is_some_and(|entry| entry.1) {
+            tracked.under_way.pop_front();
+            self.moved = true;
+        }
+        self.settle();
+    }
+
+    /// What to record, if the cursor has moved past a message since the last call.
+    pub fn record(&mut self) -> Option<CursorRecord> {
+        std::mem::take(&mut self.moved).then(|| self.cursor())
+    }
+
+    /// Where the cursor stands.
+    pub fn cursor(&self) -> CursorRecord {
+        let shard = self.shard;
+        match self.windows.front() {
+            None => CursorRecord { shard, seen: self.seen.clone(), until: None, after: 0 },
+            Some(front) => CursorRecord {
+                shard,
+                seen: front.window.seen.clone(),
+                until: Some(front.window.until.clone()),
+                after: front.under_way.front().map_or(front.read_to, |entry| entry.0 - 1),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(xmax: u64) -> Seen {
+        Seen { snapshot: format!("{xmax}:{xmax}:").parse().unwrap(), bound: 0 }
+    }
+
+    fn window(id: u64) -> Arc<Window> {
+        Arc::new(Window { id, seen: seen(id * 10), until: seen(id * 10 + 10) })
+    }
+
+    #[test]
+    fn the_cursor_waits_for_the_first_message_under_way() {
+        let mut progress = Progress::new(3, seen(10));
+        progress.read(&window(1), 9, false);
+        for position in [4, 6, 9] {
+            progress.begin(position);
+        }
+        progress.finish(1, 6);
+        progress.finish(1, 9);
+        assert_eq!(progress.record(), None);
+        assert_eq!(progress.cursor().after, 3);
+        progress.finish(1, 4);
+        let record = progress.record().unwrap();
+        assert_eq!((record.shard, record.after, record.until), (3, 9, Some(seen(20))));
+        assert_eq!(progress.record(), None);
+    }
+
+    #[test]
+    fn a_later_window_that_is_done_does_not_move_a_cursor_past_an_earlier_one() {
+        let mut progress = Progress::new(0, seen(10));
+        progress.read(&window(1), 5, true);
+        progress.begin(5);
+        progress.settle();
+        progress.read(&window(2), 3, true);
+        progress.begin(3);
+        progress.settle();
+        progress.finish(2, 3);
+        assert_eq!((progress.cursor().seen, progress.cursor().after), (seen(10), 4));
+        progress.finish(1, 5);
+        assert_eq!(progress.cursor(), CursorRecord { shard: 0, seen: seen(30), until: None, after: 0 });
+    }
+
+    #[test]
+    fn a_window_without_messages_of_the_shard_is_seen_and_not_recorded() {
+        let mut progress = Progress::new(0, seen(10));
+        progress.read(&window(1), 5, true);
+        progress.settle();
+        assert_eq!(progress.record(), None);
+        assert_eq!(progress.cursor().seen, seen(20));
+    }
+}

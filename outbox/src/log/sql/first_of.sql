@@ -1,0 +1,2 @@
+-- The first position that any of these transactions has written, or null. $1 transaction ids.
+select min(position) from outbox.message where ((position >> 20) & 15) in (/*leaves*/) and tx = any ($1::text[]::xid8[])

@@ -1,0 +1,36 @@
+-- As page.sql, with the messages of transactions that were running when `seen` was taken and have finished since: they
+-- lie below the lower bound of what is new. $8 their ids, $9 above this position for them.
+-- `order by` and `limit` stand inside both branches, else each page would sort the whole backlog. The row comparison
+-- makes the planner walk the index on (tx, position) and not the one on position.
+select * from (
+    (
+        select position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, headers,
+            payload
+        from outbox.message
+        where ((position >> 20) & 15) in (/*leaves*/)
+            and position > $3 and position <= $4
+            and tx >= $1::text::xid8 and pg_visible_in_snapshot(tx, $2::text::pg_snapshot)
+            and (slot % $6) = any ($7)
+        order by position
+        limit $5
+    )
+    union all
+    (
+        select late.*
+        from unnest($8::text[]::xid8[]) as straggler (tx)
+        cross join lateral (
+            select position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key,
+                headers, payload
+            from outbox.message m
+            where ((position >> 20) & 15) in (/*leaves*/)
+                and (m.tx, m.position) > (straggler.tx, $9) and (m.tx, m.position) <= (straggler.tx, $4)
+                and (slot % $6) = any ($7)
+            order by m.tx, m.position
+            limit $5
+        ) as late
+        order by position
+        limit $5
+    )
+) as page
+order by position
+limit $5

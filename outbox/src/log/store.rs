@@ -1,0 +1,341 @@
+//! What a reader of the log keeps in the database: its relay, its process, and its cursors, each under an epoch.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnection, PgPool, PgRow};
+use sqlx::{Connection, Row};
+use uuid::Uuid;
+
+use super::connection::LogConnection;
+use super::progress::CursorRecord;
+use super::row::LogMessage;
+use super::snapshot::{NotSnapshot, column};
+use super::window::Seen;
+use super::{LogError, Refusal, Start, beginning};
+
+macro_rules! sql {
+    ($name:literal) => {
+        include_str!(concat!("sql/", $name, ".sql"))
+    };
+}
+
+/// A shard's cursor as it was taken over.
+#[derive(Debug, Clone)]
+pub struct Cursor {
+    /// The shard.
+    pub shard: i16,
+    /// Counts the owners.
+    pub epoch: i64,
+    /// Where the cursor stands.
+    pub record: CursorRecord,
+    /// Where its row lies (`ctid`).
+    tid: String,
+}
+
+/// A key to hold back from now on, and the error that it met.
+#[derive(Debug, Clone)]
+pub struct NewHold {
+    /// The position of the message that failed.
+    pub position: i64,
+    /// The slot of the key.
+    pub slot: i16,
+    /// The key; a message without one is held alone.
+    pub key: Option<std::sync::Arc<str>>,
+    /// How long until the next attempt; `None`: parked.
+    pub retry_in: Option<Duration>,
+    /// Attempts made.
+    pub attempts: i32,
+    /// What the broker said.
+    pub error: String,
+}
+
+/// What is recorded in one transaction: cursors, and what they pass over because it is held.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// The cursors that have moved.
+    pub cursors: Vec<CursorRecord>,
+    /// Keys that are held from now on.
+    pub holds: Vec<NewHold>,
+    /// Messages of held keys, each with the position that names its hold.
+    pub copies: Vec<(i64, LogMessage)>,
+}
+
+impl Record {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.cursors.is_empty() && self.holds.is_empty() && self.copies.is_empty()
+    }
+}
+
+/// One process's part in a relay: which shards it owns, at which epochs.
+#[derive(Debug)]
+pub struct Store {
+    relay: String,
+    process: Uuid,
+    shards: i16,
+    owned: Vec<(i16, i64, String)>,
+}
+
+impl Store {
+    /// Checks that the log can be read safely, makes the relay known, gives it cursors if it is new, and joins it as a
+    /// process. A process that lost its connection joins again under its id. `shards` counts only for a new relay.
+    ///
+    /// # Errors
+    /// The log must not be read, or the database does not answer.
+    pub async fn join(
+        connection: &mut LogConnection,
+        relay: &str,
+        process: Uuid,
+        shards: i16,
+        start: Start,
+        lease: Duration,
+    ) -> Result<Self, Refusal> {
+        preflight(connection.connection(), relay).await?;
+        sqlx::query(sql!("register")).bind(relay).bind(shards).execute(connection.connection()).await?;
+        let row = sqlx::query(sql!("relay")).bind(relay).fetch_one(connection.connection()).await?;
+        let shards: i16 = row.try_get("shards")?;
+        match row.try_get::<&str, _>("state")? {
+            "retired" => return Err(Refusal::Retired),
+            "paused" => return Err(Refusal::Paused),
+            _ => {}
+        }
+        let begun: bool =
+            sqlx::query_scalar(sql!("has_cursors")).bind(relay).fetch_one(connection.connection()).await?;
+        if !begun {
+            let seen = match start {
+                Start::Beginning => Seen { snapshot: beginning(), bound: 0 },
+                Start::Now => {
+                    let bound = connection.prove_bound().await?;
+                    Seen { snapshot: connection.look().await?.snapshot, bound }
+                }
+            };
+            sqlx::query(sql!("create_cursors"))
+                .bind(relay)
+                .bind(i32::from(shards))
+                .bind(seen.snapshot.to_string())
+                .bind(seen.bound)
+                .execute(connection.connection())
+                .await?;
+        }
+        sqlx::query(sql!("join"))
+            .bind(process)
+            .bind(relay)
+            .bind(format!("pid {}", std::process::id()))
+            .bind(env!("CARGO_PKG_VERSION"))
+            .bind(lease.as_secs_f64())
+            .execute(connection.connection())
+            .await?;
+        Ok(Store { relay: relay.to_owned(), process, shards, owned: Vec::new() })
+    }
+
+    /// The number of shards of the relay.
+    pub fn shards(&self) -> i16 {
+        self.shards
+    }
+
+    /// This process.
+    pub fn process(&self) -> Uuid {
+        self.process
+    }
+
+    /// The epoch at which this process owns a shard.
+    pub fn epoch(&self, shard: i16) -> Option<i64> {
+        self.owned.iter().find(|owned| owned.0 == shard).map(|owned| owned.1)
+    }
+
+    /// Takes the shards that nobody owns or whose owner is dead.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn acquire(&mut self, connection: &mut PgConnection) -> Result<Vec<Cursor>, LogError> {
+        let rows = sqlx::query(sql!("acquire"))
+            .bind(&self.relay)
+            .bind(self.process)
+            .fetch_all(&mut *connection)
+            .await?;
+        let mut cursors = rows.iter().map(cursor).collect::<Result<Vec<_>, _>>()?;
+        cursors.sort_by_key(|cursor| cursor.shard);
+        self.owned.extend(cursors.iter().map(|cursor| (cursor.shard, cursor.epoch, cursor.tid.clone())));
+        sqlx::query(sql!("bury")).bind(&self.relay).execute(connection).await?;
+        Ok(cursors)
+    }
+
+    /// Writes a record in one transaction, on the connection on which its windows mean something. Answers the shards
+    /// whose lease is lost; nothing is written then if anything is held, since that must not be half written.
+    ///
+    /// # Errors
+    /// The database does not answer: whether the record was written is unknown.
+    pub async fn record(
+        &mut self,
+        connection: &mut PgConnection,
+        record: &Record,
+    ) -> Result<Vec<i16>, LogError> {
+        if record.holds.is_empty() && record.copies.is_empty() {
+            // A lost record only repeats messages, as a crash a moment earlier would have.
+            return self.record_cursors(connection, &record.cursors, "off").await;
+        }
+        let mut tx = connection.begin().await?;
+        for hold in &record.holds {
+            let state = if hold.retry_in.is_some() { "retrying" } else { "parked" };
+            sqlx::query(sql!("hold_key"))
+                .bind(&self.relay)
+                .bind(hold.position)
+                .bind(hold.slot)
+                .bind(hold.key.as_deref())
+                .bind(state)
+                .bind(hold.attempts)
+                .bind(hold.retry_in.map(|delay| delay.as_secs_f64()))
+                .bind(&hold.error)
+                .execute(&mut *tx)
+                .await?;
+        }
+        for (held, copy) in &record.copies {
+            let message = &copy.message;
+            sqlx::query(sql!("hold_message"))
+                .bind(&self.relay)
+                .bind(copy.position)
+                .bind(held)
+                .bind(message.id.as_uuid())
+                .bind(message.correlation.as_uuid())
+                .bind(message.causation.map(Uuid::from))
+                .bind(message.occurred_at)
+                .bind(copy.enqueued_at)
+                .bind(message.source.as_deref())
+                .bind(&*message.topic)
+                .bind(&*message.kind)
+                .bind(message.key.as_deref())
+                .bind(message.headers.to_json())
+                .bind(&*message.payload)
+                .execute(&mut *tx)
+                .await?;
+        }
+        let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
+        if lost.is_empty() {
+            tx.commit().await?;
+        } else {
+            tx.rollback().await?;
+        }
+        Ok(lost)
+    }
+
+    async fn record_cursors(
+        &mut self,
+        connection: &mut PgConnection,
+        records: &[CursorRecord],
+        synchronous_commit: &str,
+    ) -> Result<Vec<i16>, LogError> {
+        let mut lost: Vec<i16> = Vec::new();
+        let mut known: Vec<(&CursorRecord, i64, String)> = Vec::with_capacity(records.len());
+        for record in records {
+            match self.owned.iter().find(|owned| owned.0 == record.shard) {
+                Some((_, epoch, tid)) => known.push((record, *epoch, tid.clone())),
+                None => lost.push(record.shard),
+            }
+        }
+        let until = |record: &CursorRecord| record.until.clone();
+        let rows = sqlx::query(sql!("record"))
+            .bind(&self.relay)
+            .bind(known.iter().map(|known| known.2.as_str()).collect::<Vec<_>>())
+            .bind(known.iter().map(|known| known.0.shard).collect::<Vec<_>>())
+            .bind(known.iter().map(|known| known.1).collect::<Vec<_>>())
+            .bind(known.iter().map(|known| known.0.seen.snapshot.to_string()).collect::<Vec<_>>())
+            .bind(known.iter().map(|known| known.0.seen.bound).collect::<Vec<_>>())
+            .bind(
+                known
+                    .iter()
+                    .map(|known| until(known.0).map(|seen| seen.snapshot.to_string()))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(known.iter().map(|known| until(known.0).map(|seen| seen.bound)).collect::<Vec<_>>())
+            .bind(known.iter().map(|known| known.0.after).collect::<Vec<_>>())
+            .bind(synchronous_commit)
+            // Planned for the table as it is: a plan kept from when it was two pages scans all of it later.
+            .persistent(false)
+            .fetch_all(&mut *connection)
+            .await?;
+        let mut written = rows.iter().map(written).collect::<Result<Vec<_>, _>>()?;
+        for (record, epoch, _) in &known {
+            if written.iter().any(|(shard, _)| *shard == record.shard) {
+                continue;
+            }
+            // Somebody wrote the row since: under our epoch still, or the lease is lost.
+            let row = sqlx::query(sql!("record_by_shard"))
+                .bind(&self.relay)
+                .bind(record.shard)
+                .bind(epoch)
+                .bind(record.seen.snapshot.to_string())
+                .bind(record.seen.bound)
+                .bind(until(record).map(|seen| seen.snapshot.to_string()))
+                .bind(until(record).map(|seen| seen.bound))
+                .bind(record.after)
+                .fetch_optional(&mut *connection)
+                .await?;
+            match row {
+                Some(row) => written.push(self::written(&row)?),
+                None => lost.push(record.shard),
+            }
+        }
+        for (shard, tid) in written {
+            if let Some(owned) = self.owned.iter_mut().find(|owned| owned.0 == shard) {
+                owned.2 = tid;
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Hands over every shard and leaves the relay.
+    ///
+    /// # Errors
+    /// The database does not answer; the shards are then free when the lease ends.
+    pub async fn leave(&mut self, connection: &mut PgConnection) -> Result<(), LogError> {
+        sqlx::query(sql!("release")).bind(&self.relay).bind(self.process).execute(&mut *connection).await?;
+        sqlx::query(sql!("leave")).bind(self.process).execute(connection).await?;
+        self.owned.clear();
+        Ok(())
+    }
+}
+
+/// Renews a process's lease. `false`: it was thought dead.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn heartbeat(pool: &PgPool, process: Uuid, lease: Duration) -> Result<bool, sqlx::Error> {
+    let row =
+        sqlx::query(sql!("heartbeat")).bind(process).bind(lease.as_secs_f64()).fetch_optional(pool).await?;
+    Ok(row.is_some())
+}
+
+async fn preflight(connection: &mut PgConnection, relay: &str) -> Result<(), Refusal> {
+    migrations::Schema::Outbox.check(connection).await?;
+    let row = sqlx::query(sql!("preflight")).bind(relay).fetch_one(connection).await?;
+    for (fact, reason) in [
+        ("replica", Refusal::Replica),
+        ("hidden_rows", Refusal::HiddenRows),
+        ("cached_positions", Refusal::CachedPositions),
+        ("unlogged", Refusal::Unlogged),
+        ("other_cluster", Refusal::OtherCluster),
+        ("cursor_ahead", Refusal::CursorAhead),
+    ] {
+        if row.try_get::<bool, _>(fact)? {
+            return Err(reason);
+        }
+    }
+    Ok(())
+}
+
+fn cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
+    let shard = row.try_get("shard")?;
+    let seen = column(row, "seen")?.ok_or_else(|| sqlx::Error::Decode(NotSnapshot.into()))?;
+    let until_bound: Option<i64> = row.try_get("until_l")?;
+    let record = CursorRecord {
+        shard,
+        seen: Seen { snapshot: seen, bound: row.try_get("seen_l")? },
+        until: column(row, "until")?.zip(until_bound).map(|(snapshot, bound)| Seen { snapshot, bound }),
+        after: row.try_get("after")?,
+    };
+    Ok(Cursor { shard, epoch: row.try_get("epoch")?, record, tid: row.try_get("ctid")? })
+}
+
+fn written(row: &PgRow) -> Result<(i16, String), sqlx::Error> {
+    Ok((row.try_get("shard")?, row.try_get("ctid")?))
+}

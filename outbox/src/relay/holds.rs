@@ -1,0 +1,233 @@
+//! Held keys: each is tried again in its time, drained in order when that succeeds, and parked when it will not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use message::{Headers, Message, MessageId, Outgoing, PublishError, Publisher, publish_all};
+use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
+use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use super::{Settings, backoff};
+
+/// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
+const LOOK: Duration = Duration::from_millis(250);
+/// Held keys tried side by side.
+const SIDE_BY_SIDE: usize = 8;
+/// Longest error kept, in bytes; the schema says the same.
+const ERROR_BYTES: usize = 4096;
+
+/// What the session must know of a hold.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// Nothing is held in the database any more. May the key go? Not while copies of it are on their way.
+    MayRelease(i64, oneshot::Sender<bool>),
+    /// The key went, or it did not after all.
+    Released(i64, bool),
+    /// A held message was published.
+    Published,
+}
+
+/// Tries the held keys of the shards that a session owns.
+#[derive(Debug)]
+pub(super) struct Holds<P> {
+    pub(super) relay: String,
+    pub(super) pool: PgPool,
+    pub(super) publisher: Arc<P>,
+    pub(super) settings: Settings,
+    pub(super) shards: i16,
+    pub(super) epochs: BTreeMap<i16, i64>,
+    pub(super) notices: mpsc::Sender<Notice>,
+}
+
+struct Due {
+    position: i64,
+    shard: i16,
+    epoch: i64,
+}
+
+impl<P: Publisher> Holds<P> {
+    /// The keys held from before, by the position that names the hold.
+    pub(super) async fn load(
+        pool: &PgPool,
+        relay: &str,
+        shards: i16,
+        owned: &[i16],
+    ) -> Result<Vec<(i64, Option<Arc<str>>)>, sqlx::Error> {
+        let rows = sqlx::query(include_str!("sql/held_keys.sql"))
+            .bind(relay)
+            .bind(shards)
+            .bind(owned)
+            .fetch_all(pool)
+            .await?;
+        rows.iter()
+            .map(|row| Ok((row.try_get("position")?, row.try_get::<Option<&str>, _>("key")?.map(Arc::from))))
+            .collect()
+    }
+
+    /// Works while keys are held (`held` says how many), until the session ends.
+    pub(super) async fn run(self, mut held: watch::Receiver<usize>) -> Result<(), sqlx::Error> {
+        loop {
+            if held.wait_for(|count| *count > 0).await.is_err() {
+                return Ok(());
+            }
+            let due = self.due().await?;
+            let some = !due.is_empty();
+            let attempts = stream::iter(due).map(|due| self.attempt(due)).buffer_unordered(SIDE_BY_SIDE);
+            let results: Vec<Result<(), sqlx::Error>> = attempts.collect().await;
+            results.into_iter().collect::<Result<(), _>>()?;
+            if !some {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+
+    async fn due(&self) -> Result<Vec<Due>, sqlx::Error> {
+        let owned: Vec<i16> = self.epochs.keys().copied().collect();
+        let rows = sqlx::query(include_str!("sql/due.sql"))
+            .bind(&self.relay)
+            .bind(self.shards)
+            .bind(owned)
+            .fetch_all(&self.pool)
+            .await?;
+        let due = rows.iter().map(|row| {
+            let shard = row.try_get::<i16, _>("slot")? % self.shards;
+            Ok(self
+                .epochs
+                .get(&shard)
+                .copied()
+                .map(|epoch| (shard, epoch))
+                .zip(Some(row.try_get("position")?)))
+        });
+        let due: Result<Vec<_>, sqlx::Error> = due.collect();
+        Ok(due?
+            .into_iter()
+            .flatten()
+            .map(|((shard, epoch), position)| Due { position, shard, epoch })
+            .collect())
+    }
+
+    /// Drains a held key as far as it goes.
+    async fn attempt(&self, due: Due) -> Result<(), sqlx::Error> {
+        // Long enough that nobody takes it for due while the publisher is still at it.
+        let again = self.settings.publish_timeout * 2;
+        loop {
+            let row = sqlx::query(include_str!("sql/begin_attempt.sql"))
+                .bind(&self.relay)
+                .bind(due.position)
+                .bind(due.shard)
+                .bind(due.epoch)
+                .bind(again.as_secs_f64())
+                .fetch_optional(&self.pool)
+                .await?;
+            let Some(row) = row else { return Ok(()) };
+            let attempts: i32 = row.try_get("attempts")?;
+            let Some(position) = row.try_get::<Option<i64>, _>("position")? else {
+                return self.release(&due).await;
+            };
+            let message = Arc::new(held_message(&row)?);
+            let destination = self.settings.routes.destination(&message.topic);
+            let batch = [Outgoing { destination, message }];
+            let result =
+                tokio::time::timeout(self.settings.publish_timeout, publish_all(&*self.publisher, &batch))
+                    .await
+                    .ok()
+                    .and_then(|mut results| results.pop())
+                    .unwrap_or_else(|| Err(PublishError::Unknown("no answer in time".to_owned())));
+            match result {
+                Ok(()) => {
+                    let query =
+                        sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
+                    query.bind(position).bind(due.shard).bind(due.epoch).execute(&self.pool).await?;
+                    let _ = self.notices.send(Notice::Published).await;
+                }
+                Err(error) => return self.failed(&due, attempts, &error).await,
+            }
+        }
+    }
+
+    async fn failed(&self, due: &Due, attempts: i32, error: &PublishError) -> Result<(), sqlx::Error> {
+        let made = u32::try_from(attempts).unwrap_or(1);
+        let messages_fault = matches!(error, PublishError::Rejected(_));
+        let parked = messages_fault && made >= self.settings.max_attempts;
+        let backoff = if messages_fault { self.settings.retry } else { self.settings.unavailable };
+        let pause = backoff.after(made, backoff::chance());
+        if parked {
+            tracing::error!(relay = self.relay, position = due.position, %error, "parked: it waits for a person");
+        }
+        sqlx::query(include_str!("sql/failed.sql"))
+            .bind(&self.relay)
+            .bind(due.position)
+            .bind(due.shard)
+            .bind(due.epoch)
+            .bind(if parked { "parked" } else { "retrying" })
+            .bind((!parked).then_some(pause.as_secs_f64()))
+            .bind(shorten(&error.to_string()))
+            .bind(i32::from(!messages_fault))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    async fn release(&self, due: &Due) -> Result<(), sqlx::Error> {
+        let (answer, may) = oneshot::channel();
+        let asked = self.notices.send(Notice::MayRelease(due.position, answer)).await.is_ok();
+        if !asked || !may.await.unwrap_or(false) {
+            // Copies are on their way: they are found when it is due again, which is now.
+            let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
+            let query = query.bind(due.shard).bind(due.epoch).bind("retrying").bind(0.0).bind("").bind(1);
+            query.execute(&self.pool).await?;
+            return Ok(());
+        }
+        let gone = sqlx::query(include_str!("sql/release.sql"))
+            .bind(&self.relay)
+            .bind(due.position)
+            .bind(due.shard)
+            .bind(due.epoch)
+            .execute(&self.pool)
+            .await?;
+        let _ = self.notices.send(Notice::Released(due.position, gone.rows_affected() > 0)).await;
+        Ok(())
+    }
+}
+
+fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {
+    let id = |id: Uuid| MessageId::try_from(id).map_err(|error| sqlx::Error::Decode(error.into()));
+    let text = |name: &str| row.try_get::<String, _>(name);
+    let mut message = Message::new(text("topic")?, text("kind")?, row.try_get::<Vec<u8>, _>("payload")?)
+        .with_id(id(row.try_get("id")?)?)
+        .with_source(text("source")?)
+        .with_occurred_at(row.try_get("occurred_at")?);
+    message.key = row.try_get::<Option<String>, _>("key")?.map(Into::into);
+    message.correlation = id(row.try_get("correlation")?)?;
+    message.causation = row.try_get::<Option<Uuid>, _>("causation")?.map(id).transpose()?;
+    if let Some(json) = row.try_get::<Option<String>, _>("headers")? {
+        message.headers =
+            Headers::from_json(json.as_bytes()).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    }
+    Ok(message)
+}
+
+/// An error's text as it is kept: cut at a character's end.
+pub(super) fn shorten(error: &str) -> &str {
+    error.get(..ERROR_BYTES).unwrap_or_else(|| {
+        let end = (0..=ERROR_BYTES.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
+        &error[..end.unwrap_or(0)]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_error_is_cut_at_a_characters_end() {
+        assert_eq!(shorten("short"), "short");
+        let long = "é".repeat(3000);
+        assert_eq!(shorten(&long).len(), 4096);
+        assert_eq!(shorten(&format!("a{long}")).len(), 4095);
+    }
+}

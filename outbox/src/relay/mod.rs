@@ -1,0 +1,165 @@
+//! The relay: reads the log, publishes, records. One process of it; any number may run.
+
+mod backoff;
+mod holds;
+mod lanes;
+mod routes;
+mod session;
+mod settings;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use message::{PublishError, Publisher};
+use sqlx::postgres::PgPool;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub use backoff::Backoff;
+pub use routes::{InvalidRoute, Routes};
+pub use settings::Settings;
+
+use crate::log::{LogError, Refusal, Start};
+use session::{Ended, Session};
+
+/// Why a relay ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RelayError {
+    /// The operator's: the log must not be read as it is, or could not be read at the start.
+    #[error("relay refuses to run")]
+    Refused(#[from] Refusal),
+    /// The operator's: the broker is not set up so that it keeps what it confirms.
+    #[error("broker refused")]
+    Broker(#[source] PublishError),
+}
+
+/// Publishes what is committed to the outbox of one database, to one broker.
+///
+/// A relay is known by its name, which has cursors of its own in the database; several relays read one log
+/// independently, and several processes of one relay share its shards. It publishes at least once, in order per key.
+///
+/// ```no_run
+/// use tokio_util::sync::CancellationToken;
+///
+/// # async fn run(publisher: impl message::Publisher + 'static) -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = outbox::pool_options().connect("postgres://localhost/orders").await?;
+/// let stop = CancellationToken::new();
+/// outbox::Relay::new("default", pool, publisher).run(stop.clone()).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Relay<P> {
+    name: String,
+    pool: PgPool,
+    publisher: Arc<P>,
+    settings: Settings,
+}
+
+impl<P: Publisher + 'static> Relay<P> {
+    /// The relay `name` of the database behind `pool`, which needs three connections for it and guards them as
+    /// [`pool_options`](crate::pool_options) do.
+    pub fn new(name: impl Into<String>, pool: PgPool, publisher: P) -> Self {
+        Relay { name: name.into(), pool, publisher: Arc::new(publisher), settings: Settings::default() }
+    }
+
+    /// With other settings altogether.
+    pub fn with_settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// With routes of topics to destinations; without, a topic goes to the destination of its name.
+    pub fn with_routes(mut self, routes: Routes) -> Self {
+        self.settings.routes = routes;
+        self
+    }
+
+    /// Where it begins if it is new: at the beginning of the log, by default.
+    pub fn with_start(mut self, start: Start) -> Self {
+        self.settings.start = start;
+        self
+    }
+
+    /// Runs until `stop` is cancelled; then finishes what is on the wire, records it, and hands over. Goes on through
+    /// failures of the database and the broker.
+    ///
+    /// # Errors
+    /// See [`RelayError`]. A database that cannot be reached is an error only at the start.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
+        let process = Uuid::now_v7();
+        if !self.broker_is_ready(&stop).await? {
+            return Ok(());
+        }
+        let mut begun = false;
+        let mut failures = 0;
+        loop {
+            let failed = match Session::open(&self, process, &stop).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(session)) => {
+                    begun = true;
+                    failures = 0;
+                    match session.run(&stop).await {
+                        Ok(Ended::Stopped) => return Ok(()),
+                        Ok(Ended::LeaseLost) => {
+                            tracing::warn!(relay = self.name, "lease lost: another process has the shards");
+                            continue;
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Err(Refusal::Log(error)) if begun => error,
+                Err(refusal) => return Err(refusal.into()),
+            };
+            failures += 1;
+            let pause = self.settings.unavailable.after(failures, backoff::chance());
+            tracing::warn!(
+                relay = self.name,
+                error = chain(&failed),
+                ?pause,
+                "the database failed: starting over"
+            );
+            if self.rests(pause, &stop).await {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn broker_is_ready(&self, stop: &CancellationToken) -> Result<bool, RelayError> {
+        let mut failures = 0;
+        loop {
+            match self.publisher.check().await {
+                Ok(()) => return Ok(true),
+                Err(error @ PublishError::Rejected(_)) => return Err(RelayError::Broker(error)),
+                Err(error) => {
+                    failures += 1;
+                    let pause = self.settings.unavailable.after(failures, backoff::chance());
+                    tracing::warn!(relay = self.name, %error, ?pause, "the broker is not ready");
+                    if self.rests(pause, stop).await {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether it was stopped meanwhile.
+    async fn rests(&self, pause: Duration, stop: &CancellationToken) -> bool {
+        tokio::select! {
+            () = stop.cancelled() => true,
+            () = tokio::time::sleep(pause) => false,
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &LogError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

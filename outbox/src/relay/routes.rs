@@ -1,0 +1,135 @@
+//! Where a topic goes: patterns of topics, and templates of destinations. No I/O.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A pattern or template that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidRoute {
+    /// The pattern is not made of words, `*` and a last `>`, joined by dots.
+    #[error(
+        "route pattern: words of A-Z a-z 0-9 _ -, `*` for one word, `>` at the end for one or more, joined by dots"
+    )]
+    Pattern,
+    /// The template is empty or names something else than the topic in braces.
+    #[error("route destination: text that may contain {{topic}}, and no other braces")]
+    Destination,
+}
+
+/// Which destination of the broker each topic goes to. The first pattern that fits counts; a topic that none fits goes
+/// to the destination of its own name.
+///
+/// ```
+/// let routes = outbox::Routes::default()
+///     .with("orders.>", "shop.{topic}")?
+///     .with("*.audit", "audit")?;
+/// assert_eq!(&*routes.destination("orders.eu.placed"), "shop.orders.eu.placed");
+/// assert_eq!(&*routes.destination("stock.audit"), "audit");
+/// assert_eq!(&*routes.destination("payments"), "payments");
+/// # Ok::<(), outbox::InvalidRoute>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Routes {
+    routes: Vec<(Vec<String>, String)>,
+}
+
+impl Routes {
+    /// With one more route. `*` in `pattern` stands for one word, `>` at its end for one or more; `{topic}` in
+    /// `destination` for the topic.
+    ///
+    /// # Errors
+    /// See [`InvalidRoute`].
+    pub fn with(mut self, pattern: &str, destination: &str) -> Result<Self, InvalidRoute> {
+        let words: Vec<String> = pattern.split('.').map(str::to_owned).collect();
+        let last = words.len() - 1;
+        let valid = |(index, word): (usize, &String)| {
+            word == "*" || (word == ">" && index == last) || message::limits::topic(word).is_ok()
+        };
+        if !words.iter().enumerate().all(valid) {
+            return Err(InvalidRoute::Pattern);
+        }
+        if destination.is_empty() || destination.replace("{topic}", "").contains(['{', '}']) {
+            return Err(InvalidRoute::Destination);
+        }
+        self.routes.push((words, destination.to_owned()));
+        Ok(self)
+    }
+
+    /// Where a topic goes.
+    pub fn destination(&self, topic: &str) -> Arc<str> {
+        let fitting = self.routes.iter().find(|(pattern, _)| fits(pattern, topic));
+        fitting.map_or_else(|| topic.into(), |(_, template)| template.replace("{topic}", topic).into())
+    }
+}
+
+fn fits(pattern: &[String], topic: &str) -> bool {
+    let mut words = topic.split('.');
+    for part in pattern {
+        let word = words.next();
+        match (part.as_str(), word) {
+            (_, None) => return false,
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (part, Some(word)) if part == word => {}
+            _ => return false,
+        }
+    }
+    words.next().is_none()
+}
+
+/// Remembers the destinations of the topics met: routing is once a topic, not once a message.
+#[derive(Debug)]
+pub(crate) struct Router {
+    routes: Routes,
+    known: HashMap<Arc<str>, Arc<str>>,
+}
+
+/// Topics remembered; a service that makes up more is routed each time.
+const KNOWN: usize = 4096;
+
+impl Router {
+    pub(crate) fn new(routes: Routes) -> Self {
+        Router { routes, known: HashMap::new() }
+    }
+
+    pub(crate) fn route(&mut self, topic: &Arc<str>) -> Arc<str> {
+        if let Some(destination) = self.known.get(topic) {
+            return Arc::clone(destination);
+        }
+        let destination = self.routes.destination(topic);
+        if self.known.len() < KNOWN {
+            self.known.insert(Arc::clone(topic), Arc::clone(&destination));
+        }
+        destination
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_pattern_that_fits_counts() {
+        let routes = Routes::default().with("a.*.c", "1").unwrap().with("a.>", "2-{topic}").unwrap();
+        let destination = |topic: &str| routes.destination(topic).to_string();
+        assert_eq!(
+            [destination("a.b.c"), destination("a.b"), destination("a"), destination("a.b.c.d")],
+            ["1", "2-a.b", "a", "2-a.b.c.d"]
+        );
+    }
+
+    #[test]
+    fn a_pattern_or_template_that_means_nothing_is_refused() {
+        for pattern in ["", "a..b", ">.a", "a b", "a.>.b"] {
+            assert_eq!(Routes::default().with(pattern, "x").err(), Some(InvalidRoute::Pattern), "{pattern}");
+        }
+        for template in ["", "{key}", "a{", "}"] {
+            assert_eq!(
+                Routes::default().with("a", template).err(),
+                Some(InvalidRoute::Destination),
+                "{template}"
+            );
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What an operator may set on a relay, and what each setting does.
+
+use std::time::Duration;
+
+use super::{Backoff, Routes};
+use crate::log::{ReadSettings, Start};
+
+/// The settings of a relay, with defaults that suit most.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Where a relay that is new begins.
+    pub start: Start,
+    /// Into how many shards a new relay divides the log: at most so many processes share the work. 1 to 1024.
+    pub shards: i16,
+    /// How the log is read.
+    pub read: ReadSettings,
+    /// Most messages handed to the publisher at once.
+    pub batch: usize,
+    /// Most messages on the wire at once.
+    pub max_on_wire: usize,
+    /// Most messages read and not yet recorded: what a crash may repeat, and what is held in memory.
+    pub max_unrecorded: usize,
+    /// How often progress is recorded. A crash repeats what was confirmed since.
+    pub record_interval: Duration,
+    /// How long a process may be silent before another takes its shards.
+    pub lease: Duration,
+    /// How long a stop waits for what is on the wire.
+    pub drain: Duration,
+    /// How long a publisher may take for a batch before its outcome counts as unknown.
+    pub publish_timeout: Duration,
+    /// Where topics go.
+    pub routes: Routes,
+    /// Waits between attempts at a message that the broker rejects.
+    pub retry: Backoff,
+    /// Attempts at such a message before its key is parked.
+    pub max_attempts: u32,
+    /// Waits while the broker is unavailable.
+    pub unavailable: Backoff,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        Settings {
+            start: Start::Beginning,
+            shards: 16,
+            read: ReadSettings::default(),
+            batch: 500,
+            max_on_wire: 4000,
+            max_unrecorded: 10_000,
+            record_interval: ms(100),
+            lease: ms(10_000),
+            drain: ms(10_000),
+            publish_timeout: ms(30_000),
+            routes: Routes::default(),
+            retry: Backoff { first: ms(200), ceiling: ms(300_000) },
+            max_attempts: 10,
+            unavailable: Backoff { first: ms(50), ceiling: ms(5_000) },
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The database fails under a consumer: nothing is lost, nothing doubled, nothing counted.
+
+mod inbox_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use inbox::HandlerError;
+use inbox_support::{CONSUMER, KIND, Service, effect, eventually, placed, start};
+use message::Message;
+use sqlx::{Connection, PgConnection, PgTransaction};
+
+/// Kills its own backend in its first tries, after it has written.
+struct Killed(AtomicUsize);
+
+#[async_trait::async_trait]
+impl inbox::Handler for Killed {
+    async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
+        effect(tx, message).await?;
+        let tried = self.0.fetch_add(1, Ordering::SeqCst);
+        if tried < 4 {
+            let killed =
+                sqlx::query("select pg_terminate_backend(pg_backend_pid())").execute(&mut **tx).await;
+            // However it is reported, even as a success or for good: its transaction is gone.
+            return match tried {
+                0 => Err(HandlerError::from(killed.unwrap_err())),
+                1 => Ok(()),
+                2 => Err(HandlerError::retry("lost something")),
+                _ => Err(HandlerError::reject("lost something")),
+            };
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_connection_lost_in_a_handler_counts_nothing() {
+    let service = Service::new("connection lost").await;
+    service.publish(&[placed("a", "1")]).await;
+    let running = start(service.consumer().with_max_attempts(1).on(KIND, Killed(AtomicUsize::new(0))));
+    service.acknowledged().await;
+    running.stop().await;
+    assert_eq!(service.notes().await, ["1"]);
+    assert!(service.held().await.is_empty());
+}
+
+/// Fails each message's first try, so that the kills meet held keys too.
+struct FirstFails(Arc<AtomicUsize>);
+
+#[async_trait::async_trait]
+impl inbox::Handler for FirstFails {
+    async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
+        effect(tx, message).await?;
+        let tried = self.0.fetch_add(1, Ordering::SeqCst);
+        if tried.is_multiple_of(9) { Err(HandlerError::retry("each ninth")) } else { Ok(()) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_killed_at_random_moments_lose_nothing_and_double_nothing() {
+    let service = Service::new("killed at random").await;
+    let tries = Arc::new(AtomicUsize::new(0));
+    let mut killer = PgConnection::connect(service.database.url()).await.unwrap();
+    let running = [
+        start(service.consumer().with_max_attempts(1_000).on(KIND, FirstFails(tries.clone()))),
+        start(service.consumer().with_max_attempts(1_000).on(KIND, FirstFails(tries.clone()))),
+    ];
+    let mut kills = 0;
+    let mut published = 0;
+    while kills < 150 {
+        let messages: Vec<Message> = (published..published + 12)
+            .map(|n| placed(&format!("key-{}", n % 5), &format!("{n:05}")))
+            .collect();
+        published += 12;
+        service.publish(&messages).await;
+        // At a moment when a transaction of the consumer is open, whichever statement it is at.
+        let kill = "select count(*) filter (where pg_terminate_backend(pid)) from (
+            select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+                and xact_start is not null and backend_type = 'client backend'
+            order by random() limit 1) as victim";
+        let killed: i64 = sqlx::query_scalar(kill).fetch_one(&mut killer).await.unwrap();
+        kills += killed;
+        // As much as two consumers do between two kills, not more.
+        eventually("the backlog is short", || async {
+            (service.broker.unacknowledged(CONSUMER) < 60).then_some(())
+        })
+        .await;
+    }
+    service.acknowledged().await;
+    service.nothing_is_held().await;
+    for running in running {
+        running.stop().await;
+    }
+    assert_eq!(service.count("select count(*) from effect").await, published);
+    assert_eq!(service.count("select count(distinct message) from effect").await, published);
+    let inversions = "select count(*) from effect a join effect b on a.number < b.number
+        and a.note::int % 5 = b.note::int % 5 and a.note > b.note";
+    assert_eq!(service.count(inversions).await, 0);
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_waited_for() {
+    let service = Service::new("database away").await;
+    let name = &service.database.name;
+    let running = start(service.consumer().with_max_attempts(1).on(KIND, effect));
+    service.publish(&[placed("a", "1")]).await;
+    service.acknowledged().await;
+    let mut admin = service.database.admin().acquire().await.unwrap();
+    let allow =
+        |allowed: bool| sqlx::AssertSqlSafe(format!("alter database {name} allow_connections {allowed}"));
+    sqlx::query(allow(false)).execute(&mut *admin).await.unwrap();
+    let kill = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
+    sqlx::query(kill).bind(name).execute(&mut *admin).await.unwrap();
+    service.publish(&[placed("a", "2"), placed("b", "3")]).await;
+    assert_eq!(service.broker.unacknowledged(CONSUMER), 2);
+    sqlx::query(allow(true)).execute(&mut *admin).await.unwrap();
+    service.acknowledged().await;
+    running.stop().await;
+    let mut notes = service.notes().await;
+    notes.sort();
+    assert_eq!(notes, ["1", "2", "3"]);
+    assert!(service.held().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_stopped_while_the_database_is_away_stops_and_loses_nothing() {
+    let service = Service::new("stopped in outage").await;
+    let name = &service.database.name;
+    let mut admin = service.database.admin().acquire().await.unwrap();
+    let allow =
+        |allowed: bool| sqlx::AssertSqlSafe(format!("alter database {name} allow_connections {allowed}"));
+    let running = start(service.consumer().on(KIND, effect));
+    service.publish(&[placed("a", "0")]).await;
+    service.acknowledged().await;
+    sqlx::query(allow(false)).execute(&mut *admin).await.unwrap();
+    let kill = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
+    sqlx::query(kill).bind(name).execute(&mut *admin).await.unwrap();
+    service.publish(&[placed("a", "1"), placed("a", "2")]).await;
+    running.stop().await;
+    assert_eq!(service.broker.unacknowledged(CONSUMER), 2);
+    sqlx::query(allow(true)).execute(&mut *admin).await.unwrap();
+    let running = start(service.consumer().on(KIND, effect));
+    service.acknowledged().await;
+    running.stop().await;
+    assert_eq!(service.notes().await, ["0", "1", "2"]);
+}

@@ -1,0 +1,376 @@
+//! The least-privilege roles: each can do its work and nothing else.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+use migrations::Schema;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use tests::Database;
+
+/// A migrated database with the roles. They belong to the server, so they stay when the database goes.
+async fn with_roles(claim: &str) -> Database {
+    let database = Database::new(claim).await;
+    database.pool().execute(sqlx::raw_sql(migrations::roles())).await.expect("the roles");
+    database
+}
+
+/// Runs one statement as a role in a transaction of its own that is rolled back; answers the SQLSTATE of a refusal.
+async fn attempt(connection: &mut PgConnection, role: &str, sql: &str) -> Result<(), String> {
+    let begin = format!("begin; set local role {role}");
+    connection.execute(AssertSqlSafe(begin)).await.expect("a role");
+    let result = connection.execute(AssertSqlSafe(sql.to_owned())).await;
+    connection.execute("rollback").await.expect("a rollback");
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(error.as_database_error().and_then(|error| error.code()).expect("a SQLSTATE").into_owned())
+        }
+    }
+}
+
+/// Rights on tables as letters (a insert, r select, w update, d delete, D truncate; lower case and `*`: on some columns
+/// only), on functions X, on schemas U. Of leaves, one that speaks for all.
+const RIGHTS: &str = "
+    with role (name) as (
+        values ('outbox_service'), ('outbox_relay'), ('outbox_consumer'), ('outbox_operator'), ('outbox_monitor')
+    ), relation as (
+        select c.oid, case when i.inhparent is null then c.oid::regclass::text else i.inhparent::regclass || ' leaf' end
+            as name
+        from pg_class c left join pg_inherits i on i.inhrelid = c.oid
+        where c.relnamespace in ('outbox'::regnamespace, 'inbox'::regnamespace) and c.relkind in ('r', 'p')
+    ), granted as (
+        select role.name as role, relation.name as object, string_agg(letter || case
+            when has_table_privilege(role.name, oid, privilege) then '' else '*' end, '' order by letter) as rights
+        from role cross join relation
+        cross join (values ('a', 'insert'), ('r', 'select'), ('w', 'update'), ('d', 'delete'), ('D', 'truncate'),
+            ('x', 'references'), ('t', 'trigger')) as asked (letter, privilege)
+        where has_table_privilege(role.name, oid, privilege)
+            or letter in ('a', 'r', 'w', 'x') and has_any_column_privilege(role.name, oid, privilege)
+        group by role.name, relation.name, oid
+        union
+        select role.name, c.oid::regclass::text, string_agg(privilege, ' ' order by privilege)
+        from role cross join pg_class c cross join (values ('select'), ('usage'), ('update')) as asked (privilege)
+        where c.relnamespace in ('outbox'::regnamespace, 'inbox'::regnamespace) and c.relkind = 'S'
+            and has_sequence_privilege(role.name, c.oid, privilege)
+        group by role.name, c.oid
+        union
+        select role.name, p.oid::regproc || '()', 'X' from role cross join pg_proc p
+        where p.pronamespace in ('outbox'::regnamespace, 'inbox'::regnamespace)
+            and has_function_privilege(role.name, p.oid, 'execute')
+        union
+        select role.name, schema, string_agg(left(privilege, 1), '' order by privilege)
+        from role cross join (values ('outbox'), ('inbox')) as schemas (schema)
+        cross join (values ('usage'), ('create')) as asked (privilege)
+        where has_schema_privilege(role.name, schema, privilege) group by role.name, schema
+    )
+    select role || ': ' || object || ' ' || rights from granted";
+
+const EXPECTED: &str = "
+outbox_consumer: inbox u
+outbox_consumer: inbox.consumer arw
+outbox_consumer: inbox.held_key adrw
+outbox_consumer: inbox.held_message adr
+outbox_consumer: inbox.message ar
+outbox_consumer: inbox.message leaf Ddr
+outbox_consumer: inbox.retention rw
+outbox_consumer: inbox.schema_version r
+outbox_consumer: inbox.slot() X
+outbox_monitor: inbox u
+outbox_monitor: inbox.consumer r
+outbox_monitor: inbox.held_key r
+outbox_monitor: inbox.held_message r*
+outbox_monitor: inbox.message r
+outbox_monitor: inbox.retention r
+outbox_monitor: inbox.schema_version r
+outbox_monitor: outbox u
+outbox_monitor: outbox.cluster r
+outbox_monitor: outbox.cursor r
+outbox_monitor: outbox.held_key r
+outbox_monitor: outbox.held_message r*
+outbox_monitor: outbox.message r*
+outbox_monitor: outbox.message_position_seq select
+outbox_monitor: outbox.origin r
+outbox_monitor: outbox.process r
+outbox_monitor: outbox.relay r
+outbox_monitor: outbox.schema_version r
+outbox_operator: inbox u
+outbox_operator: inbox.consumer r
+outbox_operator: inbox.held_key drw*
+outbox_operator: inbox.held_message drw*
+outbox_operator: inbox.message a*r
+outbox_operator: inbox.retention r
+outbox_operator: inbox.schema_version r
+outbox_operator: inbox.slot() X
+outbox_operator: outbox u
+outbox_operator: outbox.cluster r
+outbox_operator: outbox.cursor r
+outbox_operator: outbox.held_key drw*
+outbox_operator: outbox.held_message dr
+outbox_operator: outbox.message r*
+outbox_operator: outbox.message_position_seq select
+outbox_operator: outbox.origin r
+outbox_operator: outbox.process r
+outbox_operator: outbox.relay rw*
+outbox_operator: outbox.schema_version r
+outbox_relay: outbox u
+outbox_relay: outbox.cluster r
+outbox_relay: outbox.cursor arw
+outbox_relay: outbox.held_key adrw
+outbox_relay: outbox.held_message adr
+outbox_relay: outbox.message leaf Dr
+outbox_relay: outbox.message r
+outbox_relay: outbox.message_position_seq select
+outbox_relay: outbox.origin r
+outbox_relay: outbox.process adrw
+outbox_relay: outbox.relay arw*
+outbox_relay: outbox.schema_version r
+outbox_service: outbox u
+outbox_service: outbox.enqueue() X
+outbox_service: outbox.message a*
+outbox_service: outbox.origin r
+outbox_service: outbox.schema_version r
+outbox_service: outbox.uuid_v7() X
+";
+
+#[tokio::test]
+async fn each_role_has_these_rights_and_no_others() {
+    let database = with_roles("rights").await;
+    let mut rights: Vec<String> =
+        sqlx::query_scalar(RIGHTS).fetch_all(database.pool()).await.expect("the rights");
+    rights.sort();
+    assert_eq!(rights.join("\n"), EXPECTED.trim());
+}
+
+/// What each role does all day, in order: within one transaction, rolled back at the end.
+const WORK: [(&str, &[&str]); 6] = [
+    ("outbox_service", &[
+        "select outbox.enqueue('t', 'k', 'secret', key => 'k', headers => '{\"a\": \"b\"}', lock_key => true)",
+        "insert into outbox.message (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+         select outbox.uuid_v7(), outbox.uuid_v7(), null, now(), source, 't', 'k', null, null, '' from outbox.origin",
+        "select max(version), max(serves) from outbox.schema_version",
+    ]),
+    ("outbox_relay", &[
+        "select max(version), max(serves) from outbox.schema_version",
+        "select system_identifier from outbox.cluster intersect select system_identifier from pg_control_system()",
+        "insert into outbox.relay (name) values ('r') on conflict (name) do nothing",
+        "select shards, state from outbox.relay where name = 'r' for share",
+        "insert into outbox.process (id, relay, label, build, expires_at) values (gen_random_uuid(), 'r', '', '', now())",
+        "update outbox.process set expires_at = now()",
+        "insert into outbox.cursor (relay, shard, era, seen, seen_l)
+         select 'r', 0, 1, pg_current_snapshot(), last_value from outbox.message_position_seq",
+        "select position, key, headers, payload from outbox.message
+         where pg_visible_in_snapshot(tx, pg_current_snapshot())",
+        "select pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn(), pg_logical_emit_message(true, 'outbox', '')",
+        "update outbox.cursor set after = 1, epoch = epoch + 1, recorded_at = now() where relay = 'r' and shard = 0",
+        "insert into outbox.held_key (relay, position, slot, state, attempts, next_attempt_at, last_error)
+         values ('r', 1, 1, 'retrying', 1, now(), '')",
+        "insert into outbox.held_message (relay, position, held, id, correlation, occurred_at, enqueued_at, source, topic,
+             kind, payload)
+         values ('r', 1, 1, gen_random_uuid(), gen_random_uuid(), now(), now(), '/x', 't', 'k', '')
+         on conflict (relay, position) do nothing",
+        "update outbox.held_key set attempts = 2",
+        "delete from outbox.held_message",
+        "delete from outbox.held_key",
+        "delete from outbox.process",
+        "truncate outbox.message_3",
+    ]),
+    ("outbox_consumer", &[
+        "select max(version), max(serves) from inbox.schema_version",
+        "insert into inbox.consumer (name, horizon) values ('c', '7 days')
+         on conflict (name) do update set horizon = excluded.horizon",
+        "insert into inbox.message (message_id, slot, consumer)
+         select id, inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing returning message_id",
+        "insert into inbox.held_key (consumer, key, state, attempts, next_attempt_at, last_error)
+         values ('c', 'k', 'retrying', 1, now(), '')",
+        "insert into inbox.held_message (consumer, hold, message_id, payload)
+         select consumer, hold, gen_random_uuid(), '' from inbox.held_key",
+        "update inbox.held_key set attempts = 2, state = 'parked', next_attempt_at = null",
+        "select payload, headers from inbox.held_message",
+        "delete from inbox.held_message",
+        "delete from inbox.held_key",
+        "update inbox.retention set floor = now()",
+        "delete from inbox.message_32",
+        "truncate inbox.message_0",
+    ]),
+    ("outbox_operator", &[
+        "select relay, key, state, last_error from outbox.held_key",
+        "select payload, headers from outbox.held_message",
+        "select id, key, topic from outbox.message",
+        "select last_value from outbox.message_position_seq",
+        "update outbox.relay set state = 'paused'",
+        "update outbox.held_key set state = 'retrying', attempts = 0, next_attempt_at = now()",
+        "delete from outbox.held_message",
+        "delete from outbox.held_key",
+        "select payload, headers from inbox.held_message",
+        "update inbox.held_message set late = true",
+        "update inbox.held_key set state = 'retrying', attempts = 0, next_attempt_at = now()",
+        "select hold from inbox.held_key for update",
+        "insert into inbox.message (message_id, received_at, slot, consumer)
+         select id, now(), inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing",
+        "delete from inbox.held_message",
+        "delete from inbox.held_key",
+    ]),
+    ("outbox_monitor", &[
+        "select max(version) from outbox.schema_version union select max(version) from inbox.schema_version",
+        "select last_value, is_called from outbox.message_position_seq",
+        "select count(*), max(position), min(enqueued_at) from outbox.message",
+        "select c.relay, pg_snapshot_xmax(c.seen), p.label from outbox.cursor c left join outbox.process p on p.id = owner",
+        "select relay, state, last_error from outbox.held_key",
+        "select relay, key, kind from outbox.held_message",
+        "select consumer, count(*) from inbox.message group by consumer",
+        "select consumer, key, kind, late from inbox.held_message",
+        "select horizon, floor from inbox.consumer, inbox.retention",
+    ]),
+    ("outbox_owner", &[
+        "alter table outbox.message add column later text",
+        "create index later on inbox.held_message (kind)",
+        "create or replace function inbox.later() returns integer language sql as 'select 1'",
+        "update outbox.origin set source = '/orders'",
+    ]),
+];
+
+#[tokio::test]
+async fn each_role_can_do_its_work() {
+    let database = with_roles("role_work").await;
+    let mut connection = database.connect().await;
+    for (role, work) in WORK {
+        let begin = format!("begin; set local role {role}");
+        connection.execute(AssertSqlSafe(begin)).await.expect("a role");
+        for &sql in work {
+            connection.execute(sql).await.unwrap_or_else(|error| panic!("{role}: {sql}: {error}"));
+        }
+        connection.execute("rollback").await.expect("a rollback");
+    }
+}
+
+/// Refusals that matter most, each by SQLSTATE: what the rights above rule out, said as an attack.
+const DENIED: [(&str, &str); 26] = [
+    ("outbox_service", "select payload from outbox.message"),
+    (
+        "outbox_service",
+        "insert into outbox.message (tx, id, correlation, source, topic, kind, payload)
+        values ('3', gen_random_uuid(), gen_random_uuid(), '/x', 't', 'k', '')",
+    ),
+    (
+        "outbox_service",
+        "insert into outbox.message (position, id, correlation, source, topic, kind, payload)
+        overriding system value values (1, gen_random_uuid(), gen_random_uuid(), '/x', 't', 'k', '')",
+    ),
+    (
+        "outbox_service",
+        "insert into outbox.message (enqueued_at, id, correlation, source, topic, kind, payload)
+        values (now(), gen_random_uuid(), gen_random_uuid(), '/x', 't', 'k', '')",
+    ),
+    (
+        "outbox_service",
+        "insert into outbox.message_0 (id, correlation, source, topic, kind, payload)
+        values (gen_random_uuid(), gen_random_uuid(), '/x', 't', 'k', '')",
+    ),
+    ("outbox_service", "update outbox.message set payload = ''"),
+    ("outbox_service", "delete from outbox.message"),
+    ("outbox_service", "truncate outbox.message"),
+    ("outbox_service", "select setval('outbox.message_position_seq', 1)"),
+    ("outbox_service", "update outbox.origin set source = '/somebody-else'"),
+    ("outbox_service", "select from outbox.cursor"),
+    ("outbox_service", "select from inbox.message"),
+    ("outbox_relay", "select outbox.enqueue('t', 'k', '')"),
+    ("outbox_relay", "update outbox.message set payload = ''"),
+    ("outbox_relay", "delete from outbox.message"),
+    ("outbox_relay", "truncate outbox.message"),
+    ("outbox_relay", "select setval('outbox.message_position_seq', 1)"),
+    ("outbox_relay", "update outbox.held_message set payload = ''"),
+    ("outbox_consumer", "select from outbox.message"),
+    ("outbox_consumer", "update inbox.message set consumer = 'another'"),
+    ("outbox_consumer", "update inbox.held_message set payload = ''"),
+    ("outbox_operator", "select payload from outbox.message"),
+    ("outbox_operator", "update outbox.cursor set after = 0"),
+    ("outbox_monitor", "select payload from outbox.held_message"),
+    ("outbox_monitor", "select headers from outbox.message"),
+    ("outbox_monitor", "select headers from inbox.held_message"),
+];
+
+#[tokio::test]
+async fn no_role_reaches_beyond_its_work() {
+    let database = with_roles("role_denied").await;
+    let mut connection = database.connect().await;
+    for (role, sql) in DENIED {
+        assert_eq!(attempt(&mut connection, role, sql).await, Err("42501".to_owned()), "{role}: {sql}");
+    }
+    // Nobody, not even a superuser, sets a slot: the table computes it.
+    let slot = "insert into outbox.message (slot, id, correlation, source, topic, kind, payload)
+        values (1, gen_random_uuid(), gen_random_uuid(), '/x', 't', 'k', '')";
+    assert_eq!(attempt(&mut connection, "outbox_service", slot).await, Err("428C9".to_owned()));
+    // Whoever has no role, has nothing: not a table, not a function.
+    for sql in
+        ["select from outbox.origin", "select outbox.uuid_v7()", "select inbox.slot(gen_random_uuid())"]
+    {
+        assert_eq!(
+            attempt(&mut connection, "pg_signal_backend", sql).await,
+            Err("42501".to_owned()),
+            "{sql}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_services_messages_stand_where_the_log_puts_them() {
+    let database = with_roles("where_it_stands").await;
+    let mut connection = database.connect().await;
+    // What a writer may say leaves transaction, position and time to the log.
+    connection
+        .execute(
+            "set role outbox_service;
+             select outbox.enqueue('t', 'k', '');
+             insert into outbox.message (id, correlation, source, topic, kind, payload)
+             values (gen_random_uuid(), gen_random_uuid(), '/x', 't', 'k', '')",
+        )
+        .await
+        .expect("two messages");
+    let positions: Vec<i64> = sqlx::query_scalar("select position from outbox.message order by tx")
+        .fetch_all(database.pool())
+        .await
+        .expect("the log");
+    assert_eq!(positions, [1, 2]);
+}
+
+#[tokio::test]
+async fn either_schema_may_be_absent_and_twice_is_as_good_as_once() {
+    for present in [&[][..], &[Schema::Outbox], &[Schema::Inbox]] {
+        let database = Database::empty("one_schema").await;
+        for schema in present {
+            schema.migrate(&mut database.connect().await).await.expect("a schema");
+        }
+        for _ in 0..2 {
+            database.pool().execute(sqlx::raw_sql(migrations::roles())).await.expect("the roles");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_owner_migrates_without_a_right_to_create_schemas() {
+    let database = Database::empty("owner").await;
+    database.pool().execute(sqlx::raw_sql(migrations::roles())).await.expect("the roles");
+    let mut connection = database.connect().await;
+    connection
+        .execute(
+            "create schema outbox authorization outbox_owner; create schema inbox authorization outbox_owner;
+             set role outbox_owner",
+        )
+        .await
+        .expect("an owner");
+    for schema in [Schema::Outbox, Schema::Inbox] {
+        schema.migrate(&mut connection).await.expect("the owner's schema");
+    }
+    database.pool().execute(sqlx::raw_sql(migrations::roles())).await.expect("the roles again");
+    for schema in [Schema::Outbox, Schema::Inbox] {
+        schema.migrate(&mut connection).await.expect("nothing to do");
+    }
+}
+
+#[tokio::test]
+async fn a_service_may_check_its_schema_and_not_migrate_it() {
+    let database = with_roles("service_checks").await;
+    let mut connection = database.connect().await;
+    connection.execute("set role outbox_service").await.expect("a role");
+    Schema::Outbox.check(&mut connection).await.expect("a schema that fits");
+    Schema::Outbox.migrate(&mut connection).await.expect_err("no right to migrate");
+}
