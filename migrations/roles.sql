@@ -83,7 +83,7 @@ begin
     -- nor `enqueued_at`, and gets nothing back: the id is its own.
     grant insert (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
         on outbox.message to outbox_service;
-    grant execute on function outbox.uuid_v7, outbox.enqueue to outbox_service;
+    grant execute on all functions in schema outbox to outbox_service;
 
     -- A relay changes no message. Positions come from a sequence, whose last value bounds what can be new. What it may
     -- do to the log, whose rows it otherwise only reads, is to empty a leaf, and a right on the log is not one on its
@@ -121,7 +121,7 @@ begin
     end if;
     grant usage on schema inbox to outbox_consumer;
     grant select on inbox.schema_version to outbox_consumer;
-    grant select on inbox.message, inbox.consumer, inbox.retention, inbox.held_key
+    grant select on inbox.message, inbox.consumer, inbox.process, inbox.retention, inbox.held_key
         to outbox_consumer, outbox_operator, outbox_monitor;
     -- The table's check calls it with the rights of whoever inserts.
     grant execute on function inbox.slot to outbox_consumer, outbox_operator;
@@ -134,7 +134,7 @@ begin
     end loop;
     grant insert, update on inbox.consumer to outbox_consumer;
     grant update on inbox.retention to outbox_consumer;
-    grant insert, update, delete on inbox.held_key to outbox_consumer;
+    grant insert, update, delete on inbox.process, inbox.held_key to outbox_consumer;
     grant select, insert, delete on inbox.held_message to outbox_consumer;
 
     grant select (

@@ -46,6 +46,15 @@ create table inbox.consumer (
     started_at timestamptz not null default clock_timestamp()
 );
 
+-- A running process of a consumer. One that expires has died: its consumer then counts first tries before they begin, for
+-- a while, since one of them may be what kills it.
+create table inbox.process (
+    id uuid primary key,
+    consumer text not null references inbox.consumer (name),
+    started_at timestamptz not null default clock_timestamp(),
+    expires_at timestamptz not null
+) with (fillfactor = 50);
+
 -- Rows of messages made before `floor` may be gone, so no message made before it is admitted. It only ever rises, before
 -- the rows go: a horizon that is made longer later cannot let a copy through whose row was pruned under the shorter one.
 create table inbox.retention (

@@ -63,7 +63,7 @@ create table outbox.message (
             || @.key starts with "webhook-" || @.key starts with "outbox-" || @.value.type() != "string"
             || @.value like_regex "[\\x01-\\x1f\\x7f]")')
     ),
-    constraint message_payload check (octet_length(payload) <= 1000000),
+    constraint message_payload check (octet_length(payload) <= 983040),
     constraint message_occurred_at check (
         occurred_at >= '1970-01-01 00:00:00+00' and occurred_at < '10000-01-01 00:00:00+00'
     )
@@ -169,7 +169,7 @@ as $$
     select encode(
         set_byte(
             overlay(uuid_send(gen_random_uuid())
-                placing substring(int8send((extract(epoch from moment) * 1000)::bigint) from 3) from 1 for 6),
+                placing substring(int8send(floor(extract(epoch from moment) * 1000)::bigint) from 3) from 1 for 6),
             6, 112 | (get_byte(uuid_send(gen_random_uuid()), 0) & 15)),
         'hex')::uuid
 $$;
@@ -202,7 +202,7 @@ declare
         when enqueue.kind is null or enqueue.kind !~ '^[!-~]{1,200}$'
             then 'kind: 1 to 200 printable ASCII characters without a space'
         when enqueue.payload is null then 'payload: must not be null (it may be empty)'
-        when octet_length(enqueue.payload) > 1000000 then 'payload: at most 1000000 bytes'
+        when octet_length(enqueue.payload) > 983040 then 'payload: at most 983040 bytes'
         when octet_length(enqueue.key) not between 1 and 512 then 'key: 1 to 512 bytes'
         when enqueue.source !~ '^[!-~]{1,200}$'
             then 'source: 1 to 200 printable ASCII characters without a space'
@@ -236,4 +236,25 @@ begin
     );
     return message_id;
 end
+$$;
+
+-- The same for text, which it stores in UTF-8: what psql and triggers mean by a payload. (A literal given as bytea would
+-- go through bytea's own escapes.)
+create function outbox.enqueue(
+    topic text,
+    kind text,
+    payload text,
+    key text default null,
+    headers jsonb default null,
+    id uuid default null,
+    source text default null,
+    correlation uuid default null,
+    causation uuid default null,
+    occurred_at timestamptz default null,
+    lock_key boolean default false
+) returns uuid
+language sql volatile set search_path = pg_catalog
+as $$
+    select outbox.enqueue(
+        topic, kind, convert_to(payload, 'UTF8'), key, headers, id, source, correlation, causation, occurred_at, lock_key)
 $$;

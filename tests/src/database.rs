@@ -102,7 +102,6 @@ impl Drop for Database {
 }
 
 /// The server on which tests make their databases.
-#[allow(clippy::panic, reason = "the harness of tests: this is how it says what is missing")]
 fn server() -> String {
     match std::env::var("DATABASE_URL") {
         Ok(url) if !url.is_empty() => url,

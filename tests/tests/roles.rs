@@ -71,6 +71,7 @@ outbox_consumer: inbox.held_key adrw
 outbox_consumer: inbox.held_message adr
 outbox_consumer: inbox.message ar
 outbox_consumer: inbox.message leaf Ddr
+outbox_consumer: inbox.process adrw
 outbox_consumer: inbox.retention rw
 outbox_consumer: inbox.schema_version r
 outbox_consumer: inbox.slot() X
@@ -79,6 +80,7 @@ outbox_monitor: inbox.consumer r
 outbox_monitor: inbox.held_key r
 outbox_monitor: inbox.held_message r*
 outbox_monitor: inbox.message r
+outbox_monitor: inbox.process r
 outbox_monitor: inbox.retention r
 outbox_monitor: inbox.schema_version r
 outbox_monitor: outbox u
@@ -97,6 +99,7 @@ outbox_operator: inbox.consumer r
 outbox_operator: inbox.held_key drw*
 outbox_operator: inbox.held_message drw*
 outbox_operator: inbox.message a*r
+outbox_operator: inbox.process r
 outbox_operator: inbox.retention r
 outbox_operator: inbox.schema_version r
 outbox_operator: inbox.slot() X
@@ -177,6 +180,9 @@ const WORK: [(&str, &[&str]); 6] = [
         "select max(version), max(serves) from inbox.schema_version",
         "insert into inbox.consumer (name, horizon) values ('c', '7 days')
          on conflict (name) do update set horizon = excluded.horizon",
+        "insert into inbox.process (id, consumer, expires_at) values (gen_random_uuid(), 'c', now())",
+        "update inbox.process set expires_at = now()",
+        "delete from inbox.process",
         "insert into inbox.message (message_id, slot, consumer)
          select id, inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing returning message_id",
         "insert into inbox.held_key (consumer, key, state, attempts, next_attempt_at, last_error)

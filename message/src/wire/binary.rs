@@ -153,6 +153,23 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_valid_message_fits_into_the_smallest_default_limit_of_a_broker() {
+        let headers = (0..30).map(|n| (format!("h{n:02}"), "é".repeat(267)));
+        let mut message = Message::new("t".repeat(200), "%".repeat(200), vec![0; 983_040])
+            .with_source("%".repeat(200))
+            .with_key("é".repeat(256));
+        message.headers = headers.collect();
+        message.validate().unwrap();
+        assert!(
+            message.clone().with_header("h30", "é".repeat(140)).validate().is_err(),
+            "the headers are full"
+        );
+        let headers: usize =
+            NATS.encode(&message).iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        assert!(headers + message.payload.len() < 1_048_576, "{headers}");
+    }
+
+    #[test]
     fn a_foreign_event_without_a_uuid_has_the_same_identity_every_time() {
         let headers =
             [("CE-SpecVersion", "1.0"), ("ce-id", "A-1"), ("ce-source", "/shop"), ("ce-type", "sold")];

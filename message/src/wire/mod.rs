@@ -9,7 +9,7 @@ pub mod structured;
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::headers::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use crate::{Headers, MalformedReason, Message, MessageId, limits};
@@ -106,13 +106,11 @@ impl Attributes {
         let occurred_at = match self.time {
             Some(time) => DateTime::parse_from_rfc3339(&time)
                 .map_err(|_| MalformedReason::Invalid("time"))?
-                .with_timezone(&Utc)
-                .trunc_subsecs(6),
-            None => Utc::now().trunc_subsecs(6),
+                .with_timezone(&Utc),
+            None => Utc::now(),
         };
         let topic = self.topic.unwrap_or_else(|| as_topic(destination));
-        let mut message =
-            Message::new(topic, kind, payload).with_id(id).with_source(source).with_occurred_at(occurred_at);
+        let mut message = Message::from_parts(id, occurred_at, topic, kind, payload).with_source(source);
         message.key = self.key.map(Into::into);
         message.correlation = self.correlation.and_then(|text| text.parse().ok()).unwrap_or(id);
         message.causation = self.causation.and_then(|text| text.parse().ok());
