@@ -152,7 +152,7 @@ fn beside(statement: &str, arguments: usize) -> String {
     )
 }
 
-fn bind(mut arguments: PgArguments, messages: &[Message]) -> Result<PgArguments, sqlx::Error> {
+pub(crate) fn bind(mut arguments: PgArguments, messages: &[Message]) -> Result<PgArguments, sqlx::Error> {
     fn column<'m, T>(messages: &'m [Message], value: impl Fn(&'m Message) -> T) -> Vec<T> {
         messages.iter().map(value).collect()
     }

@@ -15,4 +15,4 @@ pub mod log;
 pub use commit::{CommitError, TransactionStatus, commit, transaction_status};
 pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};
 pub use pool::pool_options;
-pub use relay::{Backoff, InvalidRoute, Relay, RelayError, Routes, Settings};
+pub use relay::{Backoff, InvalidRoute, Pattern, Relay, RelayError, Routes, Settings};

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnection, PgPool, Postgres};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::row::{LogMessage, Names, decode};
-use super::snapshot::{NotSnapshot, column, leaves};
+use super::snapshot::{NotSnapshot, column, leaf, leaves};
 use super::window::{Look, PageRange, Window};
 
 const LOOK: &str = include_str!("sql/look.sql");
@@ -98,7 +98,7 @@ impl LogConnection {
         wanted: &[i16],
     ) -> Result<Vec<LogMessage>, LogError> {
         let template = if range.stragglers.is_empty() { PAGE } else { PAGE_WITH_STRAGGLERS };
-        let sql = template.replace("/*leaves*/", &leaves(range.after + 1, range.to));
+        let sql = template.replace("/*leaf*/", &leaf(range.to).to_string());
         let mut query = sqlx::query(AssertSqlSafe(sql))
             .bind(window.seen.snapshot.xmax().to_string())
             .bind(window.until.snapshot.to_string())

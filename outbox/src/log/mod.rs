@@ -3,21 +3,27 @@
 //! Everything here but [`LogConnection`], [`Store`] and [`Reader`] is without I/O. The relay stands on it, and so does the
 //! PostgreSQL broker, whose subscribers read a log of the same kind; services need nothing of it.
 
+mod append;
 mod connection;
+mod lease;
 mod pace;
 mod progress;
 mod reader;
 mod row;
+mod share;
 mod snapshot;
 mod store;
 mod window;
 
 use std::time::Duration;
 
+pub use append::{append, check_appendable};
 pub use connection::{LogConnection, LogError, Page};
+pub use lease::keep_lease;
 pub use progress::{CursorRecord, Progress};
 pub use reader::{Reader, RecordCommand};
 pub use row::LogMessage;
+pub use share::Share;
 pub use snapshot::{NotSnapshot, Snapshot};
 pub use store::{Cursor, NewHold, Record, Store, heartbeat};
 pub use window::{Look, PageRange, Reading, Seen, Window};
@@ -92,6 +98,13 @@ pub enum Refusal {
     /// The log cannot be read now.
     #[error("the log cannot be read now")]
     Log(#[from] LogError),
+}
+
+impl Refusal {
+    /// Whether it may be over without anybody changing something: the database did not answer.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Refusal::Log(_) | Refusal::Schema(migrations::SchemaError::Unreadable { .. }))
+    }
 }
 
 impl From<sqlx::Error> for Refusal {

@@ -1,5 +1,6 @@
 //! How far one shard is delivered: the part of its cursor that moves with the confirmations. No I/O.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -36,6 +37,13 @@ struct Tracked {
     all_read: bool,
     /// Positions in order, and whether each is finished.
     under_way: VecDeque<(i64, bool)>,
+}
+
+impl Tracked {
+    /// Finished up to here.
+    fn after(&self) -> i64 {
+        self.under_way.front().map_or(self.read_to, |entry| entry.0 - 1)
+    }
 }
 
 impl Progress {
@@ -90,6 +98,15 @@ impl Progress {
         self.settle();
     }
 
+    /// Whether the cursor has passed a message of a window that was read.
+    pub fn has_passed(&self, window: u64, position: i64) -> bool {
+        self.windows.front().is_none_or(|front| match window.cmp(&front.window.id) {
+            Ordering::Less => true,
+            Ordering::Equal => position <= front.after(),
+            Ordering::Greater => false,
+        })
+    }
+
     /// What to record, if the cursor has moved past a message since the last call.
     pub fn record(&mut self) -> Option<CursorRecord> {
         std::mem::take(&mut self.moved).then(|| self.cursor())
@@ -104,7 +121,7 @@ impl Progress {
                 shard,
                 seen: front.window.seen.clone(),
                 until: Some(front.window.until.clone()),
-                after: front.under_way.front().map_or(front.read_to, |entry| entry.0 - 1),
+                after: front.after(),
             },
         }
     }
@@ -133,7 +150,9 @@ mod tests {
         progress.finish(1, 9);
         assert_eq!(progress.record(), None);
         assert_eq!(progress.cursor().after, 3);
+        assert!(!progress.has_passed(1, 6));
         progress.finish(1, 4);
+        assert!(progress.has_passed(1, 6));
         let record = progress.record().unwrap();
         assert_eq!((record.shard, record.after, record.until), (3, 9, Some(seen(20))));
         assert_eq!(progress.record(), None);

@@ -53,17 +53,16 @@ impl Names {
 /// Decodes a row of the page queries. By column number and from the wire's bytes: this runs once a message.
 pub(crate) fn decode(row: &PgRow, names: &mut Names) -> Result<LogMessage, sqlx::Error> {
     let value = |index: usize| row.try_get_raw(index);
-    let id = message_id(uuid(value(2)?)?)?;
-    let mut message = Message::new(
+    let mut message = Message::from_parts(
+        message_id(uuid(value(2)?)?)?,
+        moment(value(5)?)?,
         names.share(0, text(value(8)?)?),
         names.share(1, text(value(9)?)?),
         Bytes::copy_from_slice(bytes(value(12)?)?),
-    )
-    .with_id(id);
+    );
     message.source = Some(names.share(2, text(value(7)?)?));
     message.correlation = message_id(uuid(value(3)?)?)?;
     message.causation = optional(value(4)?, uuid)?.map(message_id).transpose()?;
-    message.occurred_at = moment(value(5)?)?;
     message.key = optional(value(10)?, text)?.map(Arc::from);
     // The binary form of jsonb is a version byte and the text.
     if let Some(json) = optional(value(11)?, bytes)? {

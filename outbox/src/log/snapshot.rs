@@ -90,10 +90,15 @@ pub(super) fn column(row: &PgRow, name: &str) -> Result<Option<Snapshot>, sqlx::
 const LEAF_BITS: u32 = 20;
 const LEAVES: i64 = 16;
 
-/// The last position of the leaf after the one that holds `position`: a page reads two leaves at most, and names them
-/// as literals, so that the planner and the lock table never see the others.
-pub(super) fn page_end(position: i64) -> i64 {
-    (((position >> LEAF_BITS) + 2) << LEAF_BITS) - 1
+/// The leaf that holds `position`. A page reads one leaf, by its name: the planner and the lock table never see the
+/// others, and no estimate of how many rows a condition on the leaf would keep can spoil the plan.
+pub(super) fn leaf(position: i64) -> i64 {
+    (position >> LEAF_BITS) & (LEAVES - 1)
+}
+
+/// The last position of the leaf that holds `position`, in this lap of the ring.
+pub(super) fn leaf_end(position: i64) -> i64 {
+    (((position >> LEAF_BITS) + 1) << LEAF_BITS) - 1
 }
 
 /// How many leaf boundaries lie between two positions.
@@ -136,12 +141,11 @@ mod tests {
     }
 
     #[test]
-    fn a_page_names_two_leaves_at_most_and_wraps_around_the_ring() {
-        let leaf = 1 << LEAF_BITS;
-        assert_eq!((page_end(0), leaves(0, page_end(0))), (2 * leaf - 1, "0, 1".to_owned()));
-        assert_eq!(leaves(15 * leaf, page_end(15 * leaf)), "0, 15");
-        assert_eq!(leaves(5, 9), "0");
-        assert_eq!(leaves(0, 100 * leaf).split(", ").count(), 16);
+    fn leaves_follow_one_another_around_the_ring() {
+        let size = 1 << LEAF_BITS;
+        assert_eq!((leaf(1), leaf_end(1), leaf(size), leaf(16 * size)), (0, size - 1, 1, 0));
+        assert_eq!((leaves(15 * size, 16 * size), leaves(5, 9)), ("0, 15".to_owned(), "0".to_owned()));
+        assert_eq!(leaves(0, 100 * size).split(", ").count(), 16);
     }
 
     proptest! {

@@ -70,10 +70,10 @@ impl Record {
 /// One process's part in a relay: which shards it owns, at which epochs.
 #[derive(Debug)]
 pub struct Store {
-    relay: String,
-    process: Uuid,
+    pub(super) relay: String,
+    pub(super) process: Uuid,
     shards: i16,
-    owned: Vec<(i16, i64, String)>,
+    pub(super) owned: Vec<(i16, i64, String)>,
 }
 
 impl Store {
@@ -155,9 +155,21 @@ impl Store {
             .await?;
         let mut cursors = rows.iter().map(cursor).collect::<Result<Vec<_>, _>>()?;
         cursors.sort_by_key(|cursor| cursor.shard);
-        self.owned.extend(cursors.iter().map(|cursor| (cursor.shard, cursor.epoch, cursor.tid.clone())));
-        sqlx::query(sql!("bury")).bind(&self.relay).execute(connection).await?;
+        self.own(&cursors);
+        self.bury(connection).await?;
         Ok(cursors)
+    }
+
+    /// Remembers what was acquired in place of what it knew of these shards.
+    pub(super) fn own(&mut self, cursors: &[Cursor]) {
+        self.owned.retain(|owned| cursors.iter().all(|cursor| cursor.shard != owned.0));
+        self.owned.extend(cursors.iter().map(|cursor| (cursor.shard, cursor.epoch, cursor.tid.clone())));
+    }
+
+    /// Forgets dead processes that own nothing any more.
+    pub(super) async fn bury(&self, connection: &mut PgConnection) -> Result<(), LogError> {
+        sqlx::query(sql!("bury")).bind(&self.relay).execute(connection).await?;
+        Ok(())
     }
 
     /// Writes a record in one transaction, on the connection on which its windows mean something. Answers the shards
@@ -323,7 +335,7 @@ async fn preflight(connection: &mut PgConnection, relay: &str) -> Result<(), Ref
     Ok(())
 }
 
-fn cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
+pub(super) fn cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
     let shard = row.try_get("shard")?;
     let seen = column(row, "seen")?.ok_or_else(|| sqlx::Error::Decode(NotSnapshot.into()))?;
     let until_bound: Option<i64> = row.try_get("until_l")?;

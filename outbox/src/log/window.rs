@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::snapshot::{Snapshot, leaves_between, page_end};
+use super::snapshot::{Snapshot, leaf_end, leaves_between};
 
 /// A snapshot, and a position that no transaction unseen by it and begun after it can have drawn, nor any below.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +187,7 @@ impl Reading {
         let open = self.open.as_ref()?;
         (open.after < open.high).then(|| PageRange {
             after: open.after,
-            to: page_end(open.after + 1).min(open.high),
+            to: leaf_end(open.after + 1).min(open.high),
             new_after: open.after.max(open.window.seen.bound),
             stragglers: open.stragglers.clone(),
         })

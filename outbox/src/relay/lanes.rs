@@ -4,9 +4,11 @@
 //! the front of its lane; a lane that is held lets nothing through until it is released. A message without a key has a
 //! lane to itself.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use message::{Outgoing, Pipelining};
 
 use crate::log::LogMessage;
@@ -55,7 +57,7 @@ struct Lane {
 
 #[derive(Debug)]
 enum Queued {
-    Message(Box<Item>),
+    Message(Item),
     Lane(Arc<str>),
 }
 
@@ -63,7 +65,7 @@ enum Queued {
 #[derive(Debug)]
 pub(crate) struct Lanes {
     pipelining: Pipelining,
-    lanes: HashMap<Arc<str>, Lane>,
+    lanes: HashMap<Arc<str>, Lane, RandomState>,
     queue: VecDeque<Queued>,
     copies: Vec<(i64, Item)>,
     batches: u64,
@@ -88,6 +90,16 @@ impl Lane {
             && !self.queued
     }
 
+    fn is_done_with_one(&self) -> bool {
+        self.on_wire == 1
+            && self.failed.is_empty()
+            && self.waiting.is_empty()
+            && self.rejected.is_none()
+            && self.held.is_none()
+            && !self.queued
+            && !self.resting
+    }
+
     fn send(&mut self, batch: u64) {
         self.on_wire += 1;
         self.batch = batch;
@@ -98,7 +110,7 @@ impl Lanes {
     pub(crate) fn new(pipelining: Pipelining) -> Self {
         Lanes {
             pipelining,
-            lanes: HashMap::new(),
+            lanes: HashMap::default(),
             queue: VecDeque::new(),
             copies: Vec::new(),
             batches: 0,
@@ -124,7 +136,7 @@ impl Lanes {
     /// Takes a message in.
     pub(crate) fn push(&mut self, item: Item) {
         self.len += 1;
-        self.queue.push_back(Queued::Message(Box::new(item)));
+        self.queue.push_back(Queued::Message(item));
     }
 
     /// The next batch, of at most `max`: what may be on the wire now, in order per key.
@@ -133,7 +145,7 @@ impl Lanes {
         let mut batch = Vec::with_capacity(max.min(self.queue.len()));
         while batch.len() < max {
             match self.queue.pop_front() {
-                Some(Queued::Message(item)) => self.offer(*item, &mut batch),
+                Some(Queued::Message(item)) => self.offer(item, &mut batch),
                 Some(Queued::Lane(key)) => self.drain(key, max, &mut batch),
                 None => break,
             }
@@ -178,10 +190,15 @@ impl Lanes {
     /// The broker keeps the message.
     pub(crate) fn confirm(&mut self, item: &Item) -> After {
         self.len -= 1;
-        match &item.log.message.key {
-            Some(key) => self.back(&Arc::clone(key), None, None),
-            None => After::Nothing,
+        let Some(key) = &item.log.message.key else { return After::Nothing };
+        // The common case: the only message of its key is done, and the lane with it.
+        if let Entry::Occupied(lane) = self.lanes.entry(Arc::clone(key))
+            && lane.get().is_done_with_one()
+        {
+            lane.remove();
+            return After::Nothing;
         }
+        self.back(key, None, None)
     }
 
     /// The message was not kept, or nobody knows; it will be tried again after a rest.
@@ -236,7 +253,7 @@ impl Lanes {
     /// The rest is over.
     pub(crate) fn wake(&mut self, resting: Resting) {
         match resting {
-            Resting::Alone(item) => self.queue.push_front(Queued::Message(item)),
+            Resting::Alone(item) => self.queue.push_front(Queued::Message(*item)),
             Resting::Lane(key) => {
                 if let Some(lane) = self.lanes.get_mut(&key) {
                     lane.resting = false;

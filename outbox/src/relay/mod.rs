@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use backoff::Backoff;
-pub use routes::{InvalidRoute, Routes};
+pub use routes::{InvalidRoute, Pattern, Routes};
 pub use settings::Settings;
 
 use crate::log::{LogError, Refusal, Start};

@@ -1,6 +1,7 @@
 //! Where a topic goes: patterns of topics, and templates of destinations. No I/O.
 
 use std::collections::HashMap;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// A pattern or template that means nothing.
@@ -17,6 +18,49 @@ pub enum InvalidRoute {
     Destination,
 }
 
+/// A pattern of topics: words joined by dots, where `*` stands for one word and `>` at the end for one or more.
+///
+/// ```
+/// let orders: outbox::Pattern = "orders.>".parse()?;
+/// assert!(orders.fits("orders.eu.placed") && !orders.fits("orders"));
+/// # Ok::<(), outbox::InvalidRoute>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Pattern {
+    words: Vec<String>,
+}
+
+impl Pattern {
+    /// Whether a topic is one of these.
+    pub fn fits(&self, topic: &str) -> bool {
+        let mut words = topic.split('.');
+        for part in &self.words {
+            let word = words.next();
+            match (part.as_str(), word) {
+                (_, None) => return false,
+                (">", Some(_)) => return true,
+                ("*", Some(_)) => {}
+                (part, Some(word)) if part == word => {}
+                _ => return false,
+            }
+        }
+        words.next().is_none()
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = InvalidRoute;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRoute> {
+        let words: Vec<String> = text.split('.').map(str::to_owned).collect();
+        let last = words.len() - 1;
+        let valid = |(index, word): (usize, &String)| {
+            word == "*" || (word == ">" && index == last) || message::limits::topic(word).is_ok()
+        };
+        if words.iter().enumerate().all(valid) { Ok(Pattern { words }) } else { Err(InvalidRoute::Pattern) }
+    }
+}
+
 /// Which destination of the broker each topic goes to. The first pattern that fits counts; a topic that none fits goes
 /// to the destination of its own name.
 ///
@@ -31,7 +75,7 @@ pub enum InvalidRoute {
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Routes {
-    routes: Vec<(Vec<String>, String)>,
+    routes: Vec<(Pattern, String)>,
 }
 
 impl Routes {
@@ -41,41 +85,19 @@ impl Routes {
     /// # Errors
     /// See [`InvalidRoute`].
     pub fn with(mut self, pattern: &str, destination: &str) -> Result<Self, InvalidRoute> {
-        let words: Vec<String> = pattern.split('.').map(str::to_owned).collect();
-        let last = words.len() - 1;
-        let valid = |(index, word): (usize, &String)| {
-            word == "*" || (word == ">" && index == last) || message::limits::topic(word).is_ok()
-        };
-        if !words.iter().enumerate().all(valid) {
-            return Err(InvalidRoute::Pattern);
-        }
+        let pattern = pattern.parse()?;
         if destination.is_empty() || destination.replace("{topic}", "").contains(['{', '}']) {
             return Err(InvalidRoute::Destination);
         }
-        self.routes.push((words, destination.to_owned()));
+        self.routes.push((pattern, destination.to_owned()));
         Ok(self)
     }
 
     /// Where a topic goes.
     pub fn destination(&self, topic: &str) -> Arc<str> {
-        let fitting = self.routes.iter().find(|(pattern, _)| fits(pattern, topic));
+        let fitting = self.routes.iter().find(|(pattern, _)| pattern.fits(topic));
         fitting.map_or_else(|| topic.into(), |(_, template)| template.replace("{topic}", topic).into())
     }
-}
-
-fn fits(pattern: &[String], topic: &str) -> bool {
-    let mut words = topic.split('.');
-    for part in pattern {
-        let word = words.next();
-        match (part.as_str(), word) {
-            (_, None) => return false,
-            (">", Some(_)) => return true,
-            ("*", Some(_)) => {}
-            (part, Some(word)) if part == word => {}
-            _ => return false,
-        }
-    }
-    words.next().is_none()
 }
 
 /// Remembers the destinations of the topics met: routing is once a topic, not once a message.

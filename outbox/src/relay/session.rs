@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use message::{Outcome, Outcomes, Outgoing, PublishError, Publisher};
-use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -19,7 +18,7 @@ use super::routes::Router;
 use super::{Relay, Settings, backoff};
 use crate::log::{
     LogConnection, LogError, LogMessage, NewHold, Page, Progress, Reader, Record, RecordCommand, Refusal,
-    Store, heartbeat,
+    Store, heartbeat, keep_lease,
 };
 
 /// How a session ended, if not by an error.
@@ -128,7 +127,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         };
         tasks.spawn(async move { Task::Holds(holds.run(held_receiver).await) });
         let (pool, lease) = (relay.pool.clone(), settings.lease);
-        tasks.spawn(async move { Task::Heartbeat(beat(pool, process, lease).await) });
+        tasks.spawn(async move { Task::Heartbeat(keep_lease(pool, process, lease).await) });
         Ok(Some(Session {
             relay,
             settings,
@@ -468,22 +467,5 @@ async fn next(pages: &mut Option<mpsc::Receiver<Page>>) -> Option<Page> {
     match pages {
         Some(pages) => pages.recv().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Renews the lease until that fails for as long as it lasts, or the process was taken for dead.
-async fn beat(pool: PgPool, process: Uuid, lease: Duration) -> Result<(), sqlx::Error> {
-    let mut renewed = Instant::now();
-    loop {
-        tokio::time::sleep(lease / 4).await;
-        let began = Instant::now();
-        match tokio::time::timeout(lease / 4, heartbeat(&pool, process, lease)).await {
-            Ok(Ok(true)) => renewed = began,
-            Ok(Ok(false)) => return Ok(()),
-            // The local clock's patience is shorter than the lease by the database's.
-            Ok(Err(error)) if renewed.elapsed() >= lease / 2 => return Err(error),
-            Err(_) if renewed.elapsed() >= lease / 2 => return Err(sqlx::Error::PoolTimedOut),
-            _ => {}
-        }
     }
 }

@@ -1,10 +1,12 @@
 -- How far each relay is. Delivered is what is visible in `seen`, and what is visible in `until` up to `after`; shards
 -- that stand at the same place are counted together, each set by one scan above its lower bound.
 with place as (
-    select c.relay, r.shards, array_agg(c.shard) as owned, c.seen, c.seen_l, c.until, c.after
+    -- Snapshots have no equality; their texts have.
+    select c.relay, r.shards, array_agg(c.shard) as owned, c.seen::text::pg_snapshot as seen, c.seen_l,
+        c.until::text::pg_snapshot as until, c.after
     from outbox.cursor c
     join outbox.relay r on r.name = c.relay
-    group by c.relay, r.shards, c.seen, c.seen_l, c.until, c.after
+    group by c.relay, r.shards, c.seen::text, c.seen_l, c.until::text, c.after
 ),
 backlog as (
     select p.relay, sum(behind.messages)::bigint as messages, min(behind.oldest) as oldest

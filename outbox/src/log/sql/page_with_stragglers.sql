@@ -6,9 +6,8 @@ select * from (
     (
         select position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, headers,
             payload
-        from outbox.message
-        where ((position >> 20) & 15) in (/*leaves*/)
-            and position > $3 and position <= $4
+        from outbox.message_/*leaf*/
+        where position > $3 and position <= $4
             and tx >= $1::text::xid8 and pg_visible_in_snapshot(tx, $2::text::pg_snapshot)
             and (slot % $6) = any ($7)
         order by position
@@ -21,9 +20,8 @@ select * from (
         cross join lateral (
             select position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key,
                 headers, payload
-            from outbox.message m
-            where ((position >> 20) & 15) in (/*leaves*/)
-                and (m.tx, m.position) > (straggler.tx, $9) and (m.tx, m.position) <= (straggler.tx, $4)
+            from outbox.message_/*leaf*/ m
+            where (m.tx, m.position) > (straggler.tx, $9) and (m.tx, m.position) <= (straggler.tx, $4)
                 and (slot % $6) = any ($7)
             order by m.tx, m.position
             limit $5

@@ -1,0 +1,40 @@
+//! Writing to the log of a broker's database: the other end of a relay, not of a business transaction.
+
+use message::Message;
+use sqlx::Row;
+use sqlx::postgres::{PgArguments, PgConnection};
+
+use super::Refusal;
+use crate::{bell, enqueue};
+
+/// Appends messages in the order given, in one statement that is a transaction of its own: all or none. When it answers
+/// `Ok`, they are on disk, whatever `synchronous_commit` says by default.
+///
+/// # Errors
+/// The database's, as it is. One that is no answer of the server's leaves open whether the messages were appended.
+pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Result<(), sqlx::Error> {
+    let arguments = enqueue::bind(PgArguments::default(), messages)?;
+    sqlx::query_with(include_str!("sql/append.sql"), arguments).execute(connection).await?;
+    bell::ring();
+    Ok(())
+}
+
+/// Whether the log keeps what is appended to it, and its readers will see it in order. `Ok(false)`: as long as the
+/// machine does not crash, because the server does not wait for its disk (`fsync` or `full_page_writes` is off).
+///
+/// # Errors
+/// The log must not be appended to, or cannot be looked at.
+pub async fn check_appendable(connection: &mut PgConnection) -> Result<bool, Refusal> {
+    migrations::Schema::Outbox.check(connection).await?;
+    let row = sqlx::query(include_str!("sql/appendable.sql")).fetch_one(connection).await?;
+    for (fact, reason) in [
+        ("replica", Refusal::Replica),
+        ("cached_positions", Refusal::CachedPositions),
+        ("unlogged", Refusal::Unlogged),
+    ] {
+        if row.try_get::<bool, _>(fact)? {
+            return Err(reason);
+        }
+    }
+    Ok(row.try_get("waits_for_disk")?)
+}
