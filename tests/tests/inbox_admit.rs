@@ -1,5 +1,7 @@
 //! Admission: one first copy, whatever happens at once; refused past the horizon; and what pruning takes away.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 mod inbox_support;
 
 use chrono::{TimeDelta, Utc};
@@ -63,25 +65,34 @@ async fn an_id_past_the_horizon_or_ahead_or_undated_is_refused_and_the_transacti
     tx.commit().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn batches_that_cross_do_not_deadlock_and_admit_each_message_once() {
     let service = Service::new("crossing batches").await;
-    let messages: Vec<Message> = (0..300).map(|_| placed("", "")).collect();
-    let batch = async |turn: usize| {
-        let mut mine = messages.clone();
-        mine.rotate_left(turn * 37);
-        if turn % 2 == 1 {
-            mine.reverse();
-        }
-        mine.push(mine[0].clone());
+    let [first, middle, last] = [placed("", ""), placed("", ""), placed("", "")];
+    let mut open = service.pool.begin().await.unwrap();
+    admit(&mut open, CONSUMER, &middle).await.unwrap();
+    let batch = async |messages: [&Message; 4]| {
+        let messages = messages.map(Clone::clone);
         let mut tx = service.pool.begin().await.unwrap();
-        let admissions = admit_all(&mut tx, CONSUMER, &mine, Horizon::default()).await.unwrap();
+        let admissions = admit_all(&mut tx, CONSUMER, &messages, Horizon::default()).await.unwrap();
         tx.commit().await.unwrap();
-        assert_eq!(admissions[300], Admission::Repeat);
+        assert_eq!(admissions[3], Admission::Repeat);
         admissions.into_iter().filter(|admission| *admission == Admission::First).count()
     };
-    let first: usize = join_all((0..8).map(batch)).await.into_iter().sum();
-    assert_eq!(first, 300);
+    // Both wait for the middle one; taken in the order given, each would then wait for the other.
+    let both_wait = async {
+        let waiting = "select count(*) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock'";
+        inbox_support::eventually("both wait", || async {
+            (service.count(waiting).await == 2).then_some(())
+        })
+        .await;
+        open.rollback().await.unwrap();
+    };
+    let forth = batch([&first, &middle, &last, &first]);
+    let back = batch([&last, &middle, &first, &last]);
+    let (forth, back, ()) = tokio::join!(forth, back, both_wait);
+    assert_eq!(forth + back, 3);
 }
 
 #[tokio::test]

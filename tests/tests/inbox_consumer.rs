@@ -1,5 +1,7 @@
 //! A consumer at work: each effect once, each failure counted once and without a trace, and an end in good order.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 mod inbox_support;
 
 use std::sync::Arc;
@@ -74,16 +76,22 @@ impl inbox::Handler for Handler {
             Failing::Errs => Err(std::io::Error::other("no stock"))?,
             Failing::Panics => panic!("the shelf fell over"),
             Failing::Hangs => std::future::pending().await,
-            Failing::HangsInSql => drop(sqlx::query("select pg_sleep(600)").execute(&mut **tx).await?),
-            Failing::Swallows => drop(sqlx::query("select 1 / 0").execute(&mut **tx).await),
-            Failing::EndsTheTransaction => drop(sqlx::raw_sql("rollback").execute(&mut **tx).await?),
-            Failing::DefersAConstraint => drop(
+            Failing::HangsInSql => {
+                sqlx::query("select pg_sleep(600)").execute(&mut **tx).await?;
+            }
+            Failing::Swallows => {
+                let _ = sqlx::query("select 1 / 0").execute(&mut **tx).await;
+            }
+            Failing::EndsTheTransaction => {
+                sqlx::raw_sql("rollback").execute(&mut **tx).await?;
+            }
+            Failing::DefersAConstraint => {
                 sqlx::raw_sql(
                     "create table part (id int unique deferrable initially deferred); insert into part values (1), (1)",
                 )
                 .execute(&mut **tx)
-                .await?,
-            ),
+                .await?;
+            }
             Failing::CannotReachItsPartner => Err(sqlx::Error::PoolTimedOut)?,
         }
         Ok(())

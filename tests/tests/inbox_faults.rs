@@ -1,9 +1,12 @@
 //! The database fails under a consumer: nothing is lost, nothing doubled, nothing counted.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 mod inbox_support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use inbox::HandlerError;
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, placed, start};
@@ -61,10 +64,16 @@ async fn connections_killed_at_random_moments_lose_nothing_and_double_nothing() 
     let service = Service::new("killed at random").await;
     let tries = Arc::new(AtomicUsize::new(0));
     let mut killer = PgConnection::connect(service.database.url()).await.unwrap();
+    // A claim whose answer was lost keeps its key for the time of a try: let that be short.
+    let consumer =
+        || service.consumer().with_max_attempts(1_000).with_handler_timeout(Duration::from_secs(1));
     let running = [
-        start(service.consumer().with_max_attempts(1_000).on(KIND, FirstFails(tries.clone()))),
-        start(service.consumer().with_max_attempts(1_000).on(KIND, FirstFails(tries.clone()))),
+        start(consumer().on(KIND, FirstFails(tries.clone()))),
+        start(consumer().on(KIND, FirstFails(tries.clone()))),
     ];
+    // A start that fails is the caller's to repeat; what is killed here is the work.
+    let started = async || service.count("select count(*) from inbox.process").await == 2;
+    eventually("both have started", async || started().await.then_some(())).await;
     let mut kills = 0;
     let mut published = 0;
     while kills < 150 {
@@ -143,4 +152,43 @@ async fn a_consumer_that_is_stopped_while_the_database_is_away_stops_and_loses_n
     service.acknowledged().await;
     running.stop().await;
     assert_eq!(service.notes().await, ["0", "1", "2"]);
+}
+
+/// What its first try finds written, seen from another connection; then it fails.
+struct Looks(sqlx::PgPool);
+
+#[async_trait::async_trait]
+impl inbox::Handler for Looks {
+    async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
+        let attempts: Option<i32> = sqlx::query_scalar("select attempts from inbox.held_key where key = $1")
+            .bind(message.key.as_deref())
+            .fetch_optional(&self.0)
+            .await?;
+        sqlx::query("insert into effect (message, note) values ($1, $2)")
+            .bind(message.id.as_uuid())
+            .bind(attempts.map(|attempts| attempts.to_string()))
+            .execute(&mut **tx)
+            .await?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn after_a_process_has_died_a_first_try_is_counted_before_it_begins() {
+    let service = Service::new("process died").await;
+    let run = async || {
+        let running = start(service.consumer().on(KIND, Looks(service.pool.clone())));
+        service.publish(&[placed("a", "")]).await;
+        service.acknowledged().await;
+        service.nothing_is_held().await;
+        running.stop().await;
+    };
+    run().await;
+    run().await;
+    let dead = "insert into inbox.process (id, consumer, expires_at) values (gen_random_uuid(), $1, now())";
+    sqlx::query(dead).bind(CONSUMER).execute(&service.pool).await.unwrap();
+    run().await;
+    // Once noticed, it is over: those that stop in good order alarm nobody.
+    run().await;
+    assert_eq!(service.notes().await, ["", "", "1", ""]);
 }

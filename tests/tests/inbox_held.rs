@@ -1,5 +1,7 @@
 //! What is held back: in order, alone, until it succeeds or a person decides.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 mod inbox_support;
 
 use std::collections::HashMap;

@@ -1,5 +1,6 @@
 //! A service of one table with a consumer, on a database and a broker of its own.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 use std::future::Future;
 use std::sync::Arc;

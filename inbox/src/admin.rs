@@ -1,0 +1,235 @@
+//! For a person: what each consumer holds back and why, and what is to become of it.
+//!
+//! Each function takes a connection, so that several can share a transaction. What changes a held key waits for the try
+//! under way, at most the consumer's handler timeout.
+
+use chrono::{DateTime, Utc};
+use message::MessageId;
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
+
+pub use crate::stored::{HeldMessage, Unreadable};
+
+/// Whether a held key is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldState {
+    /// At its next attempt's time.
+    Retrying,
+    /// When a person asks for it.
+    Parked,
+}
+
+/// A key that a consumer holds back, or a message without a key.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct HeldKey {
+    /// Whose.
+    pub consumer: String,
+    /// Its number, by which the functions here name it.
+    pub hold: i64,
+    /// `None`: one message alone.
+    pub key: Option<String>,
+    /// Whether it is tried again.
+    pub state: HeldState,
+    /// Tries of its first message.
+    pub attempts: i32,
+    /// When it is due, unless it is parked.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// Why the last try failed, or why it was refused.
+    pub last_error: String,
+    /// Since when.
+    pub held_at: DateTime<Utc>,
+    /// How many messages wait.
+    pub messages: i64,
+    /// The first message's id; `None`: it could not be understood.
+    pub first_id: Option<MessageId>,
+    /// The first message's kind.
+    pub first_kind: Option<String>,
+}
+
+/// One consumer of this database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsumerStatus {
+    /// Its name.
+    pub consumer: String,
+    /// When a process of it started last; `None`: it never ran as a [`Consumer`](crate::Consumer).
+    pub started_at: Option<DateTime<Utc>>,
+    /// Held keys that are tried again.
+    pub retrying: i64,
+    /// Held keys that wait for a person.
+    pub parked: i64,
+    /// Messages of both.
+    pub messages: i64,
+    /// Since when the oldest of them is held.
+    pub oldest_held_at: Option<DateTime<Utc>>,
+}
+
+/// Every consumer that has run here or holds something back, by name.
+///
+/// # Errors
+/// The database's.
+pub async fn status(connection: &mut PgConnection) -> Result<Vec<ConsumerStatus>, sqlx::Error> {
+    let rows = sqlx::query(include_str!("sql/status.sql")).fetch_all(connection).await?;
+    let status = |row: &PgRow| {
+        Ok(ConsumerStatus {
+            consumer: row.try_get("consumer")?,
+            started_at: row.try_get("started_at")?,
+            retrying: row.try_get("retrying")?,
+            parked: row.try_get("parked")?,
+            messages: row.try_get("messages")?,
+            oldest_held_at: row.try_get("oldest_held_at")?,
+        })
+    };
+    rows.iter().map(status).collect()
+}
+
+/// What is held back, the oldest first: of one consumer or of all (`None`), at most `limit`.
+///
+/// # Errors
+/// The database's.
+pub async fn held_keys(
+    connection: &mut PgConnection,
+    consumer: Option<&str>,
+    limit: i64,
+) -> Result<Vec<HeldKey>, sqlx::Error> {
+    let rows = sqlx::query(include_str!("sql/held_keys.sql"))
+        .bind(consumer)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    let held_key = |row: &PgRow| {
+        let state: String = row.try_get("state")?;
+        Ok(HeldKey {
+            consumer: row.try_get("consumer")?,
+            hold: row.try_get("hold")?,
+            key: row.try_get("key")?,
+            state: if state == "parked" { HeldState::Parked } else { HeldState::Retrying },
+            attempts: row.try_get("attempts")?,
+            next_attempt_at: row.try_get("next_attempt_at")?,
+            last_error: row.try_get("last_error")?,
+            held_at: row.try_get("held_at")?,
+            messages: row.try_get("messages")?,
+            first_id: row.try_get::<Option<Uuid>, _>("first_id")?.and_then(|id| id.try_into().ok()),
+            first_kind: row.try_get("first_kind")?,
+        })
+    };
+    rows.iter().map(held_key).collect()
+}
+
+/// The messages of a held key in order, at most `limit`.
+///
+/// # Errors
+/// The database's.
+pub async fn held_messages(
+    connection: &mut PgConnection,
+    consumer: &str,
+    hold: i64,
+    limit: i64,
+) -> Result<Vec<HeldMessage>, sqlx::Error> {
+    let rows = sqlx::query(include_str!("sql/held_messages.sql"))
+        .bind(consumer)
+        .bind(hold)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(HeldMessage::from_row).collect()
+}
+
+/// Has a held key tried again now, with as many attempts as if it were new. Answers whether it is held.
+///
+/// # Errors
+/// The database's.
+pub async fn redrive(connection: &mut PgConnection, consumer: &str, hold: i64) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query(include_str!("sql/redrive.sql")).bind(consumer).bind(hold).execute(connection);
+    Ok(done.await?.rows_affected() > 0)
+}
+
+/// Has all parked keys of a consumer tried again now. Answers how many there were.
+///
+/// # Errors
+/// The database's.
+pub async fn redrive_all(connection: &mut PgConnection, consumer: &str) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query(include_str!("sql/redrive_all.sql")).bind(consumer).execute(connection);
+    Ok(done.await?.rows_affected())
+}
+
+/// Lets the messages of a held key be admitted although they are past the horizon, and has it tried again now. Whoever
+/// asks for it knows that they were not handled: the inbox does not any more. Answers whether it is held.
+///
+/// # Errors
+/// The database's.
+pub async fn admit_late(
+    connection: &mut PgConnection,
+    consumer: &str,
+    hold: i64,
+) -> Result<bool, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    if !lock(&mut tx, consumer, hold).await? {
+        return Ok(false);
+    }
+    sqlx::query(include_str!("sql/mark_late.sql")).bind(consumer).bind(hold).execute(&mut *tx).await?;
+    let held = redrive(&mut tx, consumer, hold).await?;
+    tx.commit().await?;
+    Ok(held)
+}
+
+/// Gives up the first message of a held key and has the others tried now. What was given up is answered, and counts as
+/// handled: a later copy of it is a repeat.
+///
+/// # Errors
+/// The database's.
+pub async fn skip(
+    connection: &mut PgConnection,
+    consumer: &str,
+    hold: i64,
+) -> Result<Option<HeldMessage>, sqlx::Error> {
+    Ok(give_up(connection, consumer, hold, Some(1)).await?.pop())
+}
+
+/// Gives up all messages of a held key, like [`skip`] each. The key is free at once.
+///
+/// # Errors
+/// The database's.
+pub async fn discard(
+    connection: &mut PgConnection,
+    consumer: &str,
+    hold: i64,
+) -> Result<Vec<HeldMessage>, sqlx::Error> {
+    give_up(connection, consumer, hold, None).await
+}
+
+async fn give_up(
+    connection: &mut PgConnection,
+    consumer: &str,
+    hold: i64,
+    most: Option<i64>,
+) -> Result<Vec<HeldMessage>, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    if !lock(&mut tx, consumer, hold).await? {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(include_str!("sql/give_up.sql"))
+        .bind(consumer)
+        .bind(hold)
+        .bind(most)
+        .fetch_all(&mut *tx)
+        .await?;
+    let given_up = rows.iter().map(HeldMessage::from_row).collect::<Result<Vec<_>, _>>()?;
+    let released = sqlx::query(include_str!("sql/release.sql")).bind(consumer).bind(hold).execute(&mut *tx);
+    if released.await?.rows_affected() == 0 {
+        redrive(&mut tx, consumer, hold).await?;
+    }
+    tx.commit().await?;
+    Ok(given_up)
+}
+
+/// Waits for the try under way and keeps appenders out.
+async fn lock(connection: &mut PgConnection, consumer: &str, hold: i64) -> Result<bool, sqlx::Error> {
+    let locked = sqlx::query(include_str!("sql/release_lock.sql"))
+        .bind(consumer)
+        .bind(hold)
+        .fetch_optional(connection);
+    Ok(locked.await?.is_some())
+}

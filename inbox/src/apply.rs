@@ -1,0 +1,261 @@
+//! One delivery: admitted, handled and committed in one transaction, or held, or parked; then acknowledged.
+
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use message::{Delivery, Malformed, MalformedReason, Message};
+use sqlx::Row;
+use tracing::{Instrument, debug, info_span, warn};
+
+use crate::attempt::{Admitted, Failure, Setback, abandon, attempt, commit};
+use crate::backoff::chance;
+use crate::consumer::Core;
+use crate::handler::Handle;
+use crate::hold::{Found, Hold, append, hold, microseconds_since};
+use crate::horizon::Refusal;
+use crate::measure;
+use crate::report::bounded;
+use crate::stored::Body;
+
+/// Whether the lane may go on to its next delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// What the delivery asked for is durable.
+    Done,
+    /// The consumer stops while the database does not answer.
+    GivenUp,
+}
+
+/// What is in the database now.
+enum Step {
+    Handled(Duration),
+    Repeat,
+    Held,
+    /// The key was held and is no longer: ask again.
+    Again,
+    Refused(Refusal),
+}
+
+/// Applies one delivery and answers it, keeping it from being delivered elsewhere meanwhile.
+pub(crate) async fn deliver(core: &Core, delivery: Delivery, received: Instant) -> Applied {
+    let applied = {
+        let apply = apply(core, &delivery, received);
+        tokio::pin!(apply);
+        let mut ticks = tokio::time::interval(core.extend_every);
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                biased;
+                applied = &mut apply => break applied,
+                _ = ticks.tick() => {
+                    if let Err(error) = delivery.extend().await {
+                        debug!(consumer = %core.name, %error, "a delivery could not be extended");
+                    }
+                }
+            }
+        }
+    };
+    let answered = match applied {
+        Applied::Done => delivery.acknowledge().await,
+        Applied::GivenUp => delivery.retry_after(Duration::ZERO).await,
+    };
+    if let Err(error) = answered {
+        // Durable all the same: another copy will be a repeat.
+        debug!(consumer = %core.name, %error, "the broker did not take an answer");
+    }
+    applied
+}
+
+async fn apply(core: &Core, delivery: &Delivery, received: Instant) -> Applied {
+    let message = match &delivery.received {
+        Ok(message) => message,
+        Err(malformed) => return park_malformed(core, malformed, received).await,
+    };
+    if let Err(limit) = message.validate() {
+        // From a broker without a wire form, or a subscriber that does not check.
+        let reason = MalformedReason::Limit(limit);
+        let malformed = Malformed::new(reason, &*message.topic, message.payload.clone());
+        return park_malformed(core, &malformed, received).await;
+    }
+    let Some(handler) = core.handlers.get(&*message.kind) else {
+        measure::count(&core.name, measure::UNHANDLED);
+        return Applied::Done;
+    };
+    let span = info_span!(
+        "handle",
+        consumer = %core.name,
+        message = %message.id,
+        correlation = %message.correlation,
+        kind = %message.kind,
+        attempt = 1,
+    );
+    handle(core, &**handler, message, received).instrument(span).await
+}
+
+async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: Instant) -> Applied {
+    let made_at = match core.horizon.date(message.id, Utc::now()) {
+        Ok(made_at) => made_at,
+        Err(refusal) => return park_refused(core, message, refusal, received).await,
+    };
+    if core.caution.is_due() {
+        // Held before it is tried for the first time, and due at once.
+        let error = "held because a process has died";
+        let held = Hold { key: message.key.as_deref(), attempts: 0, delay: Some(Duration::ZERO), error };
+        return insist(core, &held, Body::Message(message), received).await;
+    }
+    let mut patience = Patience::default();
+    loop {
+        match once(core, handler, message, made_at, received).await {
+            Ok(Step::Handled(taken)) => {
+                measure::handled(&core.name, taken);
+                return Applied::Done;
+            }
+            Ok(Step::Repeat) => {
+                measure::count(&core.name, measure::REPEAT);
+                return Applied::Done;
+            }
+            Ok(Step::Held) => {
+                measure::count(&core.name, measure::HELD);
+                return Applied::Done;
+            }
+            Ok(Step::Again) => {}
+            Ok(Step::Refused(refusal)) => return park_refused(core, message, refusal, received).await,
+            Err(Setback::Failed(failure)) => return hold_failed(core, message, &failure, received).await,
+            Err(setback) => {
+                if !patience.wait(core, &setback).await {
+                    return Applied::GivenUp;
+                }
+            }
+        }
+    }
+}
+
+/// One transaction: whether the message is held, its admission, its handler, the commit.
+async fn once(
+    core: &Core,
+    handler: &dyn Handle,
+    message: &Message,
+    made_at: Option<chrono::DateTime<Utc>>,
+    received: Instant,
+) -> Result<Step, Setback> {
+    let begun = Instant::now();
+    let mut tx = core.pool.begin().await?;
+    let row = sqlx::query(include_str!("sql/receive.sql"))
+        .bind(&*core.name)
+        .bind(message.id.as_uuid())
+        .bind(made_at)
+        .bind(message.key.as_deref())
+        .bind(microseconds_since(received))
+        .fetch_one(&mut *tx)
+        .await?;
+    if !row.try_get::<bool, _>("first")? {
+        let step = if row.try_get("message_held")? {
+            Step::Held
+        } else if row.try_get("key_held")? {
+            match append(core, &mut tx, message, received).await? {
+                Some(Found::Held) => Step::Held,
+                Some(Found::Handled) => Step::Repeat,
+                None => Step::Again,
+            }
+        } else if row.try_get("too_old")? {
+            Step::Refused(Refusal::TooOld)
+        } else {
+            Step::Repeat
+        };
+        tx.commit().await?;
+        return Ok(step);
+    }
+    let admitted = Admitted { transaction: row.try_get("transaction")?, backend: row.try_get("backend")? };
+    match attempt(core, handler, &mut tx, message, &admitted).await {
+        Ok(()) => {
+            commit(tx).await?;
+            Ok(Step::Handled(begun.elapsed()))
+        }
+        Err(broken) => {
+            abandon(core, tx, broken.cut.then_some(admitted.backend)).await;
+            Err(broken.setback)
+        }
+    }
+}
+
+/// Holds the key of a message whose first try failed.
+async fn hold_failed(core: &Core, message: &Message, failure: &Failure, received: Instant) -> Applied {
+    measure::count(&core.name, failure.result);
+    let parks = failure.parks || core.max_attempts <= 1;
+    let delay = (!parks).then(|| core.backoff.delay(1, chance()));
+    if parks {
+        measure::count(&core.name, measure::PARKED);
+        warn!(consumer = %core.name, message = %message.id, error = failure.error, "message parked");
+    } else {
+        warn!(consumer = %core.name, message = %message.id, error = failure.error, ?delay, "message failed, its key is held");
+    }
+    let held = Hold { key: message.key.as_deref(), attempts: 1, delay, error: &failure.error };
+    insist(core, &held, Body::Message(message), received).await
+}
+
+/// A copy past the horizon is parked alone: it is nearly always a repeat, and its key shall not wait for a person. The
+/// others hold their key, since they have not been handled.
+async fn park_refused(core: &Core, message: &Message, refusal: Refusal, received: Instant) -> Applied {
+    measure::count(&core.name, measure::REFUSED);
+    warn!(consumer = %core.name, message = %message.id, %refusal, "message refused and parked");
+    let key = message.key.as_deref().filter(|_| refusal != Refusal::TooOld);
+    let held = Hold { key, attempts: 0, delay: None, error: &refusal.to_string() };
+    insist(core, &held, Body::Message(message), received).await
+}
+
+async fn park_malformed(core: &Core, malformed: &Malformed, received: Instant) -> Applied {
+    measure::count(&core.name, measure::MALFORMED);
+    let reason = malformed.reason.to_string();
+    warn!(consumer = %core.name, destination = malformed.destination, reason, "malformed message parked");
+    let held = Hold { key: None, attempts: 0, delay: None, error: &bounded(&reason) };
+    insist(core, &held, Body::Malformed(malformed), received).await
+}
+
+/// Holds it, however long the database takes to answer.
+async fn insist(core: &Core, held: &Hold<'_>, body: Body<'_>, received: Instant) -> Applied {
+    let mut patience = Patience::default();
+    loop {
+        match hold(core, held, body, received).await {
+            Ok(_) => return Applied::Done,
+            Err(setback) => {
+                if !patience.wait(core, &setback).await {
+                    return Applied::GivenUp;
+                }
+            }
+        }
+    }
+}
+
+/// Waits between tries that do not count.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    tries: u32,
+}
+
+impl Patience {
+    /// Waits; `false`: the consumer stops and the database does not answer.
+    pub(crate) async fn wait(&mut self, core: &Core, setback: &Setback) -> bool {
+        self.tries = self.tries.saturating_add(1);
+        let delay = match setback {
+            Setback::Contention => {
+                measure::count(&core.name, measure::CONTENTION);
+                core.contention.delay(self.tries, chance())
+            }
+            Setback::Database(error) => {
+                measure::count(&core.name, measure::DATABASE);
+                if self.tries == 1 {
+                    warn!(consumer = %core.name, error, "the database does not answer; trying again");
+                }
+                if core.stop.is_cancelled() {
+                    return false;
+                }
+                core.outage.delay(self.tries, chance())
+            }
+            Setback::Failed(_) => return false,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(delay) => true,
+            () = core.stop.cancelled(), if matches!(setback, Setback::Database(_)) => false,
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! One try of a message: its handler inside the transaction that admits it, and whose fault it is when that fails.
+
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+use message::Message;
+use sqlx::{Connection, PgConnection, PgTransaction};
+use tracing::{debug, warn};
+
+use crate::consumer::Core;
+use crate::handler::{Handle, HandlerError};
+use crate::measure::{FAILED, PANICKED, REJECTED, SWALLOWED, TIMED_OUT};
+use crate::outcome::{Blame, blame, is_aborted, of_sqlstate};
+use crate::report::{bounded, report, sqlstate};
+
+/// Why a try came to nothing.
+#[derive(Debug)]
+pub(crate) enum Setback {
+    /// The message's fault or its handler's: counted.
+    Failed(Failure),
+    /// Two transactions met: tried again at once.
+    Contention,
+    /// The database's: tried again when it answers.
+    Database(String),
+}
+
+/// A try that counts.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// For the operator.
+    pub(crate) error: String,
+    /// Whether no further try would help.
+    pub(crate) parks: bool,
+    /// For the metrics.
+    pub(crate) result: &'static str,
+}
+
+impl Failure {
+    pub(crate) fn new(result: &'static str, error: &str) -> Self {
+        Failure { error: bounded(error), parks: false, result }
+    }
+}
+
+/// An error of a statement of our own never counts against the message.
+impl From<sqlx::Error> for Setback {
+    fn from(error: sqlx::Error) -> Self {
+        match blame(&error) {
+            Blame::Contention => Setback::Contention,
+            Blame::Database | Blame::Handler => Setback::Database(report(&error)),
+        }
+    }
+}
+
+/// What admitted the message: the transaction, and the backend it runs on.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) transaction: Option<String>,
+    pub(crate) backend: i32,
+}
+
+/// A try that came to nothing.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) setback: Setback,
+    /// Its connection may be in the middle of a statement, and to be ended.
+    pub(crate) cut: bool,
+}
+
+impl From<Setback> for Broken {
+    fn from(setback: Setback) -> Self {
+        Broken { setback, cut: false }
+    }
+}
+
+/// Calls the handler and makes sure that its transaction still stands: it is then to be [committed](commit), else rolled
+/// back.
+pub(crate) async fn attempt(
+    core: &Core,
+    handler: &dyn Handle,
+    tx: &mut PgTransaction<'static>,
+    message: &Message,
+    admitted: &Admitted,
+) -> Result<(), Broken> {
+    let call = AssertUnwindSafe(handler.handle(tx, message)).catch_unwind();
+    let broken = |failure| Broken { setback: Setback::Failed(failure), cut: true };
+    match tokio::time::timeout(core.handler_timeout, call).await {
+        Ok(Ok(Ok(()))) => match touch(tx, admitted).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(SWALLOWED, "the handler ended the transaction it was given")),
+            Err(error) if is_aborted(&error) => {
+                Err(failed(SWALLOWED, "the handler passed over a statement that failed"))
+            }
+            Err(error) => Err(Setback::from(error).into()),
+        },
+        Ok(Ok(Err(error))) => Err(judge(&error, touch(tx, admitted).await).into()),
+        Ok(Err(panic)) => {
+            let text = panic.downcast_ref::<&str>().copied();
+            let text =
+                text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
+            Err(broken(Failure::new(PANICKED, &format!("the handler panicked: {text}"))))
+        }
+        Err(_) => {
+            let error = format!("the handler took longer than {:?}", core.handler_timeout);
+            Err(broken(Failure::new(TIMED_OUT, &error)))
+        }
+    }
+}
+
+fn failed(result: &'static str, error: &str) -> Broken {
+    Setback::Failed(Failure::new(result, error)).into()
+}
+
+/// Whether the transaction is the one that admitted the message. The driver's commit would not tell (it answers `Ok` for
+/// an aborted one).
+async fn touch(tx: &mut PgTransaction<'_>, admitted: &Admitted) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(include_str!("sql/touch.sql")).bind(&admitted.transaction).fetch_one(&mut **tx).await
+}
+
+/// A handler's error counts unless the database caused it: then the transaction's connection is lost too, or the error
+/// says so by its SQLSTATE. That another server does not answer is the handler's affair.
+fn judge(error: &HandlerError, standing: Result<bool, sqlx::Error>) -> Setback {
+    match standing {
+        Err(lost) if !is_aborted(&lost) => return lost.into(),
+        _ => {}
+    }
+    let text = report(&*error.source);
+    if error.parks {
+        return Setback::Failed(Failure { error: text, parks: true, result: REJECTED });
+    }
+    match sqlstate(&*error.source).map(|code| of_sqlstate(&code)) {
+        Some(Blame::Contention) => Setback::Contention,
+        Some(Blame::Database) => Setback::Database(text),
+        Some(Blame::Handler) | None => Setback::Failed(Failure { error: text, parks: false, result: FAILED }),
+    }
+}
+
+/// Commits. A constraint or trigger that was deferred until now speaks for the handler. If the answer is lost, whether
+/// it committed is unknown: the message is tried again, and admitted or a repeat.
+pub(crate) async fn commit(tx: PgTransaction<'_>) -> Result<(), Setback> {
+    tx.commit().await.map_err(|error| match blame(&error) {
+        Blame::Contention => Setback::Contention,
+        Blame::Database => Setback::Database(report(&error)),
+        Blame::Handler => Setback::Failed(Failure { error: report(&error), parks: false, result: FAILED }),
+    })
+}
+
+/// Rolls back what failed. A `cut` backend is ended first, so that its locks are given up now and the next try does not
+/// wait for them.
+pub(crate) async fn abandon(core: &Core, tx: PgTransaction<'static>, cut: Option<i32>) {
+    if let Some(backend) = cut {
+        // While we hold its connection, no other backend can get its number. Not through the pool, which may have nothing
+        // left to give.
+        let ended = async {
+            let mut other = PgConnection::connect_with(&core.pool.connect_options()).await?;
+            sqlx::query(include_str!("sql/terminate.sql")).bind(backend).execute(&mut other).await?;
+            other.close().await
+        };
+        if let Err(error) = ended.await {
+            let error = report(&error);
+            warn!(consumer = %core.name, error, "a backend goes on with a statement nobody waits for");
+            // The pool's task waits for the statement's end, and rolls back then.
+            return;
+        }
+    }
+    // A failure here means the connection is gone, and its transaction with it.
+    if let Err(error) = tx.rollback().await {
+        debug!(consumer = %core.name, error = report(&error), "a connection was lost in a rollback");
+    }
+}

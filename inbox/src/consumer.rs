@@ -1,0 +1,217 @@
+//! A consumer: what it handles, and how patient it is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use message::{SubscribeError, Subscriber};
+use migrations::SchemaError;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::caution::Caution;
+use crate::handler::{Handle, IntoHandler};
+use crate::horizon::{Horizon, InvalidHorizon};
+
+/// Receives messages and has them handled, each once, those of a key in order.
+///
+/// Each message has one transaction: its admission, what its handler writes, what the handler enqueues. It is
+/// acknowledged to the broker when that has committed. A message that fails holds back its key, and only its key: its
+/// copies are kept in the database, tried again with growing waits, and parked in the end for a person
+/// ([`admin`](crate::admin)). A kind without a handler is acknowledged and counted.
+///
+/// Several processes may run a consumer of the same name; they share the work as their broker divides it. The pool needs
+/// a connection for each message under way (concurrency, a quarter more for retries) and two to spare.
+///
+/// ```no_run
+/// # async fn example(pool: sqlx::PgPool, subscriber: impl message::Subscriber + 'static)
+/// # -> Result<(), Box<dyn std::error::Error>> {
+/// use inbox::{Consumer, HandlerError};
+/// use message::Message;
+/// use sqlx::PgTransaction;
+///
+/// async fn ship(tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
+///     sqlx::query("insert into shipment (message) values ($1)").bind(message.id.as_uuid()).execute(&mut **tx).await?;
+///     Ok(())
+/// }
+///
+/// let stop = tokio_util::sync::CancellationToken::new();
+/// Consumer::new("shipping", pool, subscriber).on("order.paid", ship).run(stop).await?;
+/// # Ok(()) }
+/// ```
+pub struct Consumer {
+    pub(crate) core: Core,
+    pub(crate) subscriber: Box<dyn Subscriber>,
+    pub(crate) settings: Settings,
+}
+
+/// What every task of a consumer needs.
+pub(crate) struct Core {
+    pub(crate) name: Arc<str>,
+    pub(crate) pool: PgPool,
+    pub(crate) handlers: HashMap<Box<str>, Arc<dyn Handle>>,
+    /// The handlers' kinds.
+    pub(crate) kinds: Vec<String>,
+    pub(crate) horizon: Horizon,
+    pub(crate) max_attempts: u32,
+    pub(crate) backoff: Backoff,
+    pub(crate) handler_timeout: Duration,
+    pub(crate) extend_every: Duration,
+    /// Between tries of transactions that met others.
+    pub(crate) contention: Backoff,
+    /// Between tries while the database does not answer.
+    pub(crate) outage: Backoff,
+    pub(crate) caution: Caution,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What only the loop needs.
+pub(crate) struct Settings {
+    pub(crate) concurrency: usize,
+    pub(crate) prefetch: usize,
+    pub(crate) horizon: Option<Duration>,
+    pub(crate) undated: bool,
+    pub(crate) grace: Duration,
+}
+
+/// Why a consumer does not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumerError {
+    /// The set-up's: the consumer's name.
+    #[error("consumer: must be 1 to 100 bytes without NUL")]
+    Name,
+    /// The set-up's: how far back it remembers.
+    #[error(transparent)]
+    Horizon(#[from] InvalidHorizon),
+    /// The database's schema is not one that this build works with.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    /// The database could not be reached or used at the start.
+    #[error("database cannot be used")]
+    Database(#[from] sqlx::Error),
+    /// The broker's: it will not serve this subscription until a person changes something.
+    #[error("broker refuses")]
+    Subscription(#[source] SubscribeError),
+}
+
+/// Beyond the handler's timeout, a try is taken for lost.
+const SLACK: Duration = Duration::from_secs(10);
+
+impl Core {
+    /// For how long a claim on a held key keeps others away.
+    pub(crate) fn try_time(&self) -> Duration {
+        self.handler_timeout + SLACK
+    }
+}
+
+impl Consumer {
+    /// A consumer of that name, which is the scope of "once": under another name every message is handled again. Effects
+    /// go to the database of `pool`, messages come from `subscriber`.
+    pub fn new(name: &str, pool: PgPool, subscriber: impl Subscriber + 'static) -> Self {
+        Consumer {
+            core: Core {
+                name: name.into(),
+                pool,
+                handlers: HashMap::new(),
+                kinds: Vec::new(),
+                horizon: Horizon::default(),
+                max_attempts: 10,
+                backoff: Backoff::default(),
+                handler_timeout: Duration::from_secs(30),
+                extend_every: Duration::from_secs(10),
+                contention: Backoff::default()
+                    .with_first(Duration::from_millis(5))
+                    .with_ceiling(Duration::from_secs(1)),
+                outage: Backoff::default()
+                    .with_first(Duration::from_millis(100))
+                    .with_ceiling(Duration::from_secs(5)),
+                caution: Caution::default(),
+                stop: CancellationToken::new(),
+            },
+            subscriber: Box::new(subscriber),
+            settings: Settings {
+                concurrency: 8,
+                prefetch: 256,
+                horizon: None,
+                undated: false,
+                grace: Duration::from_secs(20),
+            },
+        }
+    }
+
+    /// Has messages of `kind` handled by `handler`, in place of an earlier one.
+    pub fn on<By>(mut self, kind: &str, handler: impl IntoHandler<By>) -> Self {
+        self.core.handlers.insert(kind.into(), handler.into_handler().0);
+        self
+    }
+
+    /// How far back copies are recognised; older ones are refused and parked. 7 days unless told otherwise, at most 29
+    /// ([`Horizon`]). Rows are kept that long.
+    pub fn with_horizon(mut self, horizon: Duration) -> Self {
+        self.settings.horizon = Some(horizon);
+        self
+    }
+
+    /// Takes messages whose id is no UUIDv7 too, without the promise past the horizon
+    /// ([`Horizon::with_undated`]).
+    pub fn with_undated(mut self) -> Self {
+        self.settings.undated = true;
+        self
+    }
+
+    /// How often a message is tried before it is parked. 10 unless told otherwise, at least 1.
+    pub fn with_max_attempts(mut self, attempts: u32) -> Self {
+        self.core.max_attempts = attempts.max(1);
+        self
+    }
+
+    /// How long a failed message waits.
+    pub fn with_backoff(mut self, backoff: Backoff) -> Self {
+        self.core.backoff = backoff;
+        self
+    }
+
+    /// How long one try of a handler may take; then it is rolled back and counted. 30 seconds unless told otherwise.
+    pub fn with_handler_timeout(mut self, timeout: Duration) -> Self {
+        self.core.handler_timeout = timeout;
+        self
+    }
+
+    /// How many messages are handled at once, of different keys. 8 unless told otherwise, at least 1.
+    pub fn with_concurrency(mut self, messages: usize) -> Self {
+        self.settings.concurrency = messages.max(1);
+        self
+    }
+
+    /// How many deliveries are in hand at most, under way or waiting behind their key. 256 unless told otherwise. One
+    /// slow key can fill it, and others then wait.
+    pub fn with_prefetch(mut self, deliveries: usize) -> Self {
+        self.settings.prefetch = deliveries.max(1);
+        self
+    }
+
+    /// How often the broker is told that a delivery in hand is still worked at: less than the time after which it
+    /// delivers to another. 10 seconds unless told otherwise.
+    pub fn with_extend_every(mut self, interval: Duration) -> Self {
+        self.core.extend_every = interval.max(Duration::from_millis(1));
+        self
+    }
+
+    /// When stopped, how long deliveries in hand may still begin; then they are left to be delivered again. 20 seconds
+    /// unless told otherwise.
+    pub fn with_grace(mut self, grace: Duration) -> Self {
+        self.settings.grace = grace;
+        self
+    }
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer")
+            .field("name", &self.core.name)
+            .field("kinds", &self.core.handlers.keys())
+            .finish_non_exhaustive()
+    }
+}

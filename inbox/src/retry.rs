@@ -1,0 +1,262 @@
+//! The messages of a held key, tried in order until the key is free: one process at a time, each try counted before it
+//! begins.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use crate::apply::Patience;
+use crate::attempt::{Admitted, Failure, Setback, abandon, attempt, commit};
+use crate::backoff::chance;
+use crate::consumer::Core;
+use crate::hold::milliseconds;
+use crate::measure;
+use crate::stored::HeldMessage;
+
+/// A held key that this process may try, and its first message.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    hold: i64,
+    /// With this try.
+    attempts: i32,
+    last_error: String,
+    /// `None`: nothing waits.
+    first: Option<HeldMessage>,
+}
+
+/// What a retry's transaction came to.
+enum Step {
+    /// Committed; the next message of the key, counted as tried.
+    Next(Option<Box<Claim>>),
+    /// Another process has the key.
+    Lost,
+    /// Past the horizon since it was held.
+    TooOld,
+}
+
+/// Takes up to `limit` held keys that are due.
+pub(crate) async fn claim(core: &Core, limit: usize) -> Result<Vec<Claim>, sqlx::Error> {
+    let rows = sqlx::query(include_str!("sql/claim.sql"))
+        .bind(&*core.name)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind(milliseconds(core.try_time()))
+        .bind(&core.kinds)
+        .fetch_all(&core.pool)
+        .await?;
+    rows.iter().map(Claim::from_row).collect()
+}
+
+/// Tries the messages of a held key, one after the other, until one fails, none is left, or the consumer stops.
+pub(crate) async fn drain(core: &Core, claim: Claim) {
+    let mut next = Some(claim);
+    while let Some(claim) = next.take() {
+        let Some(first) = &claim.first else {
+            if !release(core, claim.hold).await {
+                // Something has arrived since the claim, which was not a try of it.
+                postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
+            }
+            return;
+        };
+        let id = first.received.as_ref().map(|message| message.id.to_string()).unwrap_or_default();
+        let span = info_span!("handle", consumer = %core.name, message = id, attempt = claim.attempts);
+        next = one(core, claim).instrument(span).await;
+    }
+}
+
+/// One message of a held key; the next, if this one is done with.
+async fn one(core: &Core, claim: Claim) -> Option<Claim> {
+    let first = claim.first.as_ref()?;
+    let mut patience = Patience::default();
+    if core.stop.is_cancelled() {
+        postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
+        return None;
+    }
+    let kind = first.received.as_ref().ok().map(|message| &*message.kind);
+    if kind.is_some_and(|kind| !core.handlers.contains_key(kind)) {
+        // An older build, perhaps: one that has the handler will come.
+        postpone(core, &claim, Postponed::Uncounted(core.try_time())).await;
+        return None;
+    }
+    // The process has ended during the last try that it was granted.
+    if u32::try_from(claim.attempts).unwrap_or(0) > core.max_attempts {
+        let error = format!("the process ended during the last try; before it: {}", claim.last_error);
+        postpone(core, &claim, Postponed::Parked(&Failure::new(measure::FAILED, &error))).await;
+        return None;
+    }
+    loop {
+        match once(core, &claim, first).await {
+            Ok(Step::Next(Some(next))) => return Some(*next),
+            Ok(Step::Next(None)) => {
+                release(core, claim.hold).await;
+                return None;
+            }
+            Ok(Step::Lost) => {
+                debug!(consumer = %core.name, hold = claim.hold, "another process has the held key");
+                return None;
+            }
+            Ok(Step::TooOld) => {
+                let failure = Failure::new(measure::REFUSED, "id: made before the horizon");
+                postpone(core, &claim, Postponed::Parked(&failure)).await;
+                return None;
+            }
+            Err(Setback::Failed(failure)) => {
+                let parks = failure.parks || u32::try_from(claim.attempts).unwrap_or(0) >= core.max_attempts;
+                let next = if parks { Postponed::Parked(&failure) } else { Postponed::Retrying(&failure) };
+                postpone(core, &claim, next).await;
+                return None;
+            }
+            Err(setback) => {
+                if !patience.wait(core, &setback).await {
+                    postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// One transaction: the key's lock, the message's admission, its handler, the step to the next one, the commit.
+async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, Setback> {
+    let Ok(message) = &first.received else {
+        let reason = &claim.last_error;
+        return Err(Setback::Failed(Failure { parks: true, ..Failure::new(measure::MALFORMED, reason) }));
+    };
+    let Some(handler) = core.handlers.get(&*message.kind) else {
+        return Ok(Step::Lost);
+    };
+    let made_at: Option<DateTime<Utc>> = message.id.made_at().filter(|_| !first.late);
+    let begun = Instant::now();
+    let mut tx = core.pool.begin().await?;
+    let row = sqlx::query(include_str!("sql/retry.sql"))
+        .bind(&*core.name)
+        .bind(claim.hold)
+        .bind(claim.attempts)
+        .bind(first.arrival)
+        .bind(message.id.as_uuid())
+        .bind(made_at)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let Some(row) = row else {
+        tx.rollback().await?;
+        return Ok(Step::Lost);
+    };
+    if row.try_get("too_old")? {
+        tx.rollback().await?;
+        return Ok(Step::TooOld);
+    }
+    let first_copy: bool = row.try_get("first")?;
+    if first_copy {
+        let admitted =
+            Admitted { transaction: row.try_get("transaction")?, backend: row.try_get("backend")? };
+        if let Err(broken) = attempt(core, &**handler, &mut tx, message, &admitted).await {
+            abandon(core, tx, broken.cut.then_some(admitted.backend)).await;
+            return Err(broken.setback);
+        }
+    }
+    let next = sqlx::query(include_str!("sql/advance.sql"))
+        .bind(&*core.name)
+        .bind(claim.hold)
+        .bind(first.arrival)
+        .bind(milliseconds(core.try_time()))
+        .fetch_optional(&mut *tx)
+        .await?;
+    let next = next.as_ref().map(Claim::from_row).transpose()?;
+    commit(tx).await?;
+    if first_copy {
+        measure::handled(&core.name, begun.elapsed());
+    } else {
+        measure::count(&core.name, measure::REPEAT);
+    }
+    Ok(Step::Next(next.map(Box::new)))
+}
+
+/// The key is free again, unless something has arrived for it meanwhile (`false`): then it is to be found due again.
+async fn release(core: &Core, hold: i64) -> bool {
+    let release = async {
+        // Not in the drain's transaction: appenders would wait for its handler.
+        let mut tx = core.pool.begin_with("begin isolation level read committed").await?;
+        sqlx::query(include_str!("sql/release_lock.sql"))
+            .bind(&*core.name)
+            .bind(hold)
+            .execute(&mut *tx)
+            .await?;
+        let released =
+            sqlx::query(include_str!("sql/release.sql")).bind(&*core.name).bind(hold).execute(&mut *tx);
+        let released = released.await?.rows_affected() > 0;
+        tx.commit().await?;
+        Ok::<bool, sqlx::Error>(released)
+    };
+    match release.await {
+        Ok(released) => {
+            info!(consumer = %core.name, hold, released, "held messages are done with");
+            released
+        }
+        Err(error) => {
+            debug!(consumer = %core.name, hold, %error, "a held key is released later");
+            false
+        }
+    }
+}
+
+enum Postponed<'f> {
+    Retrying(&'f Failure),
+    Parked(&'f Failure),
+    /// The try did not come to an end: it is not counted.
+    Uncounted(Duration),
+}
+
+async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
+    let attempts = claim.attempts;
+    let (kept, state, delay, error) = match &next {
+        Postponed::Retrying(failure) => {
+            let delay = core.backoff.delay(u32::try_from(attempts).unwrap_or(0), chance());
+            warn!(consumer = %core.name, hold = claim.hold, attempts, error = failure.error, ?delay, "message failed again");
+            measure::count(&core.name, failure.result);
+            (attempts, "retrying", Some(delay), Some(&failure.error))
+        }
+        Postponed::Parked(failure) => {
+            warn!(consumer = %core.name, hold = claim.hold, attempts, error = failure.error, "message parked");
+            measure::count(&core.name, failure.result);
+            measure::count(&core.name, measure::PARKED);
+            (attempts, "parked", None, Some(&failure.error))
+        }
+        Postponed::Uncounted(delay) => (attempts - 1, "retrying", Some(*delay), None),
+    };
+    let mut patience = Patience::default();
+    loop {
+        let postponed = sqlx::query(include_str!("sql/postpone.sql"))
+            .bind(&*core.name)
+            .bind(claim.hold)
+            .bind(attempts)
+            .bind(kept)
+            .bind(state)
+            .bind(delay.map(milliseconds))
+            .bind(error)
+            .execute(&core.pool)
+            .await;
+        // If it cannot be written, the key is due when the time of this try has passed.
+        match postponed {
+            Ok(_) => return,
+            Err(error) => {
+                if !patience.wait(core, &error.into()).await {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Claim {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let arrival: Option<i64> = row.try_get("arrival")?;
+        Ok(Claim {
+            hold: row.try_get("hold")?,
+            attempts: row.try_get("attempts")?,
+            last_error: row.try_get("last_error")?,
+            first: arrival.map(|_| HeldMessage::from_row(row)).transpose()?,
+        })
+    }
+}

@@ -1,0 +1,20 @@
+-- Every consumer that has run here or holds something back.
+with held as (
+    select
+        consumer,
+        count(*) filter (where state = 'retrying') as retrying,
+        count(*) filter (where state = 'parked') as parked,
+        min(held_at) as oldest_held_at
+    from inbox.held_key
+    group by consumer
+), waiting as (
+    select consumer, count(*) as messages from inbox.held_message group by consumer
+)
+select
+    coalesce(registered.name, held.consumer) as consumer, registered.started_at,
+    coalesce(held.retrying, 0) as retrying, coalesce(held.parked, 0) as parked,
+    coalesce(waiting.messages, 0) as messages, held.oldest_held_at
+from inbox.consumer as registered
+full join held on held.consumer = registered.name
+left join waiting on waiting.consumer = held.consumer
+order by 1

@@ -1,0 +1,121 @@
+//! A message as the inbox holds it: its way into `inbox.held_message` and back.
+
+use chrono::{DateTime, Utc};
+use message::{Headers, Malformed, Message, MessageId};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row};
+use uuid::Uuid;
+
+/// A message that a consumer holds back.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct HeldMessage {
+    /// Its place among those that arrived.
+    pub arrival: i64,
+    /// When it arrived.
+    pub received_at: DateTime<Utc>,
+    /// What arrived; `Err`: what could not be understood.
+    pub received: Result<Message, Unreadable>,
+    /// Whether a person lets it be admitted past the horizon.
+    pub late: bool,
+}
+
+/// Something that arrived and is no message, as it came.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unreadable {
+    /// Where it came from.
+    pub destination: String,
+    /// The body.
+    pub payload: Vec<u8>,
+}
+
+impl std::fmt::Debug for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unreadable")
+            .field("destination", &self.destination)
+            .field("payload_bytes", &self.payload.len())
+            .finish()
+    }
+}
+
+/// What is to be held.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Body<'m> {
+    Message(&'m Message),
+    Malformed(&'m Malformed),
+}
+
+pub(crate) type PgQuery = Query<'static, Postgres, PgArguments>;
+
+impl Body<'_> {
+    /// Binds id, correlation, causation, occurred at, source, topic, kind, key, headers, payload.
+    pub(crate) fn bind(self, query: PgQuery) -> PgQuery {
+        match self {
+            Body::Message(message) => query
+                .bind(*message.id.as_uuid())
+                .bind(*message.correlation.as_uuid())
+                .bind(message.causation.map(Uuid::from))
+                .bind(message.occurred_at)
+                .bind(message.source.as_deref().map(str::to_owned))
+                .bind(message.topic.to_string())
+                .bind(message.kind.to_string())
+                .bind(message.key.as_deref().map(str::to_owned))
+                .bind(message.headers.to_json())
+                .bind(message.payload.to_vec()),
+            Body::Malformed(malformed) => query
+                .bind(None::<Uuid>)
+                .bind(None::<Uuid>)
+                .bind(None::<Uuid>)
+                .bind(None::<DateTime<Utc>>)
+                .bind(None::<String>)
+                .bind(malformed.destination.replace('\0', "\u{fffd}"))
+                .bind(None::<String>)
+                .bind(None::<String>)
+                .bind(None::<String>)
+                .bind(malformed.payload.to_vec()),
+        }
+    }
+}
+
+impl HeldMessage {
+    /// From the columns `arrival`, `received_at`, `late` and those of the message.
+    pub(crate) fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(HeldMessage {
+            arrival: row.try_get("arrival")?,
+            received_at: row.try_get("received_at")?,
+            received: received(row)?,
+            late: row.try_get("late")?,
+        })
+    }
+}
+
+fn received(row: &PgRow) -> Result<Result<Message, Unreadable>, sqlx::Error> {
+    let payload: Vec<u8> = row.try_get("payload")?;
+    let topic: Option<String> = row.try_get("topic")?;
+    let id = row.try_get::<Option<Uuid>, _>("message_id")?.map(identity).transpose()?;
+    let kind: Option<String> = row.try_get("kind")?;
+    let (Some(id), Some(kind)) = (id, kind) else {
+        return Ok(Err(Unreadable { destination: topic.unwrap_or_default(), payload }));
+    };
+    let mut message = Message::new(topic.unwrap_or_default(), kind, payload).with_id(id);
+    message.source = row.try_get::<Option<String>, _>("source")?.map(Into::into);
+    message.key = row.try_get::<Option<String>, _>("key")?.map(Into::into);
+    if let Some(correlation) = row.try_get("correlation")? {
+        message.correlation = identity(correlation)?;
+    }
+    message.causation = row.try_get::<Option<Uuid>, _>("causation")?.map(identity).transpose()?;
+    if let Some(occurred_at) = row.try_get("occurred_at")? {
+        message.occurred_at = occurred_at;
+    }
+    if let Some(headers) = row.try_get::<Option<String>, _>("headers")? {
+        let decoded = Headers::from_json(headers.as_bytes());
+        message.headers = decoded.map_err(|error| sqlx::Error::Decode(error.into()))?;
+    }
+    Ok(Ok(message))
+}
+
+fn identity(id: Uuid) -> Result<MessageId, sqlx::Error> {
+    MessageId::try_from(id).map_err(|error| sqlx::Error::Decode(error.into()))
+}
