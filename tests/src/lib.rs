@@ -1,7 +1,9 @@
-//! What the tests share: a database of one's own on a real server, gone when the test ends.
+//! What the tests share: a database of one's own on a real server, gone when the test ends, and the claims that every
+//! broker must hold.
 
-#![allow(clippy::expect_used, reason = "a harness of tests fails by panicking")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a harness of tests fails by panicking")]
 
+pub mod conformance;
 mod database;
 
 pub use database::Database;

@@ -1,5 +1,7 @@
 //! The file broker: what is confirmed stands in the file as a CloudEvent a line, whatever happens to the file.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};

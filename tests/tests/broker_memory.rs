@@ -1,5 +1,7 @@
 //! The memory broker: the conformance claims, and the faults it has on request.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

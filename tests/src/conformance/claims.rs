@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::traffic::{message, receive};
 use super::{
-    PATIENCE, Setup, assert_in_order, assert_same, keyed, messages_of_every_shape, publish_in_order, receive_all,
+    PATIENCE, Setup, assert_in_order, assert_same, keyed, messages_of_every_shape, publish_in_order,
+    receive_all,
 };
 
 /// Bytes: id, key, headers, content type and payload, at the edges of what is allowed.
@@ -78,7 +79,8 @@ pub async fn subscribers_of_a_group_share_without_doubles_and_in_order(setup: &d
     let received = received.lock().expect("a list").clone();
     assert_in_order(&received, sent.len());
     // A double would come before the wait for an answer is over twice.
-    let rest = futures_util::future::select_all(subscribers.iter_mut().map(|subscriber| subscriber.receive(1)));
+    let rest =
+        futures_util::future::select_all(subscribers.iter_mut().map(|subscriber| subscriber.receive(1)));
     assert!(timeout(setup.answer_wait() * 2, rest).await.is_err(), "something was delivered twice");
 }
 

@@ -101,6 +101,9 @@ async fn assert_nothing_more(subscriber: &mut dyn Subscriber, within: Duration) 
     let deadline = Instant::now() + within.min(PATIENCE);
     if let Ok(deliveries) = timeout_at(deadline, subscriber.receive(10)).await {
         let deliveries = deliveries.expect("the broker delivers");
-        panic!("delivered again: {:?}", deliveries.iter().map(|delivery| &delivery.received).collect::<Vec<_>>());
+        panic!(
+            "delivered again: {:?}",
+            deliveries.iter().map(|delivery| &delivery.received).collect::<Vec<_>>()
+        );
     }
 }

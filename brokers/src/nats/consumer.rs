@@ -1,0 +1,107 @@
+//! The durable consumer that is a group, as it must be, and the refusal of one that is not.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::ConsumerErrorKind;
+use async_nats::jetstream::{self, Context, ErrorCode};
+use message::SubscribeError;
+use tokio::time::timeout;
+
+use super::answer::REQUEST;
+
+/// The server pins one client within such a group; ours has only one.
+pub(super) const PRIORITY_GROUP: &str = "active";
+
+pub(super) struct Wanted {
+    stream: String,
+    group: String,
+    pub(super) subjects: Vec<String>,
+    pub(super) ack_wait: Duration,
+    pub(super) takeover: Duration,
+    pub(super) max_ack_pending: u32,
+}
+
+impl Wanted {
+    pub(super) fn new(stream: String, group: String) -> Self {
+        Wanted {
+            stream,
+            group,
+            subjects: Vec::new(),
+            ack_wait: Duration::from_secs(30),
+            takeover: Duration::from_secs(10),
+            max_ack_pending: 1_000,
+        }
+    }
+
+    /// Creates the consumer, or changes it to what is wanted.
+    pub(super) async fn make(&self, context: &Context) -> Result<PullConsumer, SubscribeError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if self.group.is_empty() || !self.group.bytes().all(plain) {
+            return Err(SubscribeError::Refused("group: letters, digits, _ and - only".to_owned()));
+        }
+        let stream = timeout(REQUEST, context.get_stream(&self.stream)).await.map_err(|_| no_answer())?;
+        let stream = stream.map_err(|error| match error.kind() {
+            GetStreamErrorKind::JetStream(answer) if answer.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                SubscribeError::Unavailable(format!("stream {}: is missing", self.stream))
+            }
+            GetStreamErrorKind::InvalidStreamName | GetStreamErrorKind::EmptyName => {
+                SubscribeError::Refused("stream: is no name of a stream".to_owned())
+            }
+            _ => SubscribeError::Unavailable(format!("stream {}: {error}", self.stream)),
+        })?;
+        let made = timeout(REQUEST, stream.create_consumer(self.config())).await.map_err(|_| no_answer())?;
+        let consumer = made.map_err(|error| match error.kind() {
+            ConsumerErrorKind::JetStream(answer) => self.refused(&answer),
+            kind => SubscribeError::Unavailable(format!("group {}: {kind}", self.group)),
+        })?;
+        match self.fault(&consumer.cached_info().config) {
+            None => Ok(consumer),
+            Some(fault) => Err(SubscribeError::Refused(format!("group {}: {fault}", self.group))),
+        }
+    }
+
+    fn config(&self) -> pull::Config {
+        pull::Config {
+            durable_name: Some(self.group.clone()),
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: self.ack_wait,
+            max_deliver: -1,
+            max_ack_pending: i64::from(self.max_ack_pending),
+            filter_subjects: self.subjects.clone(),
+            priority_policy: PriorityPolicy::PinnedClient,
+            priority_groups: vec![PRIORITY_GROUP.to_owned()],
+            priority_timeout: self.takeover,
+            ..pull::Config::default()
+        }
+    }
+
+    fn refused(&self, answer: &jetstream::Error) -> SubscribeError {
+        let text = format!("group {}: {answer}", self.group);
+        // 4xx: it will say the same again, unless it is only busy.
+        if (400..500).contains(&answer.code()) && !matches!(answer.code(), 404 | 408 | 429) {
+            SubscribeError::Refused(text)
+        } else {
+            SubscribeError::Unavailable(text)
+        }
+    }
+
+    /// An older server ignores what it does not know, so what was asked for is compared with what is there.
+    fn fault(&self, found: &jetstream::consumer::Config) -> Option<&'static str> {
+        if found.priority_policy != PriorityPolicy::PinnedClient {
+            Some("the server does not pin a client (2.11 or newer does), so keys would not stay in order")
+        } else if found.ack_policy != AckPolicy::Explicit {
+            Some("ack_policy: must be explicit")
+        } else if found.max_deliver > 0 {
+            Some("max_deliver: must be unlimited, else messages are lost after so many tries")
+        } else {
+            None
+        }
+    }
+}
+
+pub(super) fn no_answer() -> SubscribeError {
+    SubscribeError::Unavailable("nats: no answer in time".to_owned())
+}

@@ -1,0 +1,335 @@
+//! What a subscriber does in the background: holds its share of the group's shards, reads, records. Whatever goes wrong
+//! with the log, it begins again from the recorded cursors.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use message::SubscribeError;
+use outbox::Backoff;
+use outbox::log::{
+    Cursor, CursorRecord, LogConnection, LogError, Page, Progress, ReadSettings, Reader, Record,
+    RecordCommand, Refusal, Share, Store, keep_lease,
+};
+use sqlx::postgres::PgPool;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::group::Group;
+use super::publisher::chain;
+use super::subscriber::{Settings, Shared};
+
+/// Messages read at a time.
+const PAGE: usize = 500;
+/// How long saying goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// How long to wait between attempts while the database fails.
+const RETRY: Backoff = Backoff { first: Duration::from_millis(50), ceiling: Duration::from_secs(5) };
+
+pub(super) struct Session {
+    pool: PgPool,
+    group: Group,
+    process: Uuid,
+    settings: Settings,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+/// How one membership in the group ended, if not by an error.
+enum Ended {
+    Stopped,
+    LeaseLost,
+}
+
+/// Whether the lease was lost, or why it could not be kept.
+type Lease = Result<(), sqlx::Error>;
+
+impl Session {
+    pub(super) fn new(
+        pool: PgPool,
+        group: Group,
+        settings: Settings,
+        shared: Arc<Shared>,
+        stop: CancellationToken,
+    ) -> Self {
+        Session { pool, group, process: Uuid::now_v7(), settings, shared, stop }
+    }
+
+    /// Works until it is told to stop, and not much longer, whether or not the database answers.
+    pub(super) async fn run(self) {
+        let stopped_long_since = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(GOODBYE).await;
+        };
+        tokio::select! {
+            () = self.work() => {}
+            () = stopped_long_since => {
+                tracing::warn!(group = %self.group, "the database does not answer: shards are free when the lease ends");
+            }
+        }
+        self.shared.lock().desk.end();
+    }
+
+    async fn work(&self) {
+        let (mut begun, mut failures) = (false, 0);
+        loop {
+            let refusal = match self.take_part(&mut begun, &mut failures).await {
+                Ok(Ended::Stopped) => return,
+                Ok(Ended::LeaseLost) => {
+                    tracing::warn!(group = %self.group, "lease lost: others of the group have the shards");
+                    self.shared.lock().desk.close();
+                    continue;
+                }
+                Err(_) if self.stop.is_cancelled() => return,
+                Err(refusal) => refusal,
+            };
+            failures += 1;
+            let pause = RETRY.after(failures, chance());
+            let error = chain(&refusal);
+            tracing::warn!(group = %self.group, error, ?pause, "the subscription failed: starting over");
+            self.show_trouble(begun, &refusal, error);
+            if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn show_trouble(&self, begun: bool, refusal: &Refusal, error: String) {
+        let mut shown = self.shared.lock();
+        // Somebody else may take the shards while we cannot see it.
+        shown.desk.close();
+        // A group that works already waits, for a paused one to go on or a replica to become the primary.
+        let waits = begun || refusal.is_passing() || matches!(refusal, Refusal::Paused);
+        shown.trouble =
+            Some(if waits { SubscribeError::Unavailable(error) } else { SubscribeError::Refused(error) });
+        drop(shown);
+        self.shared.arrived.notify_one();
+    }
+
+    /// Joins the group and serves its share of the shards until something goes wrong.
+    async fn take_part(&self, begun: &mut bool, failures: &mut u32) -> Result<Ended, Refusal> {
+        let Settings { start, shards, lease, .. } = self.settings;
+        let mut log = LogConnection::open(&self.pool).await?;
+        let mut store =
+            Store::join(&mut log, self.group.as_str(), self.process, shards, start, lease).await?;
+        let mut leases = JoinSet::new();
+        leases.spawn(keep_lease(self.pool.clone(), self.process, lease));
+        let (shares, mut share) = watch::channel(Share::read(&self.pool, self.group.as_str()).await?);
+        let mut watching = JoinSet::new();
+        watching.spawn(watch_shares(self.pool.clone(), self.group.clone(), lease, shares));
+        loop {
+            let fair = share.borrow_and_update().fair();
+            let cursors = store.acquire_share(log.connection(), fair).await?;
+            let owned: Vec<i16> = cursors.iter().map(|cursor| cursor.shard).collect();
+            self.shared.lock().desk.open(taken(&cursors), store.shards());
+            (*begun, *failures) = (true, 0);
+            self.shared.lock().trouble = None;
+            if cursors.is_empty() {
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => {}
+                    ended = leases.join_next() => return lease_ended(ended),
+                    () = free_shards(&mut share) => continue,
+                }
+            } else {
+                tracing::info!(group = %self.group, shards = ?owned, "shards acquired");
+                let reader = Reader::new(log, store, &cursors, self.read_settings()).await?;
+                match self.serve(reader, &mut leases, &mut share).await? {
+                    Some(ended) => (log, store) = ended,
+                    None => return Ok(Ended::LeaseLost),
+                }
+            }
+            if self.stop.is_cancelled() {
+                store.leave(log.connection()).await?;
+                tracing::info!(group = %self.group, "stopped: shards handed over");
+                return Ok(Ended::Stopped);
+            }
+        }
+    }
+
+    fn read_settings(&self) -> ReadSettings {
+        ReadSettings { page: PAGE, poll_ceiling: self.settings.poll_ceiling, ..ReadSettings::default() }
+    }
+
+    /// Reads and records until it is stopped or the shards are to be shared anew. `None`: the lease was lost.
+    async fn serve(
+        &self,
+        reader: Reader,
+        leases: &mut JoinSet<Lease>,
+        share: &mut watch::Receiver<Share>,
+    ) -> Result<Option<(LogConnection, Store)>, Refusal> {
+        let (page_sender, mut pages) = mpsc::channel(1);
+        let (records, record_receiver) = mpsc::channel(1);
+        let mut reading = JoinSet::new();
+        reading.spawn(reader.run(page_sender, record_receiver));
+        let mut record = Recording { records, writing: None };
+        let mut tick = tokio::time::interval(self.settings.record_interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leaves_by: Option<Instant> = None;
+        let mut ending = false;
+        while !ending || record.writing.is_some() {
+            let room = self.shared.lock().desk.has_room(self.settings.max_unanswered);
+            let deadline = leaves_by.unwrap_or_else(|| Instant::now() + self.settings.lease);
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled(), if !ending => ending = true,
+                ended = reading.join_next() => return read_ended(ended),
+                ended = leases.join_next() => return lease_ended(ended).map(|_| None),
+                lost = record.written() => {
+                    self.shared.lock().desk.recorded(&lost);
+                    if !lost.is_empty() {
+                        tracing::warn!(group = %self.group, shards = ?lost, "leases lost");
+                        ending = true;
+                    }
+                }
+                Some(page) = pages.recv(), if room && !ending => self.take_page(page),
+                () = self.shared.answered.notified() => {}
+                _ = tick.tick() => record.write(|| self.shared.lock().desk.record()),
+                Ok(()) = share.changed(), if leaves_by.is_none() && !ending => {
+                    let share = *share.borrow_and_update();
+                    let (owned, fair) = (self.shared.lock().desk.shards(), share.fair());
+                    if owned > fair {
+                        self.shared.lock().desk.leave(owned - fair);
+                        leaves_by = Some(Instant::now() + self.settings.lease);
+                    }
+                    ending |= owned < fair && share.free > 0;
+                }
+                () = sleep_until(deadline), if leaves_by.is_some() => ending = true,
+            }
+            ending |= leaves_by.is_some() && self.shared.lock().desk.has_left();
+        }
+        let mut leaving = Vec::new();
+        record.write(|| {
+            let desk = &mut self.shared.lock().desk;
+            let cursors = desk.record();
+            // At once: what is answered from now on is not recorded any more, and must not be taken as if it were.
+            leaving = desk.leaving();
+            desk.forget(&leaving);
+            if self.stop.is_cancelled() {
+                desk.end();
+            }
+            cursors
+        });
+        let lost = record.last().await;
+        self.shared.lock().desk.recorded(&lost);
+        // Nobody sends records or takes pages any more: the reader gives back its connection.
+        drop((record, pages));
+        let Some((mut log, mut store)) = read_ended(reading.join_next().await)? else { return Ok(None) };
+        if !leaving.is_empty() {
+            store.release(log.connection(), &leaving).await?;
+            tracing::info!(group = %self.group, shards = ?leaving, "shards handed over");
+        }
+        Ok(Some((log, store)))
+    }
+
+    fn take_page(&self, page: Page) {
+        self.shared.lock().desk.take_page(page);
+        self.shared.arrived.notify_one();
+    }
+}
+
+/// The way to the reader for records, one at a time.
+struct Recording {
+    records: mpsc::Sender<RecordCommand>,
+    writing: Option<oneshot::Receiver<Vec<i16>>>,
+}
+
+impl Recording {
+    /// Hands the reader what to record, unless it is still writing the last record.
+    fn write(&mut self, cursors: impl FnOnce() -> Vec<CursorRecord>) {
+        if self.writing.is_some() {
+            return;
+        }
+        let record = Record { cursors: cursors(), ..Record::default() };
+        if record.is_empty() {
+            return;
+        }
+        let (answer, writing) = oneshot::channel();
+        // Full only while the reader has a record to write, which `writing` rules out; gone if the reader is, which its
+        // task tells.
+        let _ = self.records.try_send((record, answer));
+        self.writing = Some(writing);
+    }
+
+    /// The shards whose lease is lost, when a record is written; never, if none is.
+    async fn written(&mut self) -> Vec<i16> {
+        if let Some(writing) = &mut self.writing
+            && let Ok(lost) = writing.await
+        {
+            self.writing = None;
+            return lost;
+        }
+        // The reader's own task tells of its end.
+        std::future::pending().await
+    }
+
+    /// The same for the last record, whether or not there is one.
+    async fn last(&mut self) -> Vec<i16> {
+        match self.writing.take() {
+            Some(writing) => writing.await.unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+}
+
+type Read = Result<(LogConnection, Store), LogError>;
+
+fn read_ended(
+    ended: Option<Result<Read, tokio::task::JoinError>>,
+) -> Result<Option<(LogConnection, Store)>, Refusal> {
+    match ended {
+        Some(Ok(read)) => Ok(Some(read?)),
+        // A panic of ours: nothing in memory can be relied on.
+        Some(Err(error)) => Err(broken(error)),
+        None => Ok(None),
+    }
+}
+
+fn lease_ended(ended: Option<Result<Lease, tokio::task::JoinError>>) -> Result<Ended, Refusal> {
+    match ended {
+        Some(Ok(Ok(()))) | None => Ok(Ended::LeaseLost),
+        Some(Ok(Err(error))) => Err(error.into()),
+        Some(Err(error)) => Err(broken(error)),
+    }
+}
+
+fn broken(error: tokio::task::JoinError) -> Refusal {
+    Refusal::Log(LogError::Database(sqlx::Error::Io(std::io::Error::other(error))))
+}
+
+/// Looks now and then how the shards are shared, so that a process that is new gets its part.
+async fn watch_shares(pool: PgPool, group: Group, lease: Duration, shares: watch::Sender<Share>) {
+    let pause = (lease / 4).min(Duration::from_secs(1));
+    while !shares.is_closed() {
+        tokio::time::sleep(pause).await;
+        match Share::read(&pool, group.as_str()).await {
+            Ok(share) => drop(shares.send_replace(share)),
+            // Whether the database answers is the lease's affair.
+            Err(error) => tracing::debug!(%group, %error, "how the shards are shared is not known"),
+        }
+    }
+}
+
+/// Shards as the desk knows them.
+fn taken(cursors: &[Cursor]) -> Vec<(i16, i64, Progress)> {
+    let progress = Reader::progress(cursors);
+    cursors.iter().zip(progress).map(|(cursor, progress)| (cursor.shard, cursor.epoch, progress)).collect()
+}
+
+/// Waits until it is seen anew that a shard is free.
+async fn free_shards(share: &mut watch::Receiver<Share>) {
+    while share.changed().await.is_ok() {
+        if share.borrow_and_update().free > 0 {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// A number from 0 to 1 that nobody can tell beforehand.
+fn chance() -> f64 {
+    let (_, low) = Uuid::new_v4().as_u64_pair();
+    (low & u64::from(u32::MAX)) as f64 / f64::from(u32::MAX)
+}
