@@ -1,0 +1,2 @@
+-- What the business transaction of the latency bench changes.
+create table account (id integer primary key, balance bigint not null)

@@ -1,0 +1,325 @@
+//! What a relay is to do: from a file, the environment and flags, checked as a whole before anything is tried.
+
+mod broker;
+mod file;
+mod layers;
+mod settings;
+
+use std::path::Path;
+use std::time::Duration;
+
+use outbox::log::Start;
+use outbox::{Routes, Settings};
+
+pub(crate) use self::broker::{Broker, FORMS};
+use self::layers::Layer;
+use crate::duration::show;
+use crate::exit::Failure;
+use crate::secret::SecretUrl;
+
+/// A topic pattern and where its messages go.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    pub(crate) topic: String,
+    pub(crate) destination: String,
+    /// Where it was written, for the message about it.
+    pub(crate) origin: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// A NATS stream, and the subjects it is created with if it is to be created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NatsStream {
+    pub(crate) name: String,
+    pub(crate) subjects: Vec<String>,
+}
+
+/// Everything `outbox relay` needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) database: SecretUrl,
+    pub(crate) relay: String,
+    pub(crate) broker: Broker,
+    pub(crate) nats_stream: Option<NatsStream>,
+    /// The library's defaults where nothing was given.
+    pub(crate) settings: Settings,
+    pub(crate) log: Option<String>,
+    pub(crate) log_format: LogFormat,
+}
+
+/// The relay's name when none is given.
+const RELAY: &str = "default";
+
+/// Shortest time that a timer is worth setting for.
+const TICK: Duration = Duration::from_millis(1);
+/// Shortest lease: less than the pause of a busy machine would pass shards around for nothing.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+
+impl Config {
+    /// Reads the file, then the environment, then the flags, each on top of the one before.
+    pub(crate) fn read(
+        path: Option<&Path>,
+        variables: impl Iterator<Item = (String, String)>,
+        flags: &[(&'static str, Option<&str>)],
+        flag_routes: &[String],
+    ) -> Result<Self, Failure> {
+        let (layer, mut routes) = match path {
+            Some(path) => file::read(path)?,
+            None => (Layer::default(), Vec::new()),
+        };
+        if !flag_routes.is_empty() {
+            routes = flag_routes.iter().map(|text| flag_route(text)).collect::<Result<_, _>>()?;
+        }
+        let layer =
+            layer.under(Layer::from_environment(variables)?).under(Layer::from_flags(flags.iter().copied()));
+        Config::from_layer(&layer, &routes)
+    }
+
+    fn from_layer(layer: &Layer, routes: &[Route]) -> Result<Self, Failure> {
+        let missing = |what: &str, how: &str| Failure::usage(format!("no {what}: {how}"));
+        let database = layer.url("database")?.ok_or_else(|| {
+            missing("database", "set DATABASE_URL, or `database` in the file, or --database @FILE")
+        })?;
+        let broker = layer.url("broker")?.ok_or_else(|| {
+            missing("broker", &format!("--broker, OUTBOX_BROKER, or `broker` in the file: {FORMS}"))
+        })?;
+        let name = "a name of a-z 0-9 . _ -, beginning with a letter or digit, at most 63 characters";
+        let config = Config {
+            database,
+            relay: layer.text("relay", name, relay_name)?.unwrap_or_else(|| RELAY.to_owned()),
+            broker: Broker::parse(&broker)?,
+            nats_stream: nats_stream(layer)?,
+            settings: settings(layer, build_routes(routes)?)?,
+            log: layer.text("log", "log directives like info or outbox=debug,warn", log_directives)?,
+            log_format: layer
+                .text("log_format", "text or json", |text| match text {
+                    "text" => Some(LogFormat::Text),
+                    "json" => Some(LogFormat::Json),
+                    _ => None,
+                })?
+                .unwrap_or_default(),
+        };
+        if config.nats_stream.is_some() && !matches!(config.broker, Broker::Nats(_)) {
+            return Err(Failure::usage("nats.stream is given, and the broker is not NATS"));
+        }
+        Ok(config)
+    }
+}
+
+/// The relay's own settings, and what must hold between them.
+fn settings(layer: &Layer, routes: Routes) -> Result<Settings, Failure> {
+    let mut settings = Settings::default();
+    settings.routes = routes;
+    let start = layer.text("start", "beginning or now", |text| match text {
+        "beginning" => Some(Start::Beginning),
+        "now" => Some(Start::Now),
+        _ => None,
+    })?;
+    set(&mut settings.start, start);
+    set(&mut settings.shards, layer.count("shards", 1..=1024)?.map(|shards| shards as i16));
+    for (key, most, field) in [
+        ("batch", 10_000, &mut settings.batch),
+        ("max_on_wire", 1_000_000, &mut settings.max_on_wire),
+        ("max_unrecorded", 1_000_000, &mut settings.max_unrecorded),
+    ] {
+        set(field, layer.count(key, 1..=most)?.map(|number| number as usize));
+    }
+    set(&mut settings.max_attempts, layer.count("retry.max_attempts", 1..=1_000_000)?);
+    for (key, least, field) in [
+        ("record_interval", TICK, &mut settings.record_interval),
+        ("poll_ceiling", TICK, &mut settings.read.poll_ceiling),
+        ("publish_timeout", TICK, &mut settings.publish_timeout),
+        ("lease", SHORTEST_LEASE, &mut settings.lease),
+        ("drain", Duration::ZERO, &mut settings.drain),
+        ("retry.first", TICK, &mut settings.retry.first),
+        ("retry.ceiling", TICK, &mut settings.retry.ceiling),
+        ("unavailable.first", TICK, &mut settings.unavailable.first),
+        ("unavailable.ceiling", TICK, &mut settings.unavailable.ceiling),
+    ] {
+        set(field, layer.duration(key, least)?);
+    }
+    bounds(&settings)?;
+    Ok(settings)
+}
+
+fn set<T>(field: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *field = given;
+    }
+}
+
+/// What would make the settings contradict each other; both sides are printed, since one may be a default.
+fn bounds(settings: &Settings) -> Result<(), Failure> {
+    let Settings { batch, max_on_wire, max_unrecorded, retry, unavailable, lease, record_interval, .. } =
+        settings;
+    let refuse = |larger: &str, large: String, sign: &str, smaller: &str, small: String, why: &str| {
+        Err(Failure::usage(format!("{larger} ({large}) must {sign} {smaller} ({small}): {why}")))
+    };
+    for (larger, large, smaller, small, why) in [
+        ("max_on_wire", max_on_wire, "batch", batch, "a batch is on the wire as a whole"),
+        (
+            "max_unrecorded",
+            max_unrecorded,
+            "max_on_wire",
+            max_on_wire,
+            "what is on the wire is not recorded yet",
+        ),
+    ] {
+        if large < small {
+            return refuse(larger, large.to_string(), "be at least", smaller, small.to_string(), why);
+        }
+    }
+    for (larger, large, smaller, small) in [
+        ("retry.ceiling", retry.ceiling, "retry.first", retry.first),
+        ("unavailable.ceiling", unavailable.ceiling, "unavailable.first", unavailable.first),
+    ] {
+        if large < small {
+            return refuse(
+                larger,
+                show(large),
+                "be at least",
+                smaller,
+                show(small),
+                "waits grow up to the ceiling",
+            );
+        }
+    }
+    // Three: one record may fail and be written again before anybody else takes the shards.
+    if *lease < *record_interval * 3 {
+        let why = "progress must be recorded while the shards are still this process's";
+        return refuse(
+            "lease",
+            show(*lease),
+            "be at least three times",
+            "record_interval",
+            show(*record_interval),
+            why,
+        );
+    }
+    Ok(())
+}
+
+fn relay_name(text: &str) -> Option<String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let valid = (1..=63).contains(&text.len())
+        && text.bytes().next().is_some_and(plain)
+        && text.bytes().all(|byte| plain(byte) || matches!(byte, b'.' | b'_' | b'-'));
+    valid.then(|| text.to_owned())
+}
+
+fn log_directives(text: &str) -> Option<String> {
+    tracing_subscriber::EnvFilter::try_new(text).ok().map(|_| text.to_owned())
+}
+
+fn nats_stream(layer: &Layer) -> Result<Option<NatsStream>, Failure> {
+    let name = layer.text("nats.stream", "a stream's name without . * > / \\ or blanks", |text| {
+        let valid = !text.is_empty()
+            && !text.contains(['.', '*', '>', '/', '\\'])
+            && !text.contains(char::is_whitespace);
+        valid.then(|| text.to_owned())
+    })?;
+    let subjects = layer.text("nats.subjects", "subjects joined by commas", |text| {
+        let subjects: Vec<String> = text.split(',').map(|subject| subject.trim().to_owned()).collect();
+        subjects.iter().all(|subject| !subject.is_empty()).then_some(subjects)
+    })?;
+    match (name, subjects) {
+        (None, Some(_)) => {
+            Err(Failure::usage("nats.subjects are given without nats.stream: which stream takes them?"))
+        }
+        (None, None) => Ok(None),
+        (Some(name), subjects) => Ok(Some(NatsStream { name, subjects: subjects.unwrap_or_default() })),
+    }
+}
+
+fn flag_route(text: &str) -> Result<Route, Failure> {
+    let (topic, destination) = text.split_once('=').ok_or_else(|| {
+        Failure::usage("--route: must be PATTERN=DESTINATION, like 'orders.>=shop.{topic}'")
+    })?;
+    Ok(Route { topic: topic.to_owned(), destination: destination.to_owned(), origin: "--route".to_owned() })
+}
+
+fn build_routes(routes: &[Route]) -> Result<Routes, Failure> {
+    routes.iter().try_fold(Routes::default(), |built, route| {
+        built
+            .with(&route.topic, &route.destination)
+            .map_err(|error| Failure::usage(format!("{}: {error}", route.origin)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(flags: &[(&'static str, Option<&str>)], routes: &[&str]) -> Result<Config, String> {
+        let environment =
+            [("DATABASE_URL", "postgres://app:m4rker@db/orders"), ("OUTBOX_BROKER", "nats://m4rker@n")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let routes: Vec<String> = routes.iter().map(|route| route.to_string()).collect();
+        Config::read(None, environment.into_iter(), flags, &routes).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn what_is_not_given_is_left_to_the_library() {
+        let config = read(&[], &[]).unwrap();
+        assert_eq!((config.relay.as_str(), config.settings.batch), ("default", Settings::default().batch));
+        assert_eq!(config.database.expose(), "postgres://app:m4rker@db/orders");
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        assert!(!format!("{:?}", read(&[], &[]).unwrap()).contains("m4rker"));
+    }
+
+    #[test]
+    fn what_is_not_as_it_must_be_is_named() {
+        for (flags, routes, expected) in [
+            (("relay", "Default"), "", "--relay: must be a name of a-z 0-9"),
+            (("start", "yesterday"), "", "--start: must be beginning or now"),
+            (("log", "outbox=loud"), "", "--log: must be log directives"),
+            (("log_format", "xml"), "", "--log-format: must be text or json"),
+            (("broker", "nats://user:m4rker@n"), "", "--broker: the URL holds a password"),
+            (("broker", "kafka://n"), "", "broker kafka://n: must be file:/PATH"),
+            (("nats.subjects", "a"), "", "nats.subjects are given without nats.stream"),
+            (("nats.stream", "a.b"), "", "--nats-stream: must be a stream's name"),
+            (("lease", "10ms"), "", "--lease: must be a whole number and a unit"),
+            (("batch", "0"), "", "--batch: must be a whole number from 1 to 10000"),
+            (("relay", "a"), "orders", "--route: must be PATTERN=DESTINATION"),
+            (("relay", "a"), "a..b=x", "--route: route pattern: words"),
+            (("relay", "a"), "a={key}", "--route: route destination: text"),
+        ] {
+            let routes: &[&str] = if routes.is_empty() { &[] } else { &[routes] };
+            let fault = read(&[(flags.0, Some(flags.1))], routes).map(drop).unwrap_err();
+            assert!(fault.starts_with(expected), "{fault}");
+            assert!(!fault.contains("m4rker"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn an_inequality_that_does_not_hold_is_printed_with_both_sides() {
+        for (flag, value, expected) in [
+            ("batch", "5000", "max_on_wire (4000) must be at least batch (5000): a batch"),
+            ("max_unrecorded", "100", "max_unrecorded (100) must be at least max_on_wire (4000): what"),
+            (
+                "record_interval",
+                "5s",
+                "lease (10s) must be at least three times record_interval (5s): progress",
+            ),
+            ("retry.first", "1h", "retry.ceiling (5m) must be at least retry.first (1h): waits"),
+            (
+                "unavailable.ceiling",
+                "1ms",
+                "unavailable.ceiling (1ms) must be at least unavailable.first (50ms)",
+            ),
+        ] {
+            let fault = read(&[(flag, Some(value))], &[]).map(drop).unwrap_err();
+            assert!(fault.starts_with(expected), "{fault}");
+        }
+    }
+}

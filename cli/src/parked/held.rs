@@ -1,0 +1,107 @@
+//! A held key, whichever side holds it.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use migrations::Schema;
+use serde::Serialize;
+use sqlx::postgres::{PgConnection, PgPool};
+use uuid::Uuid;
+
+/// Who holds a key back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Holder {
+    Relay(String),
+    Consumer(String),
+}
+
+impl Holder {
+    /// Where it keeps what it holds.
+    pub(super) fn schema(&self) -> Schema {
+        match self {
+            Holder::Relay(_) => Schema::Outbox,
+            Holder::Consumer(_) => Schema::Inbox,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Holder::Relay(name) => write!(f, "relay {name}"),
+            Holder::Consumer(name) => write!(f, "consumer {name}"),
+        }
+    }
+}
+
+/// A key that is held, or a message without a key that is held alone.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Held {
+    #[serde(flatten)]
+    pub(super) holder: Holder,
+    /// A relay's `--position`, a consumer's `--hold`.
+    pub(super) number: i64,
+    pub(super) key: Option<String>,
+    pub(super) parked: bool,
+    pub(super) attempts: i32,
+    pub(super) messages: i64,
+    pub(super) first_id: Option<Uuid>,
+    pub(super) first_kind: Option<String>,
+    pub(super) held_at: DateTime<Utc>,
+    pub(super) next_attempt_at: Option<DateTime<Utc>>,
+    pub(super) last_error: String,
+}
+
+/// Everything that one relay or consumer holds, oldest first.
+pub(super) async fn of(
+    pool: &PgPool,
+    connection: &mut PgConnection,
+    holder: &Holder,
+) -> Result<Vec<Held>, sqlx::Error> {
+    match holder {
+        Holder::Relay(name) => of_relay(pool, name).await,
+        Holder::Consumer(name) => of_consumers(connection, Some(name)).await,
+    }
+}
+
+/// What one relay holds.
+pub(super) async fn of_relay(pool: &PgPool, relay: &str) -> Result<Vec<Held>, sqlx::Error> {
+    let held = outbox::admin::held_keys(pool, relay).await?;
+    let held = held.into_iter().map(|held| Held {
+        parked: held.is_parked(),
+        holder: Holder::Relay(relay.to_owned()),
+        number: held.position,
+        key: held.key,
+        attempts: held.attempts,
+        messages: held.messages,
+        first_id: held.first.map(Into::into),
+        first_kind: held.kind,
+        held_at: held.held_at,
+        next_attempt_at: held.next_attempt_at,
+        last_error: held.last_error,
+    });
+    Ok(held.collect())
+}
+
+/// What one consumer, or all of them, hold.
+pub(super) async fn of_consumers(
+    connection: &mut PgConnection,
+    consumer: Option<&str>,
+) -> Result<Vec<Held>, sqlx::Error> {
+    let held = inbox::admin::held_keys(connection, consumer, i64::MAX).await?;
+    let held = held.into_iter().map(|held| Held {
+        holder: Holder::Consumer(held.consumer),
+        number: held.hold,
+        key: held.key,
+        parked: held.state == inbox::admin::HeldState::Parked,
+        attempts: held.attempts,
+        messages: held.messages,
+        first_id: held.first_id.map(Into::into),
+        first_kind: held.first_kind,
+        held_at: held.held_at,
+        next_attempt_at: held.next_attempt_at,
+        last_error: held.last_error,
+    });
+    Ok(held.collect())
+}

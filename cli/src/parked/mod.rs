@@ -1,0 +1,238 @@
+//! `outbox parked`: what relays and consumers hold back, and what a person decides about it.
+
+mod held;
+mod list;
+
+use serde::Serialize;
+use sqlx::postgres::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use self::held::{Held, Holder};
+use crate::exit::Failure;
+use crate::output::{self, Format};
+use crate::secret::SecretUrl;
+use crate::{database, schema};
+
+/// List, redrive or skip what is parked
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    list: list::List,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  outbox parked                                        everything parked, by relays and by consumers
+  outbox parked list --consumer payment --all          also what is still retried
+  outbox parked redrive --relay default --position 812
+  outbox parked redrive --consumer payment --every     every parked key of that consumer
+  outbox parked skip --consumer payment --key order-7  gives up its first message; the next is tried
+
+A key that fails its last attempt is parked: its messages wait, in order, and other keys go on. Redrive tries them
+again, in order, with as many attempts as if they were new. Skip gives up the first message of the key for that relay
+or consumer: that is a decision for a person, and it cannot be undone.
+
+Exit codes: 0 done; 1 nothing of that name is held, or the database refused; 2 wrong usage; 3 the database cannot be
+reached; 4 the schema is missing or does not fit this build.";
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List what is parked (also without any word)
+    List(list::List),
+    /// Try a held key again, now and as if it were new
+    Redrive(Redrive),
+    /// Give up the first message of a held key; the next one is tried
+    Skip(Choice),
+}
+
+#[derive(Debug, clap::Args)]
+struct Redrive {
+    #[command(flatten)]
+    choice: Choice,
+    /// Every parked key of the relay or consumer
+    #[arg(long, conflicts_with_all = ["key", "position", "hold"])]
+    every: bool,
+    /// Admit messages that are past the inbox's horizon: you know that they were not handled, the inbox does not
+    #[arg(long, requires = "consumer", conflicts_with = "every")]
+    late: bool,
+}
+
+/// Whose held key, and which.
+#[derive(Debug, clap::Args)]
+struct Choice {
+    /// A URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
+    #[arg(long, value_name = "DATABASE")]
+    database: Option<String>,
+    /// Of this relay's
+    #[arg(long, value_name = "NAME", required_unless_present = "consumer", conflicts_with = "consumer")]
+    relay: Option<String>,
+    /// Of this consumer's
+    #[arg(long, value_name = "NAME")]
+    consumer: Option<String>,
+    /// The key
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// A relay's hold, by the position of its first message
+    #[arg(long, value_name = "POSITION", conflicts_with_all = ["key", "consumer"])]
+    position: Option<i64>,
+    /// A consumer's hold, by its number
+    #[arg(long, value_name = "HOLD", conflicts_with_all = ["key", "relay"])]
+    hold: Option<i64>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+}
+
+/// What was done, for a script.
+#[derive(Serialize)]
+struct Done {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redriven: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped: Option<Option<Uuid>>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    match args.command.unwrap_or(Command::List(args.list)) {
+        Command::List(list) => list::run(list).await,
+        Command::Redrive(redrive) => run_redrive(redrive).await,
+        Command::Skip(choice) => run_skip(choice).await,
+    }
+}
+
+async fn run_redrive(Redrive { choice, every, late }: Redrive) -> Result<(), Failure> {
+    if !every {
+        choice.names_a_key(", or --every")?;
+    }
+    let (pool, url) = choice.open().await?;
+    let mut connection = pool.acquire().await.map_err(|error| failed(&url, &error))?;
+    let holder = choice.holder();
+    let redriven = match (every, &holder) {
+        (true, Holder::Consumer(name)) => inbox::admin::redrive_all(&mut connection, name).await,
+        (true, Holder::Relay(name)) => redrive_every(&pool, name).await,
+        (false, holder) => {
+            let number = choice.number(&pool, &mut connection, holder, &url).await?;
+            let done = match holder {
+                Holder::Relay(name) => outbox::admin::redrive(&pool, name, number).await,
+                Holder::Consumer(name) if late => {
+                    inbox::admin::admit_late(&mut connection, name, number).await
+                }
+                Holder::Consumer(name) => inbox::admin::redrive(&mut connection, name, number).await,
+            };
+            done.map(u64::from)
+        }
+    };
+    let redriven = redriven.map_err(|error| failed(&url, &error))?;
+    if redriven == 0 && !every {
+        return Err(not_held(&holder));
+    }
+    let keys = if redriven == 1 { "key is" } else { "keys are" };
+    report(
+        choice.output,
+        &Done { redriven: Some(redriven), skipped: None },
+        &format!("{redriven} held {keys} tried again by {holder}\n"),
+    )
+}
+
+async fn redrive_every(pool: &PgPool, relay: &str) -> Result<u64, sqlx::Error> {
+    let mut redriven = 0;
+    for held in outbox::admin::held_keys(pool, relay).await?.iter().filter(|held| held.is_parked()) {
+        redriven += u64::from(outbox::admin::redrive(pool, relay, held.position).await?);
+    }
+    Ok(redriven)
+}
+
+async fn run_skip(choice: Choice) -> Result<(), Failure> {
+    choice.names_a_key("")?;
+    let (pool, url) = choice.open().await?;
+    let mut connection = pool.acquire().await.map_err(|error| failed(&url, &error))?;
+    let holder = choice.holder();
+    let number = choice.number(&pool, &mut connection, &holder, &url).await?;
+    let skipped: Option<Option<Uuid>> = match &holder {
+        Holder::Relay(name) => {
+            let skipped =
+                outbox::admin::skip(&pool, name, number).await.map_err(|error| failed(&url, &error))?;
+            skipped.map(|id| Some(id.into()))
+        }
+        Holder::Consumer(name) => {
+            let skipped = inbox::admin::skip(&mut connection, name, number).await;
+            let skipped = skipped.map_err(|error| failed(&url, &error))?;
+            // What could not be understood has no identity.
+            skipped.map(|message| message.received.ok().map(|message| message.id.into()))
+        }
+    };
+    let Some(id) = skipped else { return Err(not_held(&holder)) };
+    let name = id.map_or_else(|| "a message without identity".to_owned(), |id| format!("message {id}"));
+    report(
+        choice.output,
+        &Done { redriven: None, skipped: Some(id) },
+        &format!("{name} is given up by {holder}; the next of its key is tried\n"),
+    )
+}
+
+fn report(format: Format, done: &Done, text: &str) -> Result<(), Failure> {
+    match format {
+        Format::Json => output::print_json(done),
+        Format::Text => output::print(text),
+    }
+}
+
+fn failed(url: &SecretUrl, error: &sqlx::Error) -> Failure {
+    database::failed(&format!("database {url}"), error)
+}
+
+fn not_held(holder: &Holder) -> Failure {
+    Failure::failed(format!(
+        "{holder} holds no such key in the state that this asks for; `outbox parked --all` lists them"
+    ))
+}
+
+impl Choice {
+    /// Skipping or redriving whatever happens to be first would be a trap.
+    fn names_a_key(&self, or: &str) -> Result<(), Failure> {
+        if self.key.is_some() || self.position.is_some() || self.hold.is_some() {
+            return Ok(());
+        }
+        let number = if self.relay.is_some() { "--position" } else { "--hold" };
+        Err(Failure::usage(format!("which key? Give --key or {number}{or}")))
+    }
+
+    fn holder(&self) -> Holder {
+        match (&self.relay, &self.consumer) {
+            (Some(relay), _) => Holder::Relay(relay.clone()),
+            (None, consumer) => Holder::Consumer(consumer.clone().unwrap_or_default()),
+        }
+    }
+
+    async fn open(&self) -> Result<(PgPool, SecretUrl), Failure> {
+        let url = database::named(self.database.as_deref())?;
+        let pool = database::pool(&url, "parked").await?;
+        let mut connection = pool.acquire().await.map_err(|error| failed(&url, &error))?;
+        schema::check(self.holder().schema(), &mut connection, &url).await?;
+        drop(connection);
+        Ok((pool, url))
+    }
+
+    /// The number of the hold, looked up by its key if that was given.
+    async fn number(
+        &self,
+        pool: &PgPool,
+        connection: &mut PgConnection,
+        holder: &Holder,
+        url: &SecretUrl,
+    ) -> Result<i64, Failure> {
+        if let Some(number) = self.position.or(self.hold) {
+            return Ok(number);
+        }
+        let held = held::of(pool, connection, holder).await.map_err(|error| failed(url, &error))?;
+        let number = held
+            .into_iter()
+            .find(|held| held.key.is_some() && held.key == self.key)
+            .map(|Held { number, .. }| number);
+        number.ok_or_else(|| not_held(holder))
+    }
+}

@@ -1,0 +1,113 @@
+//! The publisher that a broker's URL stands for.
+
+use async_trait::async_trait;
+use brokers::file::FilePublisher;
+use brokers::memory::Discard;
+use brokers::nats::{NatsPublisher, StreamPolicy};
+use brokers::postgres::PostgresPublisher;
+use message::{Outcomes, Outgoing, Pipelining, PublishError, Publisher};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Broker, Config, NatsStream};
+use crate::database;
+use crate::exit::{Failure, chain};
+
+/// Batches under way at once in a broker database.
+const BROKER_CONNECTIONS: u32 = 8;
+
+/// Any broker's publisher.
+pub(super) struct AnyPublisher(Box<dyn Publisher>);
+
+/// The publisher of the configuration's broker. One that is down is no failure: the relay waits for it. `stop` is
+/// cancelled when waiting has no sense: standard output does not come back.
+pub(super) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyPublisher, Failure> {
+    let publisher: Box<dyn Publisher> = match &config.broker {
+        Broker::File(path) => Box::new(FilePublisher::new(path)),
+        Broker::StandardOutput => {
+            Box::new(Pipe { stop: stop.clone(), output: FilePublisher::standard_output() })
+        }
+        Broker::Memory => Box::new(Discard),
+        Broker::Nats(url) => {
+            let connected = brokers::nats::connect(url.expose()).await;
+            let client =
+                connected.map_err(|error| Failure::usage(format!("broker {url}: {}", chain(&error))))?;
+            let publisher = NatsPublisher::new(client);
+            Box::new(match &config.nats_stream {
+                None => publisher,
+                Some(stream) => publisher.with_stream(policy(stream)),
+            })
+        }
+        Broker::Postgres(url) => {
+            let options = database::options(url, &format!("relay {}", config.relay))?;
+            let pool = outbox::pool_options().max_connections(BROKER_CONNECTIONS).connect_lazy_with(options);
+            Box::new(PostgresPublisher::new(pool))
+        }
+    };
+    Ok(AnyPublisher(publisher))
+}
+
+fn policy(NatsStream { name, subjects }: &NatsStream) -> StreamPolicy {
+    if subjects.is_empty() { StreamPolicy::check(name) } else { StreamPolicy::create(name, subjects) }
+}
+
+#[async_trait]
+impl Publisher for AnyPublisher {
+    fn pipelining(&self) -> Pipelining {
+        self.0.pipelining()
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        self.0.publish(batch, outcomes).await;
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        self.0.check().await
+    }
+}
+
+/// Standard output, whose reader may have had enough: `outbox relay --broker file:- | head -3` ends.
+struct Pipe {
+    stop: CancellationToken,
+    output: FilePublisher,
+}
+
+impl Pipe {
+    /// The text is all that a publisher's error tells.
+    fn has_no_reader(result: &Result<(), PublishError>) -> bool {
+        let broken = std::io::Error::from_raw_os_error(BROKEN_PIPE).to_string();
+        matches!(result, Err(PublishError::Unavailable(text) | PublishError::Unknown(text)) if text.contains(&broken))
+    }
+}
+
+/// EPIPE, the same on every system that has pipes.
+const BROKEN_PIPE: i32 = 32;
+
+#[async_trait]
+impl Publisher for Pipe {
+    fn pipelining(&self) -> Pipelining {
+        self.output.pipelining()
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        let (sender, mut results) = mpsc::unbounded_channel();
+        self.output.publish(batch, Outcomes::new(0, sender)).await;
+        while let Some(outcome) = results.recv().await {
+            if Pipe::has_no_reader(&outcome.result) && !self.stop.is_cancelled() {
+                tracing::info!("nobody reads standard output any more: stopping");
+                self.stop.cancel();
+            }
+            match (outcome.index, outcome.result) {
+                (Some(index), result) => outcomes.report(index, result),
+                // The rest of the batch: nothing follows.
+                (None, Ok(())) => return outcomes.confirm_all(),
+                (None, Err(error)) => return outcomes.fail_all(error),
+            }
+        }
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        self.output.check().await
+    }
+}

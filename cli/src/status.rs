@@ -1,0 +1,213 @@
+//! `outbox status`: how far behind each relay is, who works for it, and what relays and consumers hold back.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use inbox::admin::ConsumerStatus;
+use outbox::admin::RelayStatus;
+use serde::Serialize;
+
+use crate::duration::passed;
+use crate::exit::Failure;
+use crate::output::{self, Format};
+use crate::{database, schema};
+
+/// Show how far behind each relay is, and what relays and consumers hold back
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// A URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
+    #[arg(long, value_name = "DATABASE")]
+    database: Option<String>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  outbox status
+  outbox status --output json | jq -e 'all(.relays[]; .lag_seconds < 60 and .parked == 0)'
+
+pending: messages committed and not recorded as published, without those held back. lag: the age of the oldest of
+them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs.
+retrying and parked count keys; held counts the messages behind them. `outbox parked` lists them.
+
+Exit codes: 0 printed; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 4 the schema is
+missing or does not fit this build.";
+
+#[derive(Serialize)]
+struct Status {
+    relays: Vec<Relay>,
+    consumers: Vec<Consumer>,
+}
+
+#[derive(Serialize)]
+struct Relay {
+    relay: String,
+    state: String,
+    pending: i64,
+    lag_seconds: f64,
+    oldest: Option<DateTime<Utc>>,
+    retrying: i64,
+    parked: i64,
+    held: i64,
+    processes: i64,
+    shards: i16,
+    owned_shards: i64,
+}
+
+#[derive(Serialize)]
+struct Consumer {
+    consumer: String,
+    started_at: Option<DateTime<Utc>>,
+    retrying: i64,
+    parked: i64,
+    held: i64,
+    oldest_held_at: Option<DateTime<Utc>>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let url = database::named(args.database.as_deref())?;
+    let pool = database::pool(&url, "status").await?;
+    let failed = |error: sqlx::Error| database::failed(&format!("database {url}"), &error);
+    let mut connection = pool.acquire().await.map_err(failed)?;
+    let present = schema::present(&mut connection, &url).await?;
+    let mut status = Status { relays: Vec::new(), consumers: Vec::new() };
+    if present.outbox {
+        let relays = outbox::admin::status(&pool).await.map_err(failed)?;
+        status.relays = relays.into_iter().map(Relay::from).collect();
+    }
+    if present.inbox {
+        let consumers = inbox::admin::status(&mut connection).await.map_err(failed)?;
+        status.consumers = consumers.into_iter().map(Consumer::from).collect();
+    }
+    match args.output {
+        Format::Json => output::print_json(&status),
+        Format::Text => output::print(&text(&status, Utc::now())),
+    }
+}
+
+fn text(status: &Status, now: DateTime<Utc>) -> String {
+    let mut text = String::new();
+    if status.relays.is_empty() {
+        text.push_str("no relay has run here\n");
+    } else {
+        let rows: Vec<Vec<String>> = status.relays.iter().map(Relay::cells).collect();
+        let head = ["relay", "state", "pending", "lag", "retrying", "parked", "held", "processes", "shards"];
+        text.push_str(&output::table(&head, &rows));
+    }
+    text.push('\n');
+    if status.consumers.is_empty() {
+        text.push_str("no consumer has run here\n");
+    } else {
+        let rows: Vec<Vec<String>> = status.consumers.iter().map(|consumer| consumer.cells(now)).collect();
+        text.push_str(&output::table(
+            &["consumer", "started", "retrying", "parked", "held", "oldest"],
+            &rows,
+        ));
+    }
+    text
+}
+
+impl Relay {
+    fn cells(&self) -> Vec<String> {
+        let lag = TimeDelta::milliseconds((self.lag_seconds * 1e3) as i64);
+        vec![
+            self.relay.clone(),
+            self.state.clone(),
+            self.pending.to_string(),
+            passed(lag),
+            self.retrying.to_string(),
+            self.parked.to_string(),
+            self.held.to_string(),
+            self.processes.to_string(),
+            format!("{} of {}", self.owned_shards, self.shards),
+        ]
+    }
+}
+
+impl Consumer {
+    fn cells(&self, now: DateTime<Utc>) -> Vec<String> {
+        let age = |at: Option<DateTime<Utc>>| {
+            at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", passed(now - at)))
+        };
+        vec![
+            self.consumer.clone(),
+            age(self.started_at),
+            self.retrying.to_string(),
+            self.parked.to_string(),
+            self.held.to_string(),
+            age(self.oldest_held_at),
+        ]
+    }
+}
+
+impl From<RelayStatus> for Relay {
+    fn from(status: RelayStatus) -> Self {
+        Relay {
+            relay: status.relay,
+            state: status.state,
+            pending: status.pending,
+            lag_seconds: status.lag_seconds,
+            oldest: status.oldest,
+            retrying: status.retrying,
+            parked: status.parked,
+            held: status.held_messages,
+            processes: status.processes,
+            shards: status.shards,
+            owned_shards: status.owned_shards,
+        }
+    }
+}
+
+impl From<ConsumerStatus> for Consumer {
+    fn from(status: ConsumerStatus) -> Self {
+        Consumer {
+            consumer: status.consumer,
+            started_at: status.started_at,
+            retrying: status.retrying,
+            parked: status.parked,
+            held: status.messages,
+            oldest_held_at: status.oldest_held_at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_reads_two_tables() {
+        let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        let relay = Relay {
+            relay: "default".to_owned(),
+            state: "running".to_owned(),
+            pending: 12,
+            lag_seconds: 1.25,
+            oldest: None,
+            retrying: 0,
+            parked: 1,
+            held: 3,
+            processes: 2,
+            shards: 16,
+            owned_shards: 15,
+        };
+        let consumer = Consumer {
+            consumer: "stock".to_owned(),
+            started_at: Some(now - TimeDelta::seconds(90)),
+            retrying: 0,
+            parked: 0,
+            held: 0,
+            oldest_held_at: None,
+        };
+        let expected = "\
+relay    state    pending  lag   retrying  parked  held  processes  shards
+default  running  12       1.2s  0         1       3     2          15 of 16
+
+consumer  started    retrying  parked  held  oldest
+stock     1m30s ago  0         0       0     -
+";
+        assert_eq!(text(&Status { relays: vec![relay], consumers: vec![consumer] }, now), expected);
+    }
+}

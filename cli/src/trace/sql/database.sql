@@ -1,0 +1,2 @@
+-- What this database is called.
+select current_database()::text

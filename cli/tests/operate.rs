@@ -1,0 +1,197 @@
+//! What an operator sees and does: status, parked keys, and a standard output that goes away.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{outbox, run};
+use message::Message;
+use sqlx::Executor;
+use tests::Database;
+
+fn environment(database: &Database) -> [(&'static str, &str); 1] {
+    [("DATABASE_URL", database.url())]
+}
+
+async fn enqueue(database: &Database, messages: &[Message]) {
+    let mut tx = database.pool().begin().await.unwrap();
+    outbox::enqueue_all(&mut tx, messages).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+/// A relay `default` that holds the messages of `order-7`, parked, and of `order-8`, retried.
+async fn hold_in_relay(database: &Database) {
+    enqueue(
+        database,
+        &["order-7", "order-7", "order-8"]
+            .map(|key| Message::new("shop", "order.placed", "{}").with_key(key)),
+    )
+    .await;
+    for sql in [
+        "insert into outbox.relay (name, shards) values ('default', 1)",
+        "insert into outbox.cursor (relay, shard, era, seen, seen_l) values ('default', 0, 1, pg_current_snapshot(), 3)",
+        "insert into outbox.held_key (relay, position, slot, key, state, attempts, next_attempt_at, last_error)
+         select 'default', min(position), min(slot), key, case key when 'order-7' then 'parked' else 'retrying' end, 3,
+             case key when 'order-8' then now() + interval '1 hour' end, 'message rejected: no such subject'
+         from outbox.message group by key",
+        "insert into outbox.held_message (relay, position, held, id, correlation, causation, occurred_at, enqueued_at,
+             source, topic, kind, key, headers, payload)
+         select 'default', m.position, k.position, id, correlation, causation, occurred_at, enqueued_at, source, topic,
+             kind, m.key, headers, payload
+         from outbox.message m join outbox.held_key k on k.key = m.key",
+    ] {
+        database.pool().execute(sql).await.unwrap();
+    }
+}
+
+/// A consumer `payment` that has parked `order-7`, two messages, and something that it could not understand.
+async fn hold_in_consumer(database: &Database) {
+    for (key, id) in [("order-7", Some(())), ("", None)] {
+        let hold: i64 = sqlx::query_scalar(
+            "insert into inbox.held_key (consumer, key, state, attempts, last_error)
+             values ('payment', nullif($1, ''), 'parked', 5, 'no such account') returning hold",
+        )
+        .bind(key)
+        .fetch_one(database.pool())
+        .await
+        .unwrap();
+        for _ in 0..if id.is_some() { 2 } else { 1 } {
+            let message = Message::new("shop", "stock.reserved", "{}");
+            sqlx::query(
+                "insert into inbox.held_message
+                     (consumer, hold, message_id, correlation, occurred_at, source, topic, kind, key, payload)
+                 values ('payment', $1, $2, $2, now(), '/a', 'shop', 'stock.reserved', nullif($3, ''), '{}')",
+            )
+            .bind(hold)
+            .bind(id.map(|()| *message.id.as_uuid()))
+            .bind(key)
+            .execute(database.pool())
+            .await
+            .unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn status_counts_what_is_pending_and_what_is_held() {
+    let database = Database::new("status_counts").await;
+    let environment = environment(&database);
+    hold_in_relay(&database).await;
+    hold_in_consumer(&database).await;
+    enqueue(&database, &[Message::new("shop", "order.placed", "{}")]).await;
+    let status = run(&["status", "--output", "json"], &environment).json();
+    let relay = &status["relays"][0];
+    assert_eq!((&relay["relay"], &relay["pending"]), (&"default".into(), &1.into()));
+    assert_eq!((&relay["parked"], &relay["retrying"], &relay["held"]), (&1.into(), &1.into(), &3.into()));
+    assert_eq!(
+        (&relay["shards"], &relay["owned_shards"], &relay["processes"]),
+        (&1.into(), &0.into(), &0.into())
+    );
+    assert!(relay["lag_seconds"].as_f64().unwrap() > 0.0);
+    let consumer = &status["consumers"][0];
+    assert_eq!(
+        (&consumer["consumer"], &consumer["parked"], &consumer["held"]),
+        (&"payment".into(), &2.into(), &3.into())
+    );
+    let ran = run(&["status"], &environment);
+    assert!(ran.succeeded().contains("default  running  1 "), "{ran:?}");
+}
+
+#[tokio::test]
+async fn what_is_parked_is_listed_with_its_reason() {
+    let database = Database::new("parked_list").await;
+    let environment = environment(&database);
+    assert_eq!(run(&["parked"], &environment).succeeded(), "nothing is parked\n");
+    hold_in_relay(&database).await;
+    hold_in_consumer(&database).await;
+    let list = |more: &[&str]| {
+        let arguments = [&["parked", "list", "--output", "json"], more].concat();
+        run(&arguments, &environment).json().as_array().unwrap().len()
+    };
+    assert_eq!((list(&[]), list(&["--all"])), (3, 4));
+    assert_eq!((list(&["--relay", "default"]), list(&["--consumer", "payment"])), (1, 2));
+    assert_eq!(list(&["--consumer", "nobody"]), 0);
+    let ran = run(&["parked"], &environment);
+    let text = ran.succeeded();
+    for words in [
+        "relay default, position 1: parked",
+        "message rejected: no such subject",
+        "key order-7, 2 messages",
+        "not understood",
+    ] {
+        assert!(text.contains(words), "no {words:?} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_redrive_makes_a_parked_key_due() {
+    let database = Database::new("parked_redrive").await;
+    let environment = environment(&database);
+    hold_in_relay(&database).await;
+    hold_in_consumer(&database).await;
+    let parked = async |sql: &'static str| -> i64 {
+        sqlx::query_scalar(sql).fetch_one(database.pool()).await.unwrap()
+    };
+    let relays = "select count(*) from outbox.held_key where state = 'parked'";
+    let consumers = "select count(*) from inbox.held_key where state = 'parked'";
+
+    run(&["parked", "redrive", "--relay", "default"], &environment).failed(2, &["which key?", "--position"]);
+    run(&["parked", "redrive", "--relay", "default", "--key", "x"], &environment)
+        .failed(1, &["relay default holds no such key"]);
+    run(&["parked", "redrive", "--relay", "default", "--position", "99"], &environment)
+        .failed(1, &["no such key"]);
+    assert_eq!((parked(relays).await, parked(consumers).await), (1, 2));
+
+    let ran = run(&["parked", "redrive", "--relay", "default", "--key", "order-7"], &environment);
+    assert_eq!(ran.succeeded(), "1 held key is tried again by relay default\n");
+    assert_eq!(parked(relays).await, 0);
+    run(&["parked", "redrive", "--consumer", "payment", "--key", "order-7", "--late"], &environment)
+        .succeeded();
+    assert_eq!(parked(consumers).await, 1);
+    let every =
+        run(&["parked", "redrive", "--consumer", "payment", "--every", "--output", "json"], &environment)
+            .json();
+    assert_eq!((&every["redriven"], parked(consumers).await), (&1.into(), 0));
+}
+
+#[tokio::test]
+async fn a_skip_gives_up_the_first_message_only() {
+    let database = Database::new("parked_skip").await;
+    let environment = environment(&database);
+    hold_in_relay(&database).await;
+    hold_in_consumer(&database).await;
+    let count = async |sql: &'static str| -> i64 {
+        sqlx::query_scalar(sql).fetch_one(database.pool()).await.unwrap()
+    };
+    let relays = "select count(*) from outbox.held_message where key = 'order-7'";
+    let consumers = "select count(*) from inbox.held_message where key = 'order-7'";
+    let first = sqlx::query_scalar::<_, String>("select id::text from outbox.message where position = 1");
+    let first = first.fetch_one(database.pool()).await.unwrap();
+
+    run(&["parked", "skip", "--relay", "default"], &environment).failed(2, &["which key?"]);
+    let ran =
+        run(&["parked", "skip", "--relay", "default", "--key", "order-7", "--output", "json"], &environment);
+    assert_eq!((ran.json()["skipped"].as_str(), count(relays).await), (Some(&*first), 1));
+    run(&["parked", "skip", "--consumer", "payment", "--key", "order-7"], &environment).succeeded();
+    assert_eq!(count(consumers).await, 1);
+    run(&["parked", "skip", "--consumer", "payment", "--hold", "99"], &environment)
+        .failed(1, &["no such key"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic_and_no_failure() {
+    for arguments in [&["migrate", "--print"][..], &["--help"], &["relay", "--help"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = outbox(arguments, &[]).stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+    }
+}
+
+#[test]
+fn a_full_disk_is_a_failure() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = outbox(&["migrate", "--print"], &[]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("outbox: cannot write to standard output: "));
+}

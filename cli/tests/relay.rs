@@ -1,0 +1,212 @@
+//! The daemon: it publishes, it stops when asked, and ends at once when asked twice.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{outbox, run, until};
+use message::{Message, Subscriber};
+use tests::Database;
+
+/// A relay that is ended with the test.
+struct Relay {
+    child: Child,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Relay {
+    fn start(database: &Database, arguments: &[&str]) -> Self {
+        let arguments = [&["relay"], arguments].concat();
+        let mut command = outbox(&arguments, &[("DATABASE_URL", database.url())]);
+        Relay { child: command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap() }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Reads its log until a line holds these words.
+    fn until_logged(&mut self, words: &str) {
+        let log = BufReader::new(self.child.stderr.as_mut().unwrap());
+        assert!(log.lines().any(|line| line.unwrap().contains(words)), "the log ends without {words:?}");
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        let mut code = None;
+        until("the relay ends", || {
+            code = self.child.try_wait().unwrap();
+            code.is_some()
+        });
+        code.unwrap().code()
+    }
+}
+
+async fn enqueue(database: &Database, count: usize) -> Vec<String> {
+    let messages: Vec<Message> =
+        (0..count).map(|n| Message::new("orders", "order.placed", n.to_string())).collect();
+    let mut tx = database.pool().begin().await.unwrap();
+    outbox::enqueue_all(&mut tx, &messages).await.unwrap();
+    tx.commit().await.unwrap();
+    messages.iter().map(|message| message.id.to_string()).collect()
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn what_is_enqueued_is_published_and_a_signal_stops_politely() {
+    let database = Database::new("cli_relay").await;
+    let directory = tempfile::tempdir().unwrap();
+    let stream = directory.path().join("stream.jsonl");
+    let broker = format!("file:{}", stream.display());
+    let mut ids = enqueue(&database, 20).await;
+    for signal in ["TERM", "INT"] {
+        let mut relay = Relay::start(&database, &["--broker", &broker]);
+        ids.extend(enqueue(&database, 5).await);
+        until("everything is published", || lines(&stream).len() >= ids.len());
+        relay.signal(signal);
+        assert_eq!(relay.code(), Some(0), "{signal}");
+    }
+    // A polite stop records what it has done: the second relay repeated nothing.
+    let published: Vec<String> = lines(&stream)
+        .iter()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let mut sorted = (published.clone(), ids.clone());
+    sorted.0.sort();
+    sorted.1.sort();
+    assert_eq!(sorted.0, sorted.1);
+}
+
+#[tokio::test]
+async fn standard_output_is_data_and_the_log_is_beside_it() {
+    let database = Database::new("cli_relay_stdout").await;
+    enqueue(&database, 3).await;
+    let mut relay = Relay::start(&database, &["--broker", "file:-", "--log-format", "json"]);
+    let mut out = BufReader::new(relay.child.stdout.take().unwrap()).lines();
+    for _ in 0..3 {
+        let line: serde_json::Value = serde_json::from_str(&out.next().unwrap().unwrap()).unwrap();
+        assert_eq!(line["type"], "order.placed");
+    }
+    relay.signal("TERM");
+    assert_eq!((relay.code(), out.next().is_none()), (Some(0), true));
+    let log = BufReader::new(relay.child.stderr.take().unwrap());
+    for line in log.lines() {
+        serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_relay_whose_reader_has_gone_ends_by_itself() {
+    let database = Database::new("cli_relay_head").await;
+    enqueue(&database, 1).await;
+    let mut relay = Relay::start(&database, &["--broker", "file:-"]);
+    let mut out = BufReader::new(relay.child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert!(line.contains("order.placed"), "{line}");
+    drop(out);
+    enqueue(&database, 1).await;
+    assert_eq!(relay.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_relay_that_hangs() {
+    let database = Database::new("cli_relay_hangs").await;
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // More than a pipe holds: once its first bytes arrive here, the rest is stuck on the wire.
+    let mut reader = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let big = Message::new("orders", "order.placed", vec![b'x'; 900_000]);
+    let mut tx = database.pool().begin().await.unwrap();
+    outbox::enqueue_all(&mut tx, &[big]).await.unwrap();
+    tx.commit().await.unwrap();
+    let mut relay = Relay::start(&database, &["--broker", &format!("file:{}", pipe.display())]);
+    reader.read_exact(&mut [0; 100]).unwrap();
+    relay.signal("TERM");
+    relay.until_logged("stopping");
+    relay.signal("TERM");
+    assert_eq!(relay.code(), Some(128 + 15));
+}
+
+#[tokio::test]
+async fn routes_and_stream_of_the_configuration_reach_nats() {
+    let database = Database::new("cli_relay_nats").await;
+    let server = servers::Nats::start_own().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("relay.toml");
+    let toml = format!(
+        "broker = {:?}\n[nats]\nstream = \"SHOP\"\nsubjects = \"shop.>\"\n[[route]]\ntopic = \">\"\ndestination = \"shop.{{topic}}\"",
+        server.url()
+    );
+    std::fs::write(&config, toml).unwrap();
+    let ids = enqueue(&database, 1).await;
+    let mut relay = Relay::start(&database, &["--config", config.to_str().unwrap()]);
+    // Once a line is logged the stream may still be missing: the subscriber asks until it is there.
+    let client = brokers::nats::connect(&server.url()).await.unwrap();
+    let mut subscriber =
+        brokers::nats::NatsSubscriber::new(client, "SHOP", "test").with_subjects(["shop.orders"]);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let received = loop {
+        match subscriber.receive(1).await {
+            Ok(mut deliveries) => break deliveries.remove(0).received.unwrap(),
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert_eq!(received.id.to_string(), ids[0]);
+    relay.signal("TERM");
+    assert_eq!(relay.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_broker_database_takes_what_is_published() {
+    let database = Database::new("cli_relay_from").await;
+    let broker = Database::new("cli_relay_to").await;
+    let ids = enqueue(&database, 3).await;
+    let at = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(at.path(), broker.url()).unwrap();
+    let from = format!("@{}", at.path().display());
+    let mut relay = Relay::start(&database, &["--broker", &from, "--route", ">=shop.{topic}"]);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let arrived = loop {
+        let sql = "select id::text from outbox.message where topic = 'shop.orders' order by position";
+        let arrived: Vec<String> = sqlx::query_scalar(sql).fetch_all(broker.pool()).await.unwrap();
+        if arrived.len() == ids.len() {
+            break arrived;
+        }
+        assert!(std::time::Instant::now() < deadline, "{arrived:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    // Messages without a key have no order.
+    assert!(ids.iter().all(|id| arrived.contains(id)));
+    relay.signal("TERM");
+    assert_eq!(relay.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_relay_whose_routes_and_broker_disagree_is_refused() {
+    let database = Database::new("cli_relay_refused").await;
+    let environment = [("DATABASE_URL", database.url())];
+    let stream = ["relay", "--broker", "memory:", "--nats-stream", "SHOP"];
+    run(&stream, &environment).failed(2, &["nats.stream is given, and the broker is not NATS"]);
+    let retired = "insert into outbox.relay (name, state) values ('old', 'retired')";
+    sqlx::query(retired).execute(database.pool()).await.unwrap();
+    let ran = run(&["relay", "--broker", "memory:", "--relay", "old", "--log", "error"], &environment);
+    ran.failed(1, &["relay old of database", "the relay is retired"]);
+}
