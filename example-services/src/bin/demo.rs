@@ -1,0 +1,5 @@
+//! `cargo demo`: see [`example_services::demo`].
+
+fn main() -> std::process::ExitCode {
+    example_services::demo::main()
+}

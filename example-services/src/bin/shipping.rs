@@ -1,0 +1,5 @@
+//! The shipping service as a process of its own.
+
+fn main() -> std::process::ExitCode {
+    example_services::service::main(example_services::shipping::DEFINITION)
+}

@@ -1,0 +1,2 @@
+-- How many messages a service's inbox has handled.
+select count(*) from inbox.message

@@ -1,0 +1,2 @@
+-- How many payments are decided.
+select count(*) from payments.payment

@@ -1,0 +1,2 @@
+-- How many shipments are decided.
+select count(*) from shipping.shipment

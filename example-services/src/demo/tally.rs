@@ -1,0 +1,172 @@
+//! What the databases say: how far the orders are, what waits, and the sums that must agree.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::databases::Databases;
+use super::orders::Planned;
+use crate::service;
+
+/// How far the orders are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Progress {
+    pub(super) placed: i64,
+    pub(super) answered_by_stock: i64,
+    pub(super) reserved: i64,
+    pub(super) payments: i64,
+    pub(super) shipments: i64,
+    pub(super) completed: i64,
+    pub(super) cancelled: i64,
+}
+
+impl Progress {
+    pub(super) async fn read(databases: &Databases) -> Result<Progress, sqlx::Error> {
+        // Against the way an order takes, so that no later step seems to be ahead of an earlier one.
+        let shipments = count(&databases.shipping.pool, include_str!("sql/shipping_progress.sql")).await?;
+        let payments = count(&databases.payment.pool, include_str!("sql/payment_progress.sql")).await?;
+        let (answered_by_stock, reserved) =
+            sqlx::query_as(include_str!("sql/stock_progress.sql")).fetch_one(&databases.stock.pool).await?;
+        let (placed, completed, cancelled) =
+            sqlx::query_as(include_str!("sql/order_progress.sql")).fetch_one(&databases.order.pool).await?;
+        Ok(Progress { placed, answered_by_stock, reserved, payments, shipments, completed, cancelled })
+    }
+
+    /// Orders that wait for the payment service.
+    pub(super) fn waiting_for_payment(&self) -> i64 {
+        self.reserved - self.payments
+    }
+}
+
+async fn count(pool: &PgPool, sql: &'static str) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(sql).fetch_one(pool).await
+}
+
+/// Messages, from the four outboxes to the four inboxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Messages {
+    /// In the services' logs.
+    pub(super) enqueued: i64,
+    /// Effects that they ask for: one for each service that reacts to their kind.
+    pub(super) effects_due: i64,
+    /// Effects that are made: rows of the inboxes.
+    pub(super) effects_made: i64,
+    /// Keys held back anywhere.
+    pub(super) held: i64,
+}
+
+impl Messages {
+    pub(super) async fn read(databases: &Databases) -> Result<Messages, sqlx::Error> {
+        let mut messages = Messages { enqueued: 0, effects_due: 0, effects_made: 0, held: 0 };
+        for (_, database) in databases.of_services() {
+            let pool = &database.pool;
+            let kinds: Vec<(String, i64)> =
+                sqlx::query_as(include_str!("sql/enqueued.sql")).fetch_all(pool).await?;
+            for (kind, enqueued) in kinds {
+                let reacting = service::ALL.iter().filter(|service| service.kinds.contains(&kind.as_str()));
+                messages.enqueued += enqueued;
+                messages.effects_due += enqueued * i64::try_from(reacting.count()).unwrap_or(i64::MAX);
+            }
+            messages.effects_made += count(pool, include_str!("sql/handled.sql")).await?;
+            messages.held += count(pool, include_str!("sql/held.sql")).await?;
+        }
+        Ok(messages)
+    }
+}
+
+/// Of the broker's log, if it is one: messages it was given, and different ones.
+pub(super) async fn copies(databases: &Databases) -> Result<(i64, i64), sqlx::Error> {
+    sqlx::query_as(include_str!("sql/copies.sql")).fetch_one(&databases.broker.pool).await
+}
+
+/// The workflow of the first order that ended so.
+pub(super) async fn workflow(databases: &Databases, ended: &str) -> Result<Option<Uuid>, sqlx::Error> {
+    let pool = &databases.order.pool;
+    sqlx::query_scalar(include_str!("sql/workflow.sql")).bind(ended).fetch_optional(pool).await
+}
+
+/// How many orders ended in each way, and how many of them as planned.
+pub(super) async fn ends(
+    databases: &Databases,
+    planned: &[Planned],
+) -> Result<(BTreeMap<String, i64>, i64), sqlx::Error> {
+    let rows: Vec<(String, String)> =
+        sqlx::query_as(include_str!("sql/ends.sql")).fetch_all(&databases.order.pool).await?;
+    let wanted: BTreeMap<&str, &str> = planned
+        .iter()
+        .map(|planned| (planned.order.idempotency_key.as_str(), planned.ends.as_str()))
+        .collect();
+    let mut ends = BTreeMap::new();
+    let mut as_planned = 0;
+    for (key, end) in rows {
+        as_planned += i64::from(wanted.get(key.as_str()) == Some(&end.as_str()));
+        *ends.entry(end).or_default() += 1;
+    }
+    Ok((ends, as_planned))
+}
+
+/// Two sums, from different databases or different tables, that must be equal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Check {
+    pub(super) left: (&'static str, i64),
+    pub(super) right: (&'static str, i64),
+}
+
+impl Check {
+    pub(super) fn holds(&self) -> bool {
+        self.left.1 == self.right.1
+    }
+}
+
+/// All checks. They hold once nothing is under way any more, and not before. A broker that is a log is counted too.
+pub(super) async fn checks(
+    databases: &Databases,
+    planned: &[Planned],
+    broker_is_a_log: bool,
+) -> Result<Vec<Check>, sqlx::Error> {
+    let asked = i64::try_from(planned.len()).unwrap_or(i64::MAX);
+    let (_, as_planned) = ends(databases, planned).await?;
+    let (completed, spent, pieces, cancelled): (i64, i64, i64, i64) =
+        sqlx::query_as(include_str!("sql/order_sums.sql")).fetch_one(&databases.order.pool).await?;
+    let (came_in, on_hand, set_aside, held, released, shipped): (i64, i64, i64, i64, i64, i64) =
+        sqlx::query_as(include_str!("sql/stock_sums.sql")).fetch_one(&databases.stock.pool).await?;
+    let (ledger, balances, refused, refunded): (i64, i64, i64, i64) =
+        sqlx::query_as(include_str!("sql/payment_sums.sql")).fetch_one(&databases.payment.pool).await?;
+    let (dispatched, undeliverable): (i64, i64) =
+        sqlx::query_as(include_str!("sql/shipping_sums.sql")).fetch_one(&databases.shipping.pool).await?;
+    let messages = Messages::read(databases).await?;
+    let check = |left, right| Check { left, right };
+    let mut checks = vec![
+        check(("orders asked for", asked), ("orders ended (order)", completed + cancelled)),
+        check(("orders asked for", asked), ("orders ended as planned (order)", as_planned)),
+        check(("orders completed (order)", completed), ("shipments dispatched (shipping)", dispatched)),
+        check(("orders completed (order)", completed), ("reservations shipped (stock)", shipped)),
+        check(("cents of completed orders (order)", spent), ("cents in the ledger (payment)", ledger)),
+        check(("cents in the ledger (payment)", ledger), ("cents in all balances (payment)", balances)),
+        check(
+            ("pieces of completed orders (order)", pieces),
+            ("pieces that left (stock)", came_in - on_hand),
+        ),
+        check(("pieces set aside (stock)", set_aside), ("pieces of held reservations (stock)", held)),
+        check(("reservations still held (stock)", held), ("none", 0)),
+        check(("shipments refused (shipping)", undeliverable), ("payments refunded (payment)", refunded)),
+        check(
+            ("payments and shipments refused", refused + undeliverable),
+            ("reservations released (stock)", released),
+        ),
+        check(
+            ("effects due by messages (4 outboxes)", messages.effects_due),
+            ("effects made (4 inboxes)", messages.effects_made),
+        ),
+        check(("keys held back", messages.held), ("none", 0)),
+    ];
+    if broker_is_a_log {
+        let (_, different) = copies(databases).await?;
+        checks.push(check(
+            ("messages enqueued (4 outboxes)", messages.enqueued),
+            ("different messages at the broker", different),
+        ));
+    }
+    Ok(checks)
+}
