@@ -1,6 +1,8 @@
 //! PostgreSQL as the broker: the conformance claims, and what is its own: shards shared by a group's processes, cursors
 //! that outlive them, a log that refuses one message and takes the others.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;

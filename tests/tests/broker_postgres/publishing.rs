@@ -1,5 +1,7 @@
 //! What the publisher confirms, rejects, and leaves open.
 
+use message::limits::PAYLOAD_BYTES;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,7 +49,7 @@ async fn a_message_at_fault_is_rejected_by_name_and_only_its_key_waits() {
         outgoing("orders/4111", of("order", "c")),
         outgoing("orders", of("order", "c")),
         outgoing("orders", of("order", "d")),
-        outgoing("orders", Message::new("t", "order", vec![b'4'; 1_000_001])),
+        outgoing("orders", Message::new("t", "order", vec![b'4'; PAYLOAD_BYTES + 1])),
     ];
     let results = publish_all(&broker.publisher(), &batch).await;
     assert_eq!((&results[0], &results[5]), (&Ok(()), &Ok(())));
@@ -57,7 +59,7 @@ async fn a_message_at_fault_is_rejected_by_name_and_only_its_key_waits() {
     for (index, expected) in [
         (1, "the broker database refuses it: no_gifts"),
         (3, "destination: words of A-Z a-z 0-9 _ - joined by dots, at most 200 bytes"),
-        (6, "payload: at most 1000000 bytes"),
+        (6, &format!("payload: at most {PAYLOAD_BYTES} bytes")),
     ] {
         assert_eq!(results[index], Err(PublishError::Rejected(expected.to_owned())));
     }
