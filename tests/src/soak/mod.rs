@@ -1,0 +1,25 @@
+//! The soak: writers, a relay that is killed again and again, a consumer, and a ledger that judges what came out.
+//!
+//! Everything is real: a PostgreSQL, the shipped relay's binary, a file as the broker, the inbox. What committed stands in
+//! a table of the soak's own; everything else is judged by it. That the judge sees what it should is proven by relays
+//! with planted bugs ([`naive`]), which the same workload must convict.
+
+mod cluster;
+mod consumer;
+mod dice;
+mod gate;
+mod killer;
+mod ledger;
+pub(crate) mod naive;
+mod plant;
+mod relay;
+mod run;
+mod shape;
+mod transaction;
+mod verdict;
+mod wire;
+mod writers;
+
+pub(crate) use plant::Plant;
+pub(crate) use run::{Settings, run};
+pub(crate) use verdict::Verdict;

@@ -1,0 +1,2 @@
+-- How many messages have committed.
+select count(*) from soak.biz

@@ -1,0 +1,3 @@
+-- Effects. One array a column: $1 message, $2 key, $3 version.
+insert into soak.effect (message_id, key, version)
+select m.id, m.key, m.version from unnest($1::uuid[], $2::integer[], $3::bigint[]) as m (id, key, version)

@@ -1,0 +1,2 @@
+-- What has committed.
+select id, key, version from soak.biz
