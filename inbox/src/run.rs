@@ -59,6 +59,7 @@ impl Consumer {
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");
         let mut work = Work::new(Arc::new(core), &settings);
         let ended = work.run(&mut *subscriber, &settings).await;
+        subscriber.close().await;
         if let Err(error) = work.core.caution.end(&work.core.pool).await {
             // Then it is taken for dead, and others are cautious for a while.
             debug!(consumer = %work.core.name, error = report(&error), "could not say goodbye");

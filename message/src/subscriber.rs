@@ -21,6 +21,10 @@ pub trait Subscriber: Send {
     /// # Errors
     /// The broker cannot be reached or refuses. Calling again tries again.
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscribeError>;
+
+    /// Says goodbye: what was acknowledged is recorded, and another subscriber of the group can go on at once. Nothing
+    /// is received afterwards. Without it the broker finds out by itself, after a while.
+    async fn close(&mut self) {}
 }
 
 /// One copy of a message, to be answered with one of [`acknowledge`](Self::acknowledge) and

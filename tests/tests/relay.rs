@@ -1,5 +1,7 @@
 //! What the relay promises, on a real database: laws 1 to 4, 6 and 8, each against its naive breach.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::collections::HashMap;
 use std::time::Duration;
 

@@ -22,7 +22,7 @@ use super::session::Session;
 ///
 /// **Subscribers of a group share its shards** fairly, wherever they run: at most
 /// [`with_shards`](Self::with_shards) of them work at a time, and a key is in one subscriber's hands. One that
-/// [closes](Self::close), or is dropped while its runtime lives, hands its shards over at once; one that dies is
+/// [closes](Subscriber::close), or is dropped while its runtime lives, hands its shards over at once; one that dies is
 /// replaced when its [lease](Self::with_lease) ends.
 ///
 /// **A delivery is waited for as long as it lives**: a slow handler makes no duplicate. One that is dropped without an
@@ -181,15 +181,6 @@ impl PostgresSubscriber {
         self
     }
 
-    /// Records what was acknowledged and hands the shards over. Whatever is not answered by then goes to another
-    /// subscriber of the group.
-    pub async fn close(mut self) {
-        if let Some(mut begun) = self.begun.take() {
-            begun.stop.cancel();
-            while begun.tasks.join_next().await.is_some() {}
-        }
-    }
-
     fn begin(&mut self) -> Arc<Shared> {
         let begun = self.begun.get_or_insert_with(|| {
             let shared = Arc::new(Shared::default());
@@ -250,6 +241,14 @@ impl Subscriber for PostgresSubscriber {
                 },
                 None => shared.arrived.notified().await,
             }
+        }
+    }
+
+    /// Whatever is not answered by then goes to another subscriber of the group.
+    async fn close(&mut self) {
+        if let Some(mut begun) = self.begun.take() {
+            begun.stop.cancel();
+            while begun.tasks.join_next().await.is_some() {}
         }
     }
 }
