@@ -7,3 +7,8 @@ pub mod conformance;
 mod database;
 
 pub use database::Database;
+
+/// The examples of the README compile, as those of the documentation do.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
