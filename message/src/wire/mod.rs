@@ -1,7 +1,7 @@
 //! The wire form: a message is a [CloudEvent](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md) 1.0.
 //!
 //! [`binary`] for brokers with headers, [`structured`] for a file, a pipe or a broker without them. `docs/wire.md` has
-//! the whole table. Both decode what [other producers](Attributes::into_message) wrote, too.
+//! the whole table. Both decode what other producers wrote, too.
 
 pub mod binary;
 pub mod structured;
