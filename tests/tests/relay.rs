@@ -266,6 +266,79 @@ async fn a_skip_gives_up_the_first_message_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_held_alone_is_not_published_from_the_log_again_after_a_crash() {
+    let database = Database::new("relay_alone").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let mut settings = settings();
+    settings.shards = 1;
+    settings.unavailable = Backoff { first: Duration::from_secs(600), ceiling: Duration::from_secs(600) };
+    settings.retry = settings.unavailable;
+    // The first message rests, unconfirmed, so the cursor stays before the second, which is held.
+    broker.fail_next(1, Fault::Unknown);
+    broker.fail_next(1, Fault::Rejected);
+    let alone = Message::new("orders", "order.changed", "2");
+    write(pool, &[message("a", 1), alone.clone()]).await;
+    let relay = start(pool, broker.publisher(), settings.clone());
+    until("held", || async { !outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    relay.task.abort();
+    let _ = relay.task.await;
+
+    let relay = start(pool, broker.publisher(), settings);
+    broker.wait_for_published(1).await;
+    write(pool, &[message("a", 2)]).await;
+    broker.wait_for_published(2).await;
+    let held = outbox::admin::held_keys(pool, "default").await.unwrap();
+    assert_eq!((held.len(), held[0].first), (1, Some(alone.id)));
+    assert!(outbox::admin::redrive(pool, "default", held[0].position).await.unwrap());
+    broker.wait_for_published(3).await;
+    relay.stop().await.unwrap();
+    let ids: Vec<MessageId> = broker.published().iter().map(|published| published.message.id).collect();
+    assert_eq!((ids.len(), ids[2]), (3, alone.id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_never_answered_is_held_and_others_go_on() {
+    let database = Database::new("relay_unanswered").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.fail_next(6, Fault::Unknown);
+    let relay = start(pool, broker.publisher(), settings());
+    write(pool, &[message("a", 1), message("a", 2)]).await;
+    until("held", || async { !outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    write(pool, &[message("b", 1), message("a", 3)]).await;
+    broker.wait_for_published(4).await;
+    until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    relay.stop().await.unwrap();
+    assert_eq!((numbers(&broker, "a"), numbers(&broker, "b")), (vec![1, 2, 3], vec![1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_a_held_message_is_being_published_makes_no_duplicate() {
+    let database = Database::new("relay_stop_held").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("a");
+    let mut relay = start(pool, broker.publisher(), settings());
+    write(pool, &[message("a", 1), message("a", 2)]).await;
+    until("held", || async { !outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    broker.hold_confirmations();
+    broker.accept_key("a");
+    broker.wait_for_published(1).await;
+    relay.token.cancel();
+    // It must still be there for the confirmation; one that lets go is gone at once.
+    let gone = tokio::time::timeout(Duration::from_secs(1), &mut relay.task).await;
+    assert!(gone.is_err(), "the relay left while a held message was on the wire");
+    broker.release_confirmations();
+    relay.stop().await.unwrap();
+    let relay = start(pool, broker.publisher(), settings());
+    broker.wait_for_published(2).await;
+    until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    relay.stop().await.unwrap();
+    assert_eq!(numbers(&broker, "a"), [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_down_parks_nobody_and_loses_nothing() {
     let database = Database::new("relay_down").await;
     let broker = Broker::new();

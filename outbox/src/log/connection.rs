@@ -31,6 +31,9 @@ pub enum LogError {
     /// never logged are used again.
     #[error("the server connection was replaced")]
     ConnectionReplaced,
+    /// Our own: the task that reads and records ended by itself.
+    #[error("the log's reader ended by itself")]
+    ReaderEnded,
 }
 
 /// Reads the log through one server connection, on which the windows held in memory mean something.
@@ -167,9 +170,4 @@ pub struct Page {
     pub read_to: i64,
     /// The window is read to its end.
     pub last: bool,
-}
-
-/// The snapshot before everything, as a starting point.
-pub(crate) fn beginning() -> super::Snapshot {
-    super::Snapshot::nothing()
 }

@@ -72,6 +72,9 @@ pub enum Refusal {
     /// The server is a read replica: cursors cannot be recorded there.
     #[error("the server is a read replica: read the primary")]
     Replica,
+    /// One text that is no UTF-8 would stop every reader.
+    #[error("the database's encoding is not UTF8")]
+    OtherEncoding,
     /// Row-level security would hide messages without a word.
     #[error("row-level security is active on outbox.message for this role: it would hide messages")]
     HiddenRows,
@@ -112,5 +115,3 @@ impl From<sqlx::Error> for Refusal {
         Refusal::Log(LogError::Database(error))
     }
 }
-
-pub(crate) use connection::beginning;

@@ -27,6 +27,8 @@ pub struct Progress {
     shard: i16,
     seen: Seen,
     windows: VecDeque<Tracked>,
+    /// Finished since the cursor was recorded, and passed by it or not.
+    finished: usize,
     moved: bool,
 }
 
@@ -49,7 +51,7 @@ impl Tracked {
 impl Progress {
     /// A shard that has delivered what is visible in `seen`.
     pub fn new(shard: i16, seen: Seen) -> Self {
-        Progress { shard, seen, windows: VecDeque::new(), moved: false }
+        Progress { shard, seen, windows: VecDeque::new(), finished: 0, moved: false }
     }
 
     /// A page was read for the shard: `window` has no unread messages up to `read_to`; with `last`, none at all. Before
@@ -90,6 +92,7 @@ impl Progress {
         };
         if let Ok(index) = tracked.under_way.binary_search_by_key(&position, |entry| entry.0) {
             tracked.under_way[index].1 = true;
+            self.finished += 1;
         }
         while tracked.under_way.front().is_some_and(|entry| entry.1) {
             tracked.under_way.pop_front();
@@ -109,7 +112,17 @@ impl Progress {
 
     /// What to record, if the cursor has moved past a message since the last call.
     pub fn record(&mut self) -> Option<CursorRecord> {
-        std::mem::take(&mut self.moved).then(|| self.cursor())
+        std::mem::take(&mut self.moved).then(|| {
+            // What is finished behind a message under way stays unrecorded.
+            let behind = |tracked: &Tracked| tracked.under_way.iter().filter(|entry| entry.1).count();
+            self.finished = self.windows.iter().map(behind).sum();
+            self.cursor()
+        })
+    }
+
+    /// Messages finished that a crash would repeat.
+    pub fn unrecorded(&self) -> usize {
+        self.finished
     }
 
     /// Where the cursor stands.
@@ -148,12 +161,13 @@ mod tests {
         }
         progress.finish(1, 6);
         progress.finish(1, 9);
-        assert_eq!(progress.record(), None);
+        assert_eq!((progress.record(), progress.unrecorded()), (None, 2));
         assert_eq!(progress.cursor().after, 3);
         assert!(!progress.has_passed(1, 6));
         progress.finish(1, 4);
         assert!(progress.has_passed(1, 6));
         let record = progress.record().unwrap();
+        assert_eq!(progress.unrecorded(), 0);
         assert_eq!((record.shard, record.after, record.until), (3, 9, Some(seen(20))));
         assert_eq!(progress.record(), None);
     }

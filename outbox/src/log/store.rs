@@ -9,9 +9,9 @@ use uuid::Uuid;
 use super::connection::LogConnection;
 use super::progress::CursorRecord;
 use super::row::LogMessage;
-use super::snapshot::{NotSnapshot, column};
+use super::snapshot::{NotSnapshot, Snapshot, column};
 use super::window::Seen;
-use super::{LogError, Refusal, Start, beginning};
+use super::{LogError, Refusal, Start};
 
 macro_rules! sql {
     ($name:literal) => {
@@ -103,7 +103,7 @@ impl Store {
             sqlx::query_scalar(sql!("has_cursors")).bind(relay).fetch_one(connection.connection()).await?;
         if !begun {
             let seen = match start {
-                Start::Beginning => Seen { snapshot: beginning(), bound: 0 },
+                Start::Beginning => Seen { snapshot: Snapshot::nothing(), bound: 0 },
                 Start::Now => {
                     let bound = connection.prove_bound().await?;
                     Seen { snapshot: connection.look().await?.snapshot, bound }
@@ -201,26 +201,7 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
         }
-        for (held, copy) in &record.copies {
-            let message = &copy.message;
-            sqlx::query(sql!("hold_message"))
-                .bind(&self.relay)
-                .bind(copy.position)
-                .bind(held)
-                .bind(message.id.as_uuid())
-                .bind(message.correlation.as_uuid())
-                .bind(message.causation.map(Uuid::from))
-                .bind(message.occurred_at)
-                .bind(copy.enqueued_at)
-                .bind(message.source.as_deref())
-                .bind(&*message.topic)
-                .bind(&*message.kind)
-                .bind(message.key.as_deref())
-                .bind(message.headers.to_json())
-                .bind(&*message.payload)
-                .execute(&mut *tx)
-                .await?;
-        }
+        self.copy(&mut tx, &record.copies).await?;
         let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
         if lost.is_empty() {
             tx.commit().await?;
@@ -228,6 +209,37 @@ impl Store {
             tx.rollback().await?;
         }
         Ok(lost)
+    }
+
+    async fn copy(
+        &self,
+        connection: &mut PgConnection,
+        copies: &[(i64, LogMessage)],
+    ) -> Result<(), LogError> {
+        fn column<'c, T>(copies: &'c [(i64, LogMessage)], value: impl Fn(&'c LogMessage) -> T) -> Vec<T> {
+            copies.iter().map(|(_, copy)| value(copy)).collect()
+        }
+        if copies.is_empty() {
+            return Ok(());
+        }
+        sqlx::query(sql!("hold_messages"))
+            .bind(&self.relay)
+            .bind(column(copies, |copy| copy.position))
+            .bind(copies.iter().map(|(held, _)| *held).collect::<Vec<_>>())
+            .bind(column(copies, |copy| *copy.message.id.as_uuid()))
+            .bind(column(copies, |copy| *copy.message.correlation.as_uuid()))
+            .bind(column(copies, |copy| copy.message.causation.map(Uuid::from)))
+            .bind(column(copies, |copy| copy.message.occurred_at))
+            .bind(column(copies, |copy| copy.enqueued_at))
+            .bind(column(copies, |copy| copy.message.source.as_deref()))
+            .bind(column(copies, |copy| &*copy.message.topic))
+            .bind(column(copies, |copy| &*copy.message.kind))
+            .bind(column(copies, |copy| copy.message.key.as_deref()))
+            .bind(column(copies, |copy| copy.message.headers.to_json()))
+            .bind(column(copies, |copy| &*copy.message.payload))
+            .execute(connection)
+            .await?;
+        Ok(())
     }
 
     async fn record_cursors(
@@ -322,6 +334,7 @@ async fn preflight(connection: &mut PgConnection, relay: &str) -> Result<(), Ref
     let row = sqlx::query(sql!("preflight")).bind(relay).fetch_one(connection).await?;
     for (fact, reason) in [
         ("replica", Refusal::Replica),
+        ("other_encoding", Refusal::OtherEncoding),
         ("hidden_rows", Refusal::HiddenRows),
         ("cached_positions", Refusal::CachedPositions),
         ("unlogged", Refusal::Unlogged),

@@ -71,6 +71,8 @@ struct Open {
     begins: i64,
     after: i64,
     stragglers: Vec<u64>,
+    /// Where the stragglers begin is known.
+    asked: bool,
     /// The WAL must be flushed up to here before anything of the window is published.
     inserted: i64,
     /// What of a window opened again was delivered before: up to which position, by shard.
@@ -142,6 +144,7 @@ impl Reading {
             begins,
             after: begins,
             stragglers,
+            asked: false,
             inserted: look.inserted,
             delivered: BTreeMap::new(),
         });
@@ -166,15 +169,17 @@ impl Reading {
     /// leaves away; answer with [`first_is`](Self::first_is).
     pub fn far_stragglers(&self) -> Option<(&[u64], i64, i64)> {
         let open = self.open.as_ref()?;
-        let far = !open.stragglers.is_empty() && leaves_between(open.after, open.high) > 1;
+        let far = !open.asked && !open.stragglers.is_empty() && leaves_between(open.after, open.high) > 1;
         far.then_some((open.stragglers.as_slice(), open.after, open.high))
     }
 
     /// The first position that the stragglers have written, if any.
     pub fn first_is(&mut self, position: Option<i64>) {
         let Some(open) = &mut self.open else { return };
+        open.asked = true;
         match position {
-            Some(position) => open.after = open.after.max(position - 1),
+            // Not past the bound: what is new lies above it, and may lie below what a straggler wrote first.
+            Some(position) => open.after = open.after.max((position - 1).min(open.window.seen.bound)),
             None => {
                 open.stragglers.clear();
                 open.after = open.after.max(self.seen.bound);
@@ -287,5 +292,16 @@ mod tests {
         reading.first_is(None);
         assert_eq!(reading.page().unwrap().after, 1 << 30);
         assert!(reading.page().unwrap().stragglers.is_empty());
+    }
+
+    #[test]
+    fn a_far_straggler_that_wrote_late_does_not_hide_what_others_wrote_before_it() {
+        let bound = 3 << 20;
+        let mut reading = reading("5:7:5", bound);
+        reading.advance(1, &look("9:9:", bound + 6000), bound);
+        assert!(reading.far_stragglers().is_some());
+        reading.first_is(Some(bound + 5000));
+        assert_eq!(reading.page().unwrap().new_after, bound);
+        assert!(reading.far_stragglers().is_none());
     }
 }

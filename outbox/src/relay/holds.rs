@@ -9,6 +9,7 @@ use message::{Headers, Message, MessageId, Outgoing, PublishError, Publisher, pu
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Settings, backoff};
@@ -41,6 +42,8 @@ pub(super) struct Holds<P> {
     pub(super) shards: i16,
     pub(super) epochs: BTreeMap<i16, i64>,
     pub(super) notices: mpsc::Sender<Notice>,
+    /// No further attempt begins.
+    pub(super) stop: CancellationToken,
 }
 
 struct Due {
@@ -68,21 +71,33 @@ impl<P: Publisher> Holds<P> {
             .collect()
     }
 
-    /// Works while keys are held (`held` says how many), until the session ends.
-    pub(super) async fn run(self, mut held: watch::Receiver<usize>) -> Result<(), sqlx::Error> {
+    /// Works while keys are held (`held` says how many), until the session ends. What is being published is recorded then.
+    pub(super) async fn run(self, mut held: watch::Receiver<usize>) {
         loop {
-            if held.wait_for(|count| *count > 0).await.is_err() {
-                return Ok(());
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                known = held.wait_for(|count| *count > 0) => if known.is_err() { return },
             }
-            let due = self.due().await?;
-            let some = !due.is_empty();
-            let attempts = stream::iter(due).map(|due| self.attempt(due)).buffer_unordered(SIDE_BY_SIDE);
-            let results: Vec<Result<(), sqlx::Error>> = attempts.collect().await;
-            results.into_iter().collect::<Result<(), _>>()?;
-            if !some {
-                tokio::time::sleep(LOOK).await;
+            match self.round().await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                // The log is read on another connection, which may well be fine: only these keys wait.
+                Err(error) => tracing::warn!(relay = self.relay, %error, "held keys could not be tried"),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
             }
         }
+    }
+
+    /// Tries the keys that are due; whether there were any.
+    async fn round(&self) -> Result<bool, sqlx::Error> {
+        let due = self.due().await?;
+        let some = !due.is_empty();
+        let attempts = stream::iter(due).map(|due| self.attempt(due)).buffer_unordered(SIDE_BY_SIDE);
+        let results: Vec<Result<(), sqlx::Error>> = attempts.collect().await;
+        results.into_iter().collect::<Result<(), _>>().map(|()| some)
     }
 
     async fn due(&self) -> Result<Vec<Due>, sqlx::Error> {
@@ -121,6 +136,7 @@ impl<P: Publisher> Holds<P> {
                 .bind(due.shard)
                 .bind(due.epoch)
                 .bind(again.as_secs_f64())
+                .bind(i32::try_from(self.settings.max_attempts).unwrap_or(i32::MAX))
                 .fetch_optional(&self.pool)
                 .await?;
             let Some(row) = row else { return Ok(()) };
@@ -142,7 +158,9 @@ impl<P: Publisher> Holds<P> {
                     let query =
                         sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
                     query.bind(position).bind(due.shard).bind(due.epoch).execute(&self.pool).await?;
-                    let _ = self.notices.send(Notice::Published).await;
+                    if self.notices.send(Notice::Published).await.is_err() || self.stop.is_cancelled() {
+                        return Ok(());
+                    }
                 }
                 Err(error) => return self.failed(&due, attempts, &error).await,
             }
@@ -176,11 +194,7 @@ impl<P: Publisher> Holds<P> {
         let (answer, may) = oneshot::channel();
         let asked = self.notices.send(Notice::MayRelease(due.position, answer)).await.is_ok();
         if !asked || !may.await.unwrap_or(false) {
-            // Copies are on their way: they are found when it is due again, which is now.
-            let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
-            let query = query.bind(due.shard).bind(due.epoch).bind("retrying").bind(0.0).bind("").bind(1);
-            query.execute(&self.pool).await?;
-            return Ok(());
+            return self.still_held(due).await;
         }
         let gone = sqlx::query(include_str!("sql/release.sql"))
             .bind(&self.relay)
@@ -189,7 +203,20 @@ impl<P: Publisher> Holds<P> {
             .bind(due.epoch)
             .execute(&self.pool)
             .await?;
-        let _ = self.notices.send(Notice::Released(due.position, gone.rows_affected() > 0)).await;
+        let gone = gone.rows_affected() > 0;
+        if !gone {
+            self.still_held(due).await?;
+        }
+        let _ = self.notices.send(Notice::Released(due.position, gone)).await;
+        Ok(())
+    }
+
+    /// Copies came, or are on their way: they are found when the key is due again, which is now. No attempt was made.
+    async fn still_held(&self, due: &Due) -> Result<(), sqlx::Error> {
+        let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
+        let query =
+            query.bind(due.shard).bind(due.epoch).bind("retrying").bind(0.0).bind(None::<&str>).bind(1);
+        query.execute(&self.pool).await?;
         Ok(())
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Item {
     pub(crate) log: LogMessage,
     pub(crate) window: u64,
     pub(crate) outgoing: Outgoing,
+    /// How often it was sent and no answer came.
+    pub(crate) unanswered: u32,
 }
 
 /// What came of a message's outcome for its lane.
@@ -313,7 +315,12 @@ mod tests {
         message.key = key.map(Into::into);
         let message = Arc::new(message);
         let outgoing = Outgoing { destination: "t".into(), message: Arc::clone(&message) };
-        Item { log: LogMessage { position, slot: 0, enqueued_at: Utc::now(), message }, window: 1, outgoing }
+        Item {
+            log: LogMessage { position, slot: 0, enqueued_at: Utc::now(), message },
+            window: 1,
+            outgoing,
+            unanswered: 0,
+        }
     }
 
     fn positions(batch: &[Item]) -> Vec<i64> {

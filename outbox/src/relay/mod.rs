@@ -19,7 +19,7 @@ pub use backoff::Backoff;
 pub use routes::{InvalidRoute, Pattern, Routes};
 pub use settings::Settings;
 
-use crate::log::{LogError, Refusal, Start};
+use crate::log::{Refusal, Start};
 use session::{Ended, Session};
 
 /// Why a relay ended without being asked to.
@@ -65,7 +65,7 @@ impl<P: Publisher + 'static> Relay<P> {
 
     /// With other settings altogether.
     pub fn with_settings(mut self, settings: Settings) -> Self {
-        self.settings = settings;
+        self.settings = settings.clamped();
         self
     }
 
@@ -94,7 +94,7 @@ impl<P: Publisher + 'static> Relay<P> {
         let mut begun = false;
         let mut failures = 0;
         loop {
-            let failed = match Session::open(&self, process, &stop).await {
+            let failed: Refusal = match Session::open(&self, process, &stop).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(session)) => {
                     begun = true;
@@ -105,10 +105,13 @@ impl<P: Publisher + 'static> Relay<P> {
                             tracing::warn!(relay = self.name, "lease lost: another process has the shards");
                             continue;
                         }
-                        Err(error) => error,
+                        Err(error) => error.into(),
                     }
                 }
-                Err(Refusal::Log(error)) if begun => error,
+                // A server that comes back as a replica may be promoted yet.
+                Err(refusal) if begun && (refusal.is_passing() || matches!(refusal, Refusal::Replica)) => {
+                    refusal
+                }
                 Err(refusal) => return Err(refusal.into()),
             };
             failures += 1;
@@ -153,9 +156,9 @@ impl<P: Publisher + 'static> Relay<P> {
 }
 
 /// An error and what caused it, in one line.
-fn chain(error: &LogError) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(": ");
         text.push_str(&cause.to_string());

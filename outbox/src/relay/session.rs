@@ -30,11 +30,17 @@ pub(super) enum Ended {
 
 /// What a task of the session ended with.
 enum Task {
-    Published,
     Reader(Result<(LogConnection, Store), LogError>),
     Heartbeat(Result<(), sqlx::Error>),
-    Holds(Result<(), sqlx::Error>),
+    Holds,
 }
+
+/// A message that was sent so often without an answer is held back, so that the cursor need not wait for it: one that is
+/// never answered would stop its shard's cursor, and in the end the relay.
+const UNANSWERED: u32 = 5;
+/// How often the cursors of shards without messages are recorded, too, while others have some: a takeover need not read
+/// again what they have long passed.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// A batch on the wire; a message leaves it when its outcome is known.
 struct Batch {
@@ -54,7 +60,7 @@ pub(super) struct Session<'a, P> {
     on_wire: usize,
     outcomes: (mpsc::UnboundedSender<Outcome>, mpsc::UnboundedReceiver<Outcome>),
     pages: Option<mpsc::Receiver<Page>>,
-    records: mpsc::Sender<RecordCommand>,
+    records: Option<mpsc::Sender<RecordCommand>>,
     notices: mpsc::Receiver<Notice>,
     /// The record being written.
     writing: Option<oneshot::Receiver<Vec<i16>>>,
@@ -64,11 +70,18 @@ pub(super) struct Session<'a, P> {
     held: BTreeMap<i64, Option<Arc<str>>>,
     releasing: BTreeSet<i64>,
     held_count: watch::Sender<usize>,
-    unrecorded: usize,
+    /// Confirmed since the last record, and whether any was since quiet shards were recorded, and when that was.
+    confirmed: u64,
+    moved: bool,
+    quiet_since: Instant,
     resting: Vec<(Instant, Resting)>,
     paused_until: Option<Instant>,
     failures: u32,
+    publishing: JoinSet<()>,
     tasks: JoinSet<Task>,
+    /// No further attempt at a held message begins; and its task has ended.
+    holds_stop: CancellationToken,
+    holds_ended: bool,
 }
 
 impl<'a, P: Publisher + 'static> Session<'a, P> {
@@ -95,7 +108,10 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 }
                 () = tokio::time::sleep(settings.lease / 4) => {}
             }
-            heartbeat(&relay.pool, process, settings.lease).await?;
+            if !heartbeat(&relay.pool, process, settings.lease).await? {
+                // Buried: it must join again before it may own anything.
+                return Err(LogError::ConnectionReplaced.into());
+            }
         };
         let owned: Vec<i16> = cursors.iter().map(|cursor| cursor.shard).collect();
         tracing::info!(relay = relay.name, shards = ?owned, "shards acquired");
@@ -113,6 +129,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let (records, record_receiver) = mpsc::channel(1);
         let (notice_sender, notices) = mpsc::channel(1);
         let (held_count, held_receiver) = watch::channel(held.len());
+        let holds_stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let reader = Reader::new(log, store, &cursors, settings.read.clone()).await?;
         tasks.spawn(async move { Task::Reader(reader.run(page_sender, record_receiver).await) });
@@ -124,8 +141,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             shards,
             epochs,
             notices: notice_sender,
+            stop: holds_stop.clone(),
         };
-        tasks.spawn(async move { Task::Holds(holds.run(held_receiver).await) });
+        tasks.spawn(async move {
+            holds.run(held_receiver).await;
+            Task::Holds
+        });
         let (pool, lease) = (relay.pool.clone(), settings.lease);
         tasks.spawn(async move { Task::Heartbeat(keep_lease(pool, process, lease).await) });
         Ok(Some(Session {
@@ -140,7 +161,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             on_wire: 0,
             outcomes: mpsc::unbounded_channel(),
             pages: Some(pages),
-            records,
+            records: Some(records),
             notices,
             writing: None,
             new_holds: Vec::new(),
@@ -148,11 +169,16 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             held,
             releasing: BTreeSet::new(),
             held_count,
-            unrecorded: 0,
+            confirmed: 0,
+            moved: false,
+            quiet_since: Instant::now(),
             resting: Vec::new(),
             paused_until: None,
             failures: 0,
+            publishing: JoinSet::new(),
             tasks,
+            holds_stop,
+            holds_ended: false,
         }))
     }
 
@@ -164,23 +190,26 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let mut drained_by: Option<Instant> = None;
         loop {
             let wake_at = self.wake_at();
-            let room = self.lanes.len() + self.unrecorded < self.settings.max_unrecorded;
+            let room = self.lanes.len() + self.unrecorded() < self.settings.max_unrecorded;
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if drained_by.is_none() => {
                     // Nothing more is read or sent; what is on the wire is waited for.
                     self.pages = None;
+                    self.holds_stop.cancel();
                     drained_by = Some(Instant::now() + self.settings.drain);
                 }
                 Some(task) = self.tasks.join_next() => match task {
-                    Ok(Task::Published) => {}
                     Ok(Task::Reader(Err(error))) => return Err(error),
-                    Ok(Task::Heartbeat(Err(error)) | Task::Holds(Err(error))) => return Err(error.into()),
+                    Ok(Task::Heartbeat(Err(error))) => return Err(error.into()),
                     Ok(Task::Heartbeat(Ok(()))) => return Ok(Ended::LeaseLost),
-                    Ok(Task::Reader(Ok(_)) | Task::Holds(Ok(()))) => {}
-                    // A publisher that panicked has let go of its batch, whose outcome is unknown by that. A panic of
-                    // our own ends the session: nothing in memory can be relied on.
-                    Err(error) => tracing::error!(relay = self.relay.name, %error, "a task panicked"),
+                    Ok(Task::Holds) => self.holds_ended = true,
+                    // Nothing in memory can be relied on.
+                    Ok(Task::Reader(Ok(_))) | Err(_) => return Err(LogError::ReaderEnded),
+                },
+                Some(published) = self.publishing.join_next() => if let Err(error) = published {
+                    // It has let go of its batch, whose outcome is unknown by that.
+                    tracing::error!(relay = self.relay.name, %error, "the publisher panicked");
                 },
                 Some(lost) = answer(&mut self.writing) => {
                     self.writing = None;
@@ -196,7 +225,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 Some(notice) = self.notices.recv() => self.take_notice(notice),
                 Some(page) = next(&mut self.pages), if room => self.take_page(page),
                 () = tokio::time::sleep_until(wake_at) => {}
-                _ = tick.tick() => self.record(),
+                _ = tick.tick() => self.record(false),
             }
             self.wake();
             if let Some(deadline) = drained_by {
@@ -206,8 +235,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 continue;
             }
             self.send();
-            if !self.new_holds.is_empty() || self.unrecorded >= self.settings.max_unrecorded / 2 {
-                self.record();
+            if !self.new_holds.is_empty() || self.unrecorded() >= self.settings.max_unrecorded / 2 {
+                self.record(false);
             }
         }
     }
@@ -218,13 +247,24 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 progress.read(&page.window, page.read_to, page.last);
             }
         }
+        let mut held = Vec::new();
         for log in page.messages {
             let shard = log.slot % self.shards;
             let Some(progress) = self.progress.get_mut(&shard) else { continue };
             progress.begin(log.position);
+            if log.message.key.is_none() && self.held.contains_key(&log.position) {
+                // Held alone before this session began: its copy was written with the hold.
+                held.push((shard, log.position));
+                continue;
+            }
             let destination = self.router.route(&log.message.topic);
             let outgoing = Outgoing { destination, message: Arc::clone(&log.message) };
-            self.lanes.push(Item { log, window: page.window.id, outgoing });
+            self.lanes.push(Item { log, window: page.window.id, outgoing, unanswered: 0 });
+        }
+        for (shard, position) in held {
+            if let Some(progress) = self.progress.get_mut(&shard) {
+                progress.finish(page.window.id, position);
+            }
         }
         for shard in page.shards.iter() {
             if let Some(progress) = self.progress.get_mut(shard) {
@@ -238,7 +278,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             return;
         }
         while self.lanes.is_ready() && self.on_wire < self.settings.max_on_wire {
-            let items = self.lanes.batch(self.settings.batch);
+            let room = self.settings.max_on_wire - self.on_wire;
+            let items = self.lanes.batch(self.settings.batch.min(room));
             self.copies_from_lanes();
             if items.is_empty() {
                 continue;
@@ -247,10 +288,9 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             let batch: Vec<Outgoing> = items.iter().map(|item| item.outgoing.clone()).collect();
             let outcomes = Outcomes::new(self.last_batch, self.outcomes.0.clone());
             let (publisher, timeout) = (Arc::clone(&self.relay.publisher), self.settings.publish_timeout);
-            self.tasks.spawn(async move {
+            self.publishing.spawn(async move {
                 // Dropped in time, the publisher's outcomes count as unknown.
                 let _ = tokio::time::timeout(timeout, publisher.publish(&batch, outcomes)).await;
-                Task::Published
             });
             self.on_wire += items.len();
             let items: Vec<_> = items.into_iter().map(Some).collect();
@@ -276,10 +316,11 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         }
     }
 
-    fn finish(&mut self, item: Item, result: &Result<(), PublishError>) {
+    fn finish(&mut self, mut item: Item, result: &Result<(), PublishError>) {
         let after = match result {
             Ok(()) => {
                 self.failures = 0;
+                self.confirmed += 1;
                 self.pass(&item);
                 self.lanes.confirm(&item)
             }
@@ -289,8 +330,13 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 self.lanes.fail(item)
             }
             Err(error) => {
+                item.unanswered += 1;
                 tracing::warn!(relay = self.relay.name, id = %item.log.message.id, %error, "published again");
-                self.lanes.fail(item)
+                if item.unanswered < UNANSWERED {
+                    self.lanes.fail(item)
+                } else {
+                    self.lanes.reject(item, error.to_string())
+                }
             }
         };
         match after {
@@ -317,7 +363,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
 
     /// A message need not be waited for any more: it is confirmed, or about to be recorded as held.
     fn pass(&mut self, item: &Item) {
-        self.unrecorded += 1;
+        self.moved = true;
         if let Some(progress) = self.progress.get_mut(&(item.log.slot % self.shards)) {
             progress.finish(item.window, item.log.position);
         }
@@ -326,18 +372,20 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
     fn hold(&mut self, items: Vec<Item>, error: &str) {
         let Some(first) = items.first() else { return };
         let (position, key) = (first.log.position, first.log.message.key.clone());
-        let parked = self.settings.max_attempts <= 1;
+        // Without an answer nobody is to blame, so no attempt counts.
+        let attempts = if first.unanswered < UNANSWERED { 1 } else { 0 };
+        let parked = attempts >= self.settings.max_attempts;
         let retry = self.settings.retry.after(1, backoff::chance());
         tracing::warn!(
             relay = self.relay.name, id = %first.log.message.id, position, error, behind = items.len() - 1,
-            "the broker rejects a message: its key is held back"
+            "a message is rejected, or not answered: its key is held back"
         );
         self.new_holds.push(NewHold {
             position,
             slot: first.log.slot,
             key: key.clone(),
             retry_in: (!parked).then_some(retry),
-            attempts: 1,
+            attempts: i32::try_from(attempts).unwrap_or(1),
             error: shorten(error).to_owned(),
         });
         self.held.insert(position, key);
@@ -382,27 +430,46 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         }
     }
 
-    /// Hands the reader what to record, unless it is still writing the last record.
-    fn record(&mut self) {
+    /// Messages finished that a crash would repeat.
+    fn unrecorded(&self) -> usize {
+        self.progress.values().map(Progress::unrecorded).sum()
+    }
+
+    /// Hands the reader what to record, unless it is still writing the last record; of all shards if that is due, or
+    /// with `all`.
+    fn record(&mut self, all: bool) {
         if self.writing.is_some() {
             return;
         }
         self.copies_from_lanes();
+        let all = self.moved && (all || self.quiet_since.elapsed() >= QUIET);
+        if all {
+            (self.moved, self.quiet_since) = (false, Instant::now());
+        }
+        // A shard in which something is held takes part though its cursor has not moved: holds and copies are written
+        // under its epoch, or not at all.
+        let held = self.new_holds.iter().map(|hold| hold.slot);
+        let held = held.chain(self.copies.iter().map(|(_, copy)| copy.slot));
+        let held: BTreeSet<i16> = held.map(|slot| slot % self.shards).collect();
+        let cursors = self.progress.iter_mut().filter_map(|(shard, progress)| {
+            progress.record().or_else(|| (all || held.contains(shard)).then(|| progress.cursor()))
+        });
         let record = Record {
-            cursors: self.progress.values_mut().filter_map(Progress::record).collect(),
+            cursors: cursors.collect(),
             holds: std::mem::take(&mut self.new_holds),
             copies: std::mem::take(&mut self.copies),
         };
         if record.is_empty() {
             return;
         }
-        metrics::counter!("outbox_published_total", "relay" => self.relay.name.clone())
-            .increment((self.unrecorded - record.copies.len().min(self.unrecorded)) as u64);
-        self.unrecorded = 0;
+        let confirmed = std::mem::take(&mut self.confirmed);
+        metrics::counter!("outbox_published_total", "relay" => self.relay.name.clone()).increment(confirmed);
         let (answer, writing) = oneshot::channel();
         // Full only while the reader has a record to write, which `writing` rules out; gone if the reader is, which
         // its task tells.
-        let _ = self.records.try_send((record, answer));
+        if let Some(records) = &self.records {
+            let _ = records.try_send((record, answer));
+        }
         self.writing = Some(writing);
         self.held_count.send_replace(self.held.len());
     }
@@ -429,28 +496,47 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         }
     }
 
-    /// Records what was confirmed and hands the shards over.
+    /// Records what was confirmed and hands the shards over, in bounded time: after it, the lease ends by itself.
     async fn leave(mut self) -> Result<Ended, LogError> {
+        match tokio::time::timeout(self.settings.drain, self.hand_over()).await {
+            Ok(ended) => {
+                ended.map(|()| tracing::info!(relay = self.relay.name, "stopped: shards handed over"))?
+            }
+            Err(_) => tracing::warn!(relay = self.relay.name, "stopped: the database did not answer in time"),
+        }
+        Ok(Ended::Stopped)
+    }
+
+    async fn hand_over(&mut self) -> Result<(), LogError> {
+        // A held message that is being published is recorded by its own task, while the shard is still ours.
+        while !self.holds_ended {
+            tokio::select! {
+                Some(notice) = self.notices.recv() => self.take_notice(notice),
+                Some(task) = self.tasks.join_next() => match task {
+                    Ok(Task::Holds) => self.holds_ended = true,
+                    Ok(Task::Reader(Err(error))) => return Err(error),
+                    _ => return Err(LogError::ReaderEnded),
+                },
+            }
+        }
+        for _ in 0..2 {
+            if let Some(writing) = self.writing.take() {
+                let _ = writing.await;
+            }
+            self.record(true);
+        }
         if let Some(writing) = self.writing.take() {
             let _ = writing.await;
         }
-        self.record();
-        if let Some(writing) = self.writing.take() {
-            let _ = writing.await;
-        }
-        // The reader gives back its connection when nobody sends records any more, the holds' task when nobody holds.
-        drop(self.records);
-        drop(self.held_count);
-        drop(self.notices);
+        // The reader gives back its connection when nobody sends records any more.
+        self.records = None;
         while let Some(task) = self.tasks.join_next().await {
             if let Ok(Task::Reader(reader)) = task {
                 let (mut log, mut store) = reader?;
-                store.leave(log.connection()).await?;
-                tracing::info!(relay = self.relay.name, "stopped: shards handed over");
-                break;
+                return store.leave(log.connection()).await;
             }
         }
-        Ok(Ended::Stopped)
+        Ok(())
     }
 }
 

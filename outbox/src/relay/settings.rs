@@ -39,6 +39,21 @@ pub struct Settings {
     pub unavailable: Backoff,
 }
 
+impl Settings {
+    /// With what would stand still raised to the least that moves.
+    pub(super) fn clamped(mut self) -> Self {
+        let least = Duration::from_millis(1);
+        self.shards = self.shards.clamp(1, 1024);
+        self.read.page = self.read.page.max(1);
+        self.batch = self.batch.max(1);
+        self.max_on_wire = self.max_on_wire.max(1);
+        self.max_unrecorded = self.max_unrecorded.max(2);
+        self.record_interval = self.record_interval.max(least);
+        self.lease = self.lease.max(least * 100);
+        self
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         let ms = Duration::from_millis;

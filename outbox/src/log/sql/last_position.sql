@@ -1,2 +1,3 @@
--- The last position drawn, read before `spend.sql`. A sequence never used says 1 and is_called = false.
-select case when s.is_called then s.last_value else 0 end from outbox.message_position_seq s
+-- The last position drawn, read before `spend.sql`; 0 if none was. By this function, which locks the sequence's page: read
+-- as a table, the sequence can show a value up to 32 ahead, which `nextval` puts there for its WAL record.
+select coalesce(pg_sequence_last_value('outbox.message_position_seq'::regclass), 0)

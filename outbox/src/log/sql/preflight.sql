@@ -1,5 +1,6 @@
 -- What makes it unsafe to read this log: one row of facts. $1 relay.
 select pg_is_in_recovery() as replica,
+    current_setting('server_encoding') <> 'UTF8' as other_encoding,
     row_security_active('outbox.message') as hidden_rows,
     (select s.seqcache from pg_sequence s where s.seqrelid = 'outbox.message_position_seq'::regclass) <> 1 as cached_positions,
     exists (
