@@ -25,7 +25,7 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   outbox status
-  outbox status --output json | jq -e 'all(.relays[]; .lag_seconds < 60 and .parked == 0)'
+  outbox status --output json | jq -e '(.relays | length > 0) and all(.relays[]; .lag_seconds < 60 and .parked == 0)'
 
 pending: messages committed and not recorded as published, without those held back. lag: the age of the oldest of
 them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs.
@@ -90,7 +90,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 fn text(status: &Status, now: DateTime<Utc>) -> String {
     let mut text = String::new();
     if status.relays.is_empty() {
-        text.push_str("no relay has run here\n");
+        text.push_str("no relay has run here: what is enqueued waits for one (outbox relay)\n");
     } else {
         let rows: Vec<Vec<String>> = status.relays.iter().map(Relay::cells).collect();
         let head = ["relay", "state", "pending", "lag", "retrying", "parked", "held", "processes", "shards"];

@@ -80,9 +80,9 @@ async fn one(core: &Core, claim: Claim) -> Option<Claim> {
         postpone(core, &claim, Postponed::Uncounted(core.try_time())).await;
         return None;
     }
-    // The process has ended during the last try that it was granted.
+    // The process has ended during the last try that it was granted, or fewer are granted now.
     if u32::try_from(claim.attempts).unwrap_or(0) > core.max_attempts {
-        let error = format!("the process ended during the last try; before it: {}", claim.last_error);
+        let error = format!("attempts used up, or the last one did not end; before it: {}", claim.last_error);
         postpone(core, &claim, Postponed::Parked(&Failure::new(measure::FAILED, &error))).await;
         return None;
     }

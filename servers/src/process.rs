@@ -253,7 +253,7 @@ impl Process {
         }
     }
 
-    /// Sends a signal and does not wait. Nothing happens when nothing runs.
+    /// Sends a signal and does not wait, but for a pause, which is there on return. Nothing happens when nothing runs.
     pub fn signal(&self, signal: Signal) {
         use rustix::process::{Pid, Signal as S, kill_process, kill_process_group};
         let Some(pid) = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())) else { return };
@@ -267,6 +267,12 @@ impl Process {
             Signal::Resume => kill_process_group(pid, S::CONT),
         }
         .ok();
+        if signal == Signal::Pause {
+            let deadline = Instant::now() + Duration::from_secs(1);
+            while runs(pid.as_raw_nonzero().get()) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     /// Asks the server to end and waits; kills it after [`GRACE`].
@@ -364,4 +370,14 @@ pub(crate) fn private_folder(path: &Path, user: Option<&User>) -> io::Result<()>
         Some(user) => chown(path, Some(user.uid()), Some(user.gid())),
         None => Ok(()),
     }
+}
+
+/// Whether a thread of a process is not stopped yet: the signal reaches them one by one. Where there is no `/proc`, nobody
+/// can tell.
+fn runs(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok()).any(|stat| {
+        // The state follows the name, which stands in parentheses and may hold some.
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('T'))
+    })
 }

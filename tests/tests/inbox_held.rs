@@ -240,11 +240,7 @@ async fn a_process_that_dies_in_every_try_parks_its_message_in_the_end() {
     let running = start(service.consumer().with_max_attempts(3).on(KIND, fragile));
     let parked = service.parked(1).await;
     running.stop().await;
-    assert!(
-        parked[0].last_error.starts_with("the process ended during the last try"),
-        "{}",
-        parked[0].last_error
-    );
+    assert!(parked[0].last_error.starts_with("attempts used up"), "{}", parked[0].last_error);
     assert!(service.notes().await.is_empty());
 }
 

@@ -37,7 +37,8 @@ use super::session::Session;
 /// A topic is the destination that the publisher was given. Messages of topics that are not asked for are passed over. While the
 /// database fails, [`receive`](Subscriber::receive) answers `Unavailable` after each attempt to go on.
 ///
-/// The role needs what `outbox_relay` may do in the broker database; the pool, three connections, and to be made with
+/// The broker database needs the schema `outbox` (`outbox migrate --schema outbox` there), and the role what
+/// `outbox_relay` may do in it; the pool, three connections, and to be made with
 /// [`outbox::pool_options`].
 ///
 /// ```no_run

@@ -45,6 +45,12 @@ fn build(mut cargo: Command) -> Result<PathBuf, BinaryError> {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
+    // Ours, not its: build scripts that watch these would run again, here and in the cargo run after it.
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            cargo.env_remove(&name);
+        }
+    }
     // A first build takes a while: what cargo says of it goes to the terminal.
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
     let built = cargo.output().map_err(BinaryError::Cargo)?;

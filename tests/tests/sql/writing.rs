@@ -19,7 +19,7 @@ async fn kinds(database: &Database) -> Vec<String> {
 async fn what_is_left_out_has_the_defaults_of_the_contract() {
     let database = Database::new("defaults").await;
     let mut tx = database.pool().begin().await.expect("a transaction");
-    let id: Uuid = sqlx::query_scalar("select outbox.enqueue('orders', 'order.placed', '\\x00ff')")
+    let id: Uuid = sqlx::query_scalar("select outbox.enqueue('orders', 'order.placed', '\\x00ff'::bytea)")
         .fetch_one(&mut *tx)
         .await
         .expect("a message");
@@ -40,6 +40,27 @@ async fn what_is_left_out_has_the_defaults_of_the_contract() {
     }
     let made = MessageId::try_from(id).expect("not nil").made_at().expect("a UUIDv7");
     assert!((Utc::now() - made).abs() < TimeDelta::minutes(1), "{made}");
+}
+
+#[tokio::test]
+async fn a_payload_given_as_text_is_stored_in_utf_8_without_any_escapes() {
+    let database = Database::new("text_payload").await;
+    let text = r#"{"path":"a\\b\x41","name":"é"}"#;
+    sqlx::query("select outbox.enqueue('orders', 'order.placed', $1::text, key => 'k', lock_key => true)")
+        .bind(text)
+        .execute(database.pool())
+        .await
+        .expect("a message");
+    // A literal without a type is text, too.
+    sqlx::query(r#"select outbox.enqueue('orders', 'order.placed', '{"path":"a\\b\x41","name":"é"}')"#)
+        .execute(database.pool())
+        .await
+        .expect("a message");
+    let payloads: Vec<Vec<u8>> = sqlx::query_scalar("select payload from outbox.message")
+        .fetch_all(database.pool())
+        .await
+        .expect("rows");
+    assert_eq!(payloads, [text.as_bytes(), text.as_bytes()]);
 }
 
 #[tokio::test]
