@@ -1,0 +1,96 @@
+//! The arrows between the rooms, and the SQL in them: what the design says of the whole and no room can hold by itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
+use tests::Database;
+
+const ROOMS: [&str; 6] = ["message", "migrations", "outbox", "inbox", "brokers", "servers"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The files below a folder whose names end so.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, ending));
+        } else if path.to_string_lossy().ends_with(ending) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The crates that a file names in its code.
+fn named_in(file: &Path) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut named = BTreeSet::new();
+    for line in code {
+        for (at, _) in line.match_indices("::") {
+            let before = &line[..at];
+            let name: String =
+                before.chars().rev().take_while(|char| char.is_alphanumeric() || *char == '_').collect();
+            let name: String = name.chars().rev().collect();
+            // Part of a longer path, or of a module's own.
+            if !before[..before.len() - name.len()].ends_with("::") {
+                named.insert(name);
+            }
+        }
+    }
+    named
+}
+
+#[test]
+fn rooms_know_only_those_that_the_design_lets_them_know() {
+    for (room, allowed) in [
+        ("message", &[][..]),
+        ("migrations", &[][..]),
+        ("outbox", &["message", "migrations"][..]),
+        ("inbox", &["message", "migrations"][..]),
+        ("brokers", &["message"][..]),
+        ("servers", &[][..]),
+    ] {
+        for file in files(&root().join(room).join("src"), ".rs") {
+            let postgres = file.strip_prefix(root()).unwrap().starts_with("brokers/src/postgres");
+            for name in named_in(&file) {
+                let known =
+                    !ROOMS.contains(&name.as_str()) || name == room || allowed.contains(&name.as_str());
+                // The PostgreSQL broker appends to and reads a log of the same kind; a module may bear a room's name.
+                assert!(known || (postgres && name == "outbox"), "{} names {name}", file.display());
+                assert!(!["clap", "axum"].contains(&name.as_str()), "{} names {name}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn each_file_of_sql_says_first_what_it_promises() {
+    for room in ["outbox", "inbox", "migrations", "brokers", "cli"] {
+        for file in files(&root().join(room), ".sql") {
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert!(text.starts_with("-- "), "{}", file.display());
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_statement_of_the_outbox_is_valid_in_the_migrated_schema() {
+    let database = Database::new("statements").await;
+    let mut connection = database.connect().await;
+    let statements = files(&root().join("outbox/src"), ".sql");
+    assert!(statements.len() > 30, "{statements:?}");
+    for file in statements {
+        let sql =
+            std::fs::read_to_string(&file).unwrap().replace("/*leaf*/", "3").replace("/*leaves*/", "3, 4");
+        let prepared = (&mut connection).prepare(AssertSqlSafe(sql).into_sql_str()).await;
+        assert!(prepared.is_ok(), "{}: {}", file.display(), prepared.unwrap_err());
+    }
+}
