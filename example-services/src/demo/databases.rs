@@ -13,7 +13,7 @@ pub(super) const SERVICES: [&str; 4] = ["order", "stock", "payment", "shipping"]
 pub(super) struct Database {
     pub(super) url: String,
     pub(super) pool: PgPool,
-    name: String,
+    pub(super) name: String,
     server: PgPool,
 }
 

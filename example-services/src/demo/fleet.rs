@@ -106,7 +106,7 @@ fn relay(database: &str, carrier: &Carrier, outbox: &Path) -> Command {
     command.arg("relay").env("DATABASE_URL", database);
     // A killed relay repeats what it published since its last record: seldom enough to see duplicates in a short run. A
     // short lease, so that the next process need not wait long for what the killed one held.
-    command.env("OUTBOX_RECORD_EVERY", "3s").env("OUTBOX_LEASE", "2s");
+    command.env("OUTBOX_RECORD_INTERVAL", "600ms").env("OUTBOX_LEASE", "2s");
     match carrier {
         Carrier::Log { url } => {
             command.env("OUTBOX_BROKER", url);

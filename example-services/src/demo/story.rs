@@ -12,6 +12,8 @@ use super::say::Say;
 use super::tally::{self, Check, Messages, Progress};
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// How long the relay's killer waits for the moment in which something is published and not recorded: it makes copies.
+const UNRECORDED: Duration = Duration::from_secs(4);
 const BETWEEN_LINES: Duration = Duration::from_millis(1_000);
 /// How long nothing at all may happen before we give up.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -99,6 +101,13 @@ impl Stage<'_> {
             }
             Act::KillRelay => {
                 let pid = relay.pid();
+                let moment = Instant::now();
+                while self.broker_is_a_log
+                    && moment.elapsed() < UNRECORDED
+                    && !tally::unrecorded(self.databases).await?
+                {
+                    tokio::time::sleep(BETWEEN_LOOKS).await;
+                }
                 relay.kill();
                 self.say.now(format_args!("kill -9 {pid}: the order service's relay is gone, under load"));
             }

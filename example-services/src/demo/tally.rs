@@ -80,6 +80,22 @@ pub(super) async fn copies(databases: &Databases) -> Result<(i64, i64), sqlx::Er
     sqlx::query_as(include_str!("sql/copies.sql")).fetch_one(&databases.broker.pool).await
 }
 
+/// Whether the order service's relay has published more than it has recorded: what a crash repeats.
+pub(super) async fn unrecorded(databases: &Databases) -> Result<bool, sqlx::Error> {
+    // In this order: what is recorded meanwhile can only make it seem less.
+    let published =
+        count_of_order(&databases.broker.pool, include_str!("sql/published.sql"), databases).await?;
+    let status = outbox::admin::status(&databases.order.pool).await?;
+    let pending: i64 = status.iter().map(|relay| relay.pending).sum();
+    let enqueued =
+        count_of_order(&databases.order.pool, include_str!("sql/published.sql"), databases).await?;
+    Ok(published > enqueued - pending)
+}
+
+async fn count_of_order(pool: &PgPool, sql: &'static str, databases: &Databases) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(sql).bind(format!("/{}", databases.order.name)).fetch_one(pool).await
+}
+
 /// The workflow of the first order that ended so.
 pub(super) async fn workflow(databases: &Databases, ended: &str) -> Result<Option<Uuid>, sqlx::Error> {
     let pool = &databases.order.pool;
