@@ -90,6 +90,24 @@ fn a_parent_killed_at_any_moment_of_the_start_leaves_nothing() {
 }
 
 #[test]
+fn a_keeper_whose_parent_is_gone_before_it_answers_leaves_no_folder() {
+    let temp = temp();
+    let mut keeper = Command::new("/bin/sh")
+        .args(["-c", include_str!("../src/process/keeper.sh"), "keeper"])
+        .arg(temp.path().join("gone-XXXXXX"))
+        .args(["TERM", "1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // What a killed parent does to both pipes, before the keeper has written a word.
+    drop((keeper.stdout.take(), keeper.stdin.take()));
+    keeper.wait().unwrap();
+    nothing_remains(temp.path());
+}
+
+#[test]
 fn the_command_sees_both_servers_and_its_code_is_passed_on() {
     let temp = temp();
     let script = r#"case "$DATABASE_URL $NATS_URL" in postgres://*@127.0.0.1:*/postgres\ nats://127.0.0.1:*) exit 7;; esac"#;

@@ -9,7 +9,8 @@
 #   finally COMMAND  run this at the end as well
 # End of file is the end: the operating system closes the pipe even after kill -9.
 
-trap '' INT TERM HUP QUIT TSTP
+# PIPE: whoever started it may be gone before it answers, and the folder is there by then.
+trap '' INT TERM HUP QUIT TSTP PIPE
 folder=$(mktemp -d "$1" 2>&1) || { echo "$folder"; exit 1; }
 stop=$2
 tenths=$(($3 * 10))
