@@ -93,7 +93,7 @@ begin
         execute format('grant select, truncate on %s to outbox_relay', leaf);
     end loop;
     grant select on sequence outbox.message_position_seq to outbox_relay, outbox_operator, outbox_monitor;
-    grant insert, update (shards) on outbox.relay to outbox_relay;
+    grant insert, update (shards, changes) on outbox.relay to outbox_relay;
     grant insert, update, delete on outbox.process to outbox_relay;
     grant insert, update on outbox.cursor to outbox_relay;
     grant insert, update, delete on outbox.held_key to outbox_relay;
@@ -108,7 +108,7 @@ begin
     -- Who decides what becomes of a held message may look at it.
     grant select, delete on outbox.held_message to outbox_operator;
     grant update (state, attempts, next_attempt_at, last_error), delete on outbox.held_key to outbox_operator;
-    grant update (state) on outbox.relay to outbox_operator;
+    grant update (state, changes) on outbox.relay to outbox_operator;
 end
 $$;
 

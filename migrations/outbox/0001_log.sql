@@ -86,11 +86,13 @@ create index message_id on outbox.message using brin (id uuid_minmax_multi_ops) 
 create index message_correlation on outbox.message using brin (correlation uuid_minmax_multi_ops)
     with (autosummarize = on);
 
--- A relay is a name with cursors of its own.
+-- A relay is a name with cursors of its own. `changes` counts what its running processes should look at: a process that
+-- came, shards that were handed over, another state. They read it with every look at the log.
 create table outbox.relay (
     name text primary key check (name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'),
     shards smallint not null default 16 check (shards between 1 and 1024),
     state text not null default 'running' check (state in ('running', 'paused', 'retired')),
+    changes bigint not null default 0,
     created_at timestamptz not null default now()
 );
 

@@ -2,72 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod relay_support;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
-use brokers::memory::{Broker, Fault, MemoryPublisher};
+use brokers::memory::{Broker, Fault};
 use message::{Message, MessageId};
-use outbox::{Backoff, Relay, RelayError, Settings};
-use sqlx::PgPool;
+use outbox::Backoff;
+use relay_support::{PATIENCE, message, numbers, settings, start, until, write};
 use tests::Database;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A relay at work; stopped politely by [`stop`](Self::stop), or dropped as a killed process is.
-struct Running {
-    token: CancellationToken,
-    task: JoinHandle<Result<(), RelayError>>,
-}
-
-impl Running {
-    async fn stop(self) -> Result<(), RelayError> {
-        self.token.cancel();
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the relay stops in time").expect("no panic")
-    }
-}
-
-fn settings() -> Settings {
-    let mut settings = Settings::default();
-    settings.lease = Duration::from_secs(1);
-    settings.retry = Backoff { first: Duration::from_millis(20), ceiling: Duration::from_millis(100) };
-    settings.unavailable = settings.retry;
-    settings.max_attempts = 3;
-    settings
-}
-
-fn start(pool: &PgPool, publisher: MemoryPublisher, settings: Settings) -> Running {
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-    let token = CancellationToken::new();
-    let relay = Relay::new("default", pool.clone(), publisher).with_settings(settings);
-    Running { task: tokio::spawn(relay.run(token.clone())), token }
-}
-
-async fn write(pool: &PgPool, messages: &[Message]) {
-    let mut tx = pool.begin().await.unwrap();
-    outbox::enqueue_all(&mut tx, messages).await.unwrap();
-    outbox::commit(tx).await.unwrap();
-}
-
-fn message(key: &str, number: usize) -> Message {
-    Message::new("orders", "order.changed", number.to_string()).with_key(key)
-}
-
-fn numbers(broker: &Broker, key: &str) -> Vec<usize> {
-    let published = broker.published();
-    let mine = published.iter().filter(|published| published.message.key.as_deref() == Some(key));
-    mine.map(|published| std::str::from_utf8(&published.message.payload).unwrap().parse().unwrap()).collect()
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(tokio::time::Instant::now() < deadline, "{what} did not come true");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_committed_is_published_and_what_is_rolled_back_is_not() {

@@ -7,13 +7,13 @@ use std::time::Duration;
 use message::SubscribeError;
 use outbox::Backoff;
 use outbox::log::{
-    Cursor, CursorRecord, LogConnection, LogError, Page, Progress, ReadSettings, Reader, Record,
-    RecordCommand, Refusal, Share, Store, keep_lease,
+    Cursor, CursorRecord, Lease, LogConnection, LogError, Move, Page, Progress, ReadSettings, Reader, Record,
+    RecordCommand, Refusal, Share, Store,
 };
 use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -23,6 +23,8 @@ use super::subscriber::{Settings, Shared};
 
 /// Messages read at a time.
 const PAGE: usize = 500;
+/// How often a process without shards looks whether there are some for it.
+const STANDBY: Duration = Duration::from_millis(250);
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How long to wait between attempts while the database fails.
@@ -44,7 +46,7 @@ enum Ended {
 }
 
 /// Whether the lease was lost, or why it could not be kept.
-type Lease = Result<(), sqlx::Error>;
+type LeaseEnd = Result<(), sqlx::Error>;
 
 impl Session {
     pub(super) fn new(
@@ -114,14 +116,17 @@ impl Session {
         let mut log = LogConnection::open(&self.pool).await?;
         let mut store =
             Store::join(&mut log, self.group.as_str(), self.process, shards, start, lease).await?;
+        let name = self.group.as_str().to_owned();
+        let kept = Lease::begin(self.pool.clone(), name, self.process, lease).await?;
+        // Thought dead between two statements: it must join again.
+        let kept = Arc::new(kept.ok_or(LogError::ConnectionReplaced)?);
+        let mut share = kept.shares();
         let mut leases = JoinSet::new();
-        leases.spawn(keep_lease(self.pool.clone(), self.process, lease));
-        let (shares, mut share) = watch::channel(Share::read(&self.pool, self.group.as_str()).await?);
-        let mut watching = JoinSet::new();
-        watching.spawn(watch_shares(self.pool.clone(), self.group.clone(), lease, shares));
+        let keeping = Arc::clone(&kept);
+        leases.spawn(async move { keeping.keep().await });
         loop {
             let fair = share.borrow_and_update().fair();
-            let cursors = store.acquire_share(log.connection(), fair).await?;
+            let cursors = store.acquire(log.connection(), fair).await?;
             let owned: Vec<i16> = cursors.iter().map(|cursor| cursor.shard).collect();
             self.shared.lock().desk.open(taken(&cursors), store.shards());
             (*begun, *failures) = (true, 0);
@@ -131,11 +136,15 @@ impl Session {
                     biased;
                     () = self.stop.cancelled() => {}
                     ended = leases.join_next() => return lease_ended(ended),
-                    () = free_shards(&mut share) => continue,
+                    free = self.free_shards(&mut log, &kept, &mut share) => {
+                        free?;
+                        continue;
+                    }
                 }
             } else {
                 tracing::info!(group = %self.group, shards = ?owned, "shards acquired");
-                let reader = Reader::new(log, store, &cursors, self.read_settings()).await?;
+                let reader =
+                    Reader::new(log, store, &cursors, self.read_settings(), Arc::clone(&kept)).await?;
                 match self.serve(reader, &mut leases, &mut share).await? {
                     Some(ended) => (log, store) = ended,
                     None => return Ok(Ended::LeaseLost),
@@ -149,6 +158,22 @@ impl Session {
         }
     }
 
+    /// Waits until there are shards for this process.
+    async fn free_shards(
+        &self,
+        log: &mut LogConnection,
+        lease: &Lease,
+        share: &mut watch::Receiver<Share>,
+    ) -> Result<(), LogError> {
+        while share.borrow_and_update().next(0) != Move::Take {
+            tokio::select! {
+                _ = share.changed() => {}
+                () = sleep(STANDBY) => lease.has_seen(log.look(self.group.as_str()).await?.changes),
+            }
+        }
+        Ok(())
+    }
+
     fn read_settings(&self) -> ReadSettings {
         ReadSettings { page: PAGE, poll_ceiling: self.settings.poll_ceiling, ..ReadSettings::default() }
     }
@@ -157,7 +182,7 @@ impl Session {
     async fn serve(
         &self,
         reader: Reader,
-        leases: &mut JoinSet<Lease>,
+        leases: &mut JoinSet<LeaseEnd>,
         share: &mut watch::Receiver<Share>,
     ) -> Result<Option<(LogConnection, Store)>, Refusal> {
         let (page_sender, mut pages) = mpsc::channel(1);
@@ -188,13 +213,15 @@ impl Session {
                 () = self.shared.answered.notified() => {}
                 _ = tick.tick() => record.write(|| self.shared.lock().desk.record()),
                 Ok(()) = share.changed(), if leaves_by.is_none() && !ending => {
-                    let share = *share.borrow_and_update();
-                    let (owned, fair) = (self.shared.lock().desk.shards(), share.fair());
-                    if owned > fair {
-                        self.shared.lock().desk.leave(owned - fair);
-                        leaves_by = Some(Instant::now() + self.settings.lease);
+                    let mut shown = self.shared.lock();
+                    match share.borrow_and_update().next(shown.desk.shards()) {
+                        Move::Give(shards) => {
+                            shown.desk.leave(shards);
+                            leaves_by = Some(Instant::now() + self.settings.lease);
+                        }
+                        Move::Take => ending = true,
+                        Move::Stay => {}
                     }
-                    ending |= owned < fair && share.free > 0;
                 }
                 () = sleep_until(deadline), if leaves_by.is_some() => ending = true,
             }
@@ -287,7 +314,7 @@ fn read_ended(
     }
 }
 
-fn lease_ended(ended: Option<Result<Lease, tokio::task::JoinError>>) -> Result<Ended, Refusal> {
+fn lease_ended(ended: Option<Result<LeaseEnd, tokio::task::JoinError>>) -> Result<Ended, Refusal> {
     match ended {
         Some(Ok(Ok(()))) | None => Ok(Ended::LeaseLost),
         Some(Ok(Err(error))) => Err(error.into()),
@@ -299,33 +326,10 @@ fn broken(error: tokio::task::JoinError) -> Refusal {
     Refusal::Log(LogError::Database(sqlx::Error::Io(std::io::Error::other(error))))
 }
 
-/// Looks now and then how the shards are shared, so that a process that is new gets its part.
-async fn watch_shares(pool: PgPool, group: Group, lease: Duration, shares: watch::Sender<Share>) {
-    let pause = (lease / 4).min(Duration::from_secs(1));
-    while !shares.is_closed() {
-        tokio::time::sleep(pause).await;
-        match Share::read(&pool, group.as_str()).await {
-            Ok(share) => drop(shares.send_replace(share)),
-            // Whether the database answers is the lease's affair.
-            Err(error) => tracing::debug!(%group, %error, "how the shards are shared is not known"),
-        }
-    }
-}
-
 /// Shards as the desk knows them.
 fn taken(cursors: &[Cursor]) -> Vec<(i16, i64, Progress)> {
     let progress = Reader::progress(cursors);
     cursors.iter().zip(progress).map(|(cursor, progress)| (cursor.shard, cursor.epoch, progress)).collect()
-}
-
-/// Waits until it is seen anew that a shard is free.
-async fn free_shards(share: &mut watch::Receiver<Share>) {
-    while share.changed().await.is_ok() {
-        if share.borrow_and_update().free > 0 {
-            return;
-        }
-    }
-    std::future::pending().await
 }
 
 /// A number from 0 to 1 that nobody can tell beforehand.

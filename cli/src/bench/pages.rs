@@ -21,7 +21,7 @@ async fn measure(pool: &PgPool, passes: usize) -> Result<f64, LogError> {
     for _ in 0..passes {
         let nothing = Seen { snapshot: Snapshot::nothing(), bound: 0 };
         let mut reading = Reading::new((0..SHARDS).collect(), nothing);
-        let look = log.look().await?;
+        let look = log.look("bench").await?;
         reading.advance(1, &look, 0);
         while let (Some(window), Some(range)) = (reading.window().cloned(), reading.page()) {
             let began = Instant::now();

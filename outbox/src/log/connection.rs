@@ -59,12 +59,12 @@ impl LogConnection {
         })
     }
 
-    /// Looks whether there may be something new: one statement, no write.
+    /// Looks whether there may be something new for a relay: one statement, no write.
     ///
     /// # Errors
     /// See [`LogError`].
-    pub async fn look(&mut self) -> Result<Look, LogError> {
-        let row = sqlx::query(LOOK).fetch_one(&mut *self.connection).await?;
+    pub async fn look(&mut self, relay: &str) -> Result<Look, LogError> {
+        let row = sqlx::query(LOOK).bind(relay).fetch_one(&mut *self.connection).await?;
         let backend = row.try_get("backend")?;
         if *self.backend.get_or_insert(backend) != backend {
             return Err(LogError::ConnectionReplaced);
@@ -74,6 +74,7 @@ impl LogConnection {
             snapshot: column(&row, "snapshot")?.ok_or_else(|| sqlx::Error::Decode(NotSnapshot.into()))?,
             last_position: row.try_get("last_position")?,
             inserted: row.try_get("inserted")?,
+            changes: row.try_get("changes")?,
         })
     }
 

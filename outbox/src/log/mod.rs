@@ -19,13 +19,13 @@ use std::time::Duration;
 
 pub use append::{append, check_appendable};
 pub use connection::{LogConnection, LogError, Page};
-pub use lease::keep_lease;
+pub use lease::Lease;
 pub use progress::{CursorRecord, Progress};
 pub use reader::{Reader, RecordCommand};
 pub use row::LogMessage;
-pub use share::Share;
+pub use share::{Move, Share};
 pub use snapshot::{NotSnapshot, Snapshot};
-pub use store::{Cursor, NewHold, Record, Store, heartbeat};
+pub use store::{Cursor, NewHold, Record, Store};
 pub use window::{Look, PageRange, Reading, Seen, Window};
 
 /// Where a relay that has no cursors yet begins.

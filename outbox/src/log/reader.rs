@@ -1,9 +1,12 @@
 //! Reads the log for all shards of a process, one page after another, and writes its records, on one connection.
 
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::connection::{LogConnection, Page};
+use super::lease::Lease;
 use super::pace::Pace;
 use super::progress::{CursorRecord, Progress};
 use super::store::{Cursor, Record, Store};
@@ -36,10 +39,12 @@ pub struct Reader {
     sent: bool,
     found: bool,
     full: bool,
+    /// Nudged when a look has seen that the sharing has changed.
+    lease: Arc<Lease>,
 }
 
 impl Reader {
-    /// Reads from the cursors given, which `store` owns.
+    /// Reads from the cursors given, which `store` owns for as long as the lease holds.
     ///
     /// # Errors
     /// See [`LogError`].
@@ -48,9 +53,10 @@ impl Reader {
         store: Store,
         cursors: &[Cursor],
         settings: ReadSettings,
+        lease: Arc<Lease>,
     ) -> Result<Self, LogError> {
         let proven = connection.prove_bound().await?;
-        let look = connection.look().await?;
+        let look = connection.look(store.relay()).await?;
         let mut reader = Reader {
             connection,
             store,
@@ -68,6 +74,7 @@ impl Reader {
             sent: false,
             found: false,
             full: false,
+            lease,
         };
         for cursor in cursors {
             reader.add(&cursor.record, &look);
@@ -113,7 +120,7 @@ impl Reader {
                 biased;
                 command = records.recv() => match command {
                     Some((record, answer)) => {
-                        let lost = self.store.record(self.connection.connection(), &record).await?;
+                        let lost = self.store.record(self.connection.connection(), record).await?;
                         // Nobody waits for it any more when the session is ending.
                         let _ = answer.send(lost);
                     }
@@ -150,7 +157,8 @@ impl Reader {
             self.proven_at = Instant::now();
             self.read_since_proof = 0;
         }
-        let look = self.connection.look().await?;
+        let look = self.connection.look(self.store.relay()).await?;
+        self.lease.has_seen(look.changes);
         self.scanned = look.last_position - self.proven;
         self.align();
         (self.sent, self.found, self.full) = (false, false, false);

@@ -1,81 +1,99 @@
-//! How the shards of a relay are spread over its processes: each takes its fair share and gives back what is more.
+//! How the shards of a relay are spread over its processes. No I/O but the renewal that reads it.
+
+use std::time::Duration;
 
 use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::PgPool;
+use tokio::time::Instant;
+use uuid::Uuid;
 
-use super::LogError;
-use super::store::{Cursor, Store, cursor};
-
-/// How many processes work for a relay, and what there is to share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a process stands among those of its relay, as of its last renewal.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
-    /// Processes that are alive.
+    /// The relay is neither paused nor retired.
+    pub running: bool,
+    /// How often the sharing has changed: a look that sees another number is reason to renew at once.
+    pub changes: i64,
+    /// Processes that are alive, and how many of them began before this one.
     pub processes: i64,
+    /// See [`processes`](Self::processes).
+    pub rank: i64,
     /// Shards of the relay.
     pub shards: i64,
     /// Shards that nobody alive owns.
     pub free: i64,
+    /// The shards that this process owns, and at which epochs.
+    pub owned: Vec<(i16, i64)>,
+    /// When another process will be dead if it is not heard of.
+    pub expires_in: Option<Duration>,
+    /// By the local clock, just before the database was asked: the lease lasts at least from then on.
+    pub renewed: Instant,
+}
+
+/// What a process should do about its shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Move {
+    /// It has its share.
+    Stay,
+    /// It has so many too many.
+    Give(usize),
+    /// It has too few, and some are free.
+    Take,
 }
 
 impl Share {
-    /// The most shards that one process should own: so many that all processes together can own all.
+    /// How many shards this process should own. Over all processes that is every shard, and no two differ by more than
+    /// one; one process more or less changes it by as little.
     pub fn fair(&self) -> usize {
         let processes = self.processes.max(1);
-        usize::try_from((self.shards + processes - 1) / processes).unwrap_or_default()
+        let one_more = i64::from(self.rank < self.shards % processes);
+        usize::try_from(self.shards / processes + one_more).unwrap_or_default()
     }
 
-    /// Reads how the shards of a relay are shared now.
+    /// What to do with so many shards in hand.
+    pub fn next(&self, owned: usize) -> Move {
+        let fair = self.fair();
+        if owned > fair {
+            Move::Give(owned - fair)
+        } else if owned < fair && self.free > 0 {
+            Move::Take
+        } else {
+            Move::Stay
+        }
+    }
+
+    /// Whether this process still owns a shard as it did.
+    pub fn owns(&self, shard: i16, epoch: i64) -> bool {
+        self.owned.contains(&(shard, epoch))
+    }
+
+    /// Renews a process's lease and reads how it stands. `None`: it was thought dead, and must join again.
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn read(pool: &PgPool, relay: &str) -> Result<Self, LogError> {
-        let row = sqlx::query(include_str!("sql/share.sql")).bind(relay).fetch_one(pool).await?;
-        Ok(Share {
+    pub async fn renew(
+        pool: &PgPool,
+        relay: &str,
+        process: Uuid,
+        lease: Duration,
+    ) -> Result<Option<Self>, sqlx::Error> {
+        let renewed = Instant::now();
+        let query = sqlx::query(include_str!("sql/renew.sql")).bind(relay).bind(process);
+        let row = query.bind(lease.as_secs_f64()).fetch_optional(pool).await?;
+        let Some(row) = row else { return Ok(None) };
+        let (shards, epochs): (Vec<i16>, Vec<i64>) = (row.try_get("owned")?, row.try_get("epochs")?);
+        let expires_in: Option<f64> = row.try_get("expires_in")?;
+        Ok(Some(Share {
+            running: row.try_get::<&str, _>("state")? == "running",
+            changes: row.try_get("changes")?,
             processes: row.try_get("processes")?,
+            rank: row.try_get("rank")?,
             shards: row.try_get("shards")?,
             free: row.try_get("free")?,
-        })
-    }
-}
-
-impl Store {
-    /// Takes again the shards that this process owned before it lost sight of them, and of those that nobody alive owns
-    /// as many as make up `most`. Answers the cursors of all that it owns then.
-    ///
-    /// # Errors
-    /// The database does not answer.
-    pub async fn acquire_share(
-        &mut self,
-        connection: &mut PgConnection,
-        most: usize,
-    ) -> Result<Vec<Cursor>, LogError> {
-        let rows = sqlx::query(include_str!("sql/acquire_share.sql"))
-            .bind(&self.relay)
-            .bind(self.process)
-            .bind(i64::try_from(most).unwrap_or(i64::MAX))
-            .fetch_all(&mut *connection)
-            .await?;
-        let mut cursors = rows.iter().map(cursor).collect::<Result<Vec<_>, _>>()?;
-        cursors.sort_by_key(|cursor| cursor.shard);
-        self.own(&cursors);
-        self.bury(connection).await?;
-        Ok(cursors)
-    }
-
-    /// Hands over some of this process's shards, so that another takes them at once. What it has delivered of them must
-    /// be recorded before.
-    ///
-    /// # Errors
-    /// The database does not answer.
-    pub async fn release(&mut self, connection: &mut PgConnection, shards: &[i16]) -> Result<(), LogError> {
-        sqlx::query(include_str!("sql/release_some.sql"))
-            .bind(&self.relay)
-            .bind(self.process)
-            .bind(shards)
-            .execute(connection)
-            .await?;
-        self.owned.retain(|owned| !shards.contains(&owned.0));
-        Ok(())
+            owned: shards.into_iter().zip(epochs).collect(),
+            expires_in: expires_in.map(|left| Duration::try_from_secs_f64(left).unwrap_or_default()),
+            renewed,
+        }))
     }
 }
 
@@ -83,14 +101,28 @@ impl Store {
 mod tests {
     use super::*;
 
+    fn share(shards: i64, processes: i64, rank: i64) -> Share {
+        let (owned, expires_in, renewed) = (Vec::new(), None, Instant::now());
+        Share { running: true, changes: 0, processes, rank, shards, free: 1, owned, expires_in, renewed }
+    }
+
     #[test]
-    fn fair_shares_together_cover_all_shards_and_nobody_has_more_than_one_above_the_average() {
+    fn fair_shares_together_are_all_shards_and_no_two_differ_by_more_than_one() {
         for shards in 1..=64 {
-            for processes in 0..=80 {
-                let fair = i64::try_from(Share { processes, shards, free: 0 }.fair()).unwrap();
-                assert!(fair * processes.max(1) >= shards, "{shards} over {processes}");
-                assert!((fair - 1) * processes.max(1) < shards, "{shards} over {processes}");
+            for processes in 1..=80 {
+                let fair: Vec<usize> =
+                    (0..processes).map(|rank| share(shards, processes, rank).fair()).collect();
+                assert_eq!(fair.iter().sum::<usize>(), usize::try_from(shards).unwrap());
+                assert!(fair.iter().max().unwrap() - fair.iter().min().unwrap() <= 1);
             }
         }
+    }
+
+    #[test]
+    fn who_has_too_many_gives_and_who_has_too_few_takes_only_what_is_free() {
+        let mut share = share(16, 2, 0);
+        assert_eq!((share.next(16), share.next(8), share.next(7)), (Move::Give(8), Move::Stay, Move::Take));
+        share.free = 0;
+        assert_eq!(share.next(7), Move::Stay);
     }
 }

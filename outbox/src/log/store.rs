@@ -1,8 +1,9 @@
 //! What a reader of the log keeps in the database: its relay, its process, and its cursors, each under an epoch.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgPool, PgRow};
+use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
@@ -70,10 +71,10 @@ impl Record {
 /// One process's part in a relay: which shards it owns, at which epochs.
 #[derive(Debug)]
 pub struct Store {
-    pub(super) relay: String,
-    pub(super) process: Uuid,
+    relay: String,
+    process: Uuid,
     shards: i16,
-    pub(super) owned: Vec<(i16, i64, String)>,
+    owned: Vec<(i16, i64, String)>,
 }
 
 impl Store {
@@ -106,7 +107,7 @@ impl Store {
                 Start::Beginning => Seen { snapshot: Snapshot::nothing(), bound: 0 },
                 Start::Now => {
                     let bound = connection.prove_bound().await?;
-                    Seen { snapshot: connection.look().await?.snapshot, bound }
+                    Seen { snapshot: connection.look(relay).await?.snapshot, bound }
                 }
             };
             sqlx::query(sql!("create_cursors"))
@@ -128,6 +129,11 @@ impl Store {
         Ok(Store { relay: relay.to_owned(), process, shards, owned: Vec::new() })
     }
 
+    /// The relay.
+    pub fn relay(&self) -> &str {
+        &self.relay
+    }
+
     /// The number of shards of the relay.
     pub fn shards(&self) -> i16 {
         self.shards
@@ -143,51 +149,97 @@ impl Store {
         self.owned.iter().find(|owned| owned.0 == shard).map(|owned| owned.1)
     }
 
-    /// Takes the shards that nobody owns or whose owner is dead.
+    /// Takes again the shards that this process owned before it lost sight of them, and of those that nobody alive owns
+    /// as many as make up `most`. Answers the cursors of all that it owns then.
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn acquire(&mut self, connection: &mut PgConnection) -> Result<Vec<Cursor>, LogError> {
+    pub async fn acquire(
+        &mut self,
+        connection: &mut PgConnection,
+        most: usize,
+    ) -> Result<Vec<Cursor>, LogError> {
         let rows = sqlx::query(sql!("acquire"))
             .bind(&self.relay)
             .bind(self.process)
+            .bind(i64::try_from(most).unwrap_or(i64::MAX))
             .fetch_all(&mut *connection)
             .await?;
         let mut cursors = rows.iter().map(cursor).collect::<Result<Vec<_>, _>>()?;
         cursors.sort_by_key(|cursor| cursor.shard);
-        self.own(&cursors);
-        self.bury(connection).await?;
+        self.owned = cursors.iter().map(|cursor| (cursor.shard, cursor.epoch, cursor.tid.clone())).collect();
+        // Dead processes that own nothing any more are forgotten.
+        sqlx::query(sql!("bury")).bind(&self.relay).execute(connection).await?;
         Ok(cursors)
     }
 
-    /// Remembers what was acquired in place of what it knew of these shards.
-    pub(super) fn own(&mut self, cursors: &[Cursor]) {
-        self.owned.retain(|owned| cursors.iter().all(|cursor| cursor.shard != owned.0));
-        self.owned.extend(cursors.iter().map(|cursor| (cursor.shard, cursor.epoch, cursor.tid.clone())));
-    }
-
-    /// Forgets dead processes that own nothing any more.
-    pub(super) async fn bury(&self, connection: &mut PgConnection) -> Result<(), LogError> {
-        sqlx::query(sql!("bury")).bind(&self.relay).execute(connection).await?;
+    /// Hands over some of this process's shards, so that another takes them at once. What it has delivered of them must
+    /// be recorded before.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn release(&mut self, connection: &mut PgConnection, shards: &[i16]) -> Result<(), LogError> {
+        let query = sqlx::query(sql!("release")).bind(&self.relay).bind(self.process).bind(shards);
+        query.execute(connection).await?;
+        self.owned.retain(|owned| !shards.contains(&owned.0));
         Ok(())
     }
 
     /// Writes a record in one transaction, on the connection on which its windows mean something. Answers the shards
-    /// whose lease is lost; nothing is written then if anything is held, since that must not be half written.
+    /// whose lease is lost: nothing is written of them, and everything of the others.
     ///
     /// # Errors
     /// The database does not answer: whether the record was written is unknown.
     pub async fn record(
         &mut self,
         connection: &mut PgConnection,
-        record: &Record,
+        mut record: Record,
     ) -> Result<Vec<i16>, LogError> {
-        if record.holds.is_empty() && record.copies.is_empty() {
-            // A lost record only repeats messages, as a crash a moment earlier would have.
-            return self.record_cursors(connection, &record.cursors, "off").await;
+        let mut lost = BTreeSet::new();
+        loop {
+            lost.extend(self.drop_unowned(&mut record));
+            let now_lost = if record.holds.is_empty() && record.copies.is_empty() {
+                // A lost record only repeats messages, as a crash a moment earlier would have.
+                self.record_cursors(connection, &record.cursors, "off").await?
+            } else {
+                let mut tx = connection.begin().await?;
+                self.hold(&mut tx, &record.holds).await?;
+                self.copy(&mut tx, &record.copies).await?;
+                let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
+                // Holds and copies stand under their shards' epochs, or not at all.
+                if lost.is_empty() {
+                    tx.commit().await?
+                } else {
+                    tx.rollback().await?
+                }
+                lost
+            };
+            self.owned.retain(|owned| !now_lost.contains(&owned.0));
+            if now_lost.is_empty() || (record.holds.is_empty() && record.copies.is_empty()) {
+                lost.extend(now_lost);
+                return Ok(lost.into_iter().collect());
+            }
         }
-        let mut tx = connection.begin().await?;
-        for hold in &record.holds {
+    }
+
+    /// Takes out of a record what belongs to shards that are not ours, and answers those.
+    fn drop_unowned(&self, record: &mut Record) -> BTreeSet<i16> {
+        let mut lost = BTreeSet::new();
+        let mut ours = |shard: i16| {
+            let ours = self.epoch(shard).is_some();
+            if !ours {
+                lost.insert(shard);
+            }
+            ours
+        };
+        record.cursors.retain(|cursor| ours(cursor.shard));
+        record.holds.retain(|hold| ours(hold.slot % self.shards));
+        record.copies.retain(|(_, copy)| ours(copy.slot % self.shards));
+        lost
+    }
+
+    async fn hold(&self, connection: &mut PgConnection, holds: &[NewHold]) -> Result<(), LogError> {
+        for hold in holds {
             let state = if hold.retry_in.is_some() { "retrying" } else { "parked" };
             sqlx::query(sql!("hold_key"))
                 .bind(&self.relay)
@@ -198,17 +250,10 @@ impl Store {
                 .bind(hold.attempts)
                 .bind(hold.retry_in.map(|delay| delay.as_secs_f64()))
                 .bind(&hold.error)
-                .execute(&mut *tx)
+                .execute(&mut *connection)
                 .await?;
         }
-        self.copy(&mut tx, &record.copies).await?;
-        let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
-        if lost.is_empty() {
-            tx.commit().await?;
-        } else {
-            tx.rollback().await?;
-        }
-        Ok(lost)
+        Ok(())
     }
 
     async fn copy(
@@ -312,21 +357,10 @@ impl Store {
     /// # Errors
     /// The database does not answer; the shards are then free when the lease ends.
     pub async fn leave(&mut self, connection: &mut PgConnection) -> Result<(), LogError> {
-        sqlx::query(sql!("release")).bind(&self.relay).bind(self.process).execute(&mut *connection).await?;
-        sqlx::query(sql!("leave")).bind(self.process).execute(connection).await?;
+        sqlx::query(sql!("leave")).bind(&self.relay).bind(self.process).execute(connection).await?;
         self.owned.clear();
         Ok(())
     }
-}
-
-/// Renews a process's lease. `false`: it was thought dead.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn heartbeat(pool: &PgPool, process: Uuid, lease: Duration) -> Result<bool, sqlx::Error> {
-    let row =
-        sqlx::query(sql!("heartbeat")).bind(process).bind(lease.as_secs_f64()).fetch_optional(pool).await?;
-    Ok(row.is_some())
 }
 
 async fn preflight(connection: &mut PgConnection, relay: &str) -> Result<(), Refusal> {
@@ -348,7 +382,7 @@ async fn preflight(connection: &mut PgConnection, relay: &str) -> Result<(), Ref
     Ok(())
 }
 
-pub(super) fn cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
+fn cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
     let shard = row.try_get("shard")?;
     let seen = column(row, "seen")?.ok_or_else(|| sqlx::Error::Decode(NotSnapshot.into()))?;
     let until_bound: Option<i64> = row.try_get("until_l")?;

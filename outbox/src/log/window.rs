@@ -26,6 +26,8 @@ pub struct Look {
     pub last_position: i64,
     /// End of the WAL, read after the snapshot.
     pub inserted: i64,
+    /// How often the sharing of the relay has changed.
+    pub changes: i64,
 }
 
 /// The part of the log between two snapshots.
@@ -246,7 +248,7 @@ mod tests {
     use super::*;
 
     fn look(snapshot: &str, last_position: i64) -> Look {
-        Look { snapshot: snapshot.parse().unwrap(), last_position, inserted: 0 }
+        Look { snapshot: snapshot.parse().unwrap(), last_position, inserted: 0, changes: 0 }
     }
 
     fn reading(snapshot: &str, bound: i64) -> Reading {

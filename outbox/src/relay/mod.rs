@@ -22,6 +22,9 @@ pub use settings::Settings;
 use crate::log::{Refusal, Start};
 use session::{Ended, Session};
 
+/// How often a paused relay looks whether it is resumed.
+const PAUSED: Duration = Duration::from_secs(1);
+
 /// Why a relay ended without being asked to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -91,22 +94,33 @@ impl<P: Publisher + 'static> Relay<P> {
         if !self.broker_is_ready(&stop).await? {
             return Ok(());
         }
-        let mut begun = false;
-        let mut failures = 0;
+        let (mut begun, mut paused, mut failures) = (false, false, 0);
         loop {
             let failed: Refusal = match Session::open(&self, process, &stop).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(session)) => {
-                    begun = true;
-                    failures = 0;
+                    (begun, paused, failures) = (true, false, 0);
                     match session.run(&stop).await {
                         Ok(Ended::Stopped) => return Ok(()),
+                        Ok(Ended::Shared) => continue,
                         Ok(Ended::LeaseLost) => {
-                            tracing::warn!(relay = self.name, "lease lost: another process has the shards");
+                            tracing::warn!(
+                                relay = self.name,
+                                "thought dead: other processes have the shards"
+                            );
                             continue;
                         }
                         Err(error) => error.into(),
                     }
+                }
+                Err(Refusal::Paused) => {
+                    if !std::mem::replace(&mut paused, true) {
+                        tracing::info!(relay = self.name, "paused: it goes on when it is resumed");
+                    }
+                    if self.rests(PAUSED, &stop).await {
+                        return Ok(());
+                    }
+                    continue;
                 }
                 // A server that comes back as a replica may be promoted yet.
                 Err(refusal) if begun && (refusal.is_passing() || matches!(refusal, Refusal::Replica)) => {

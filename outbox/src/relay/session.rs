@@ -1,46 +1,52 @@
-//! One life of a relay process between two failures of the database: from the recorded cursors on, everything is in
-//! memory, and when anything about the log goes wrong all of it is thrown away.
+//! One life of a relay process between two failures of the database, or two ways of sharing: from the recorded cursors
+//! on, everything is in memory, and when anything about the log goes wrong all of it is thrown away.
+
+mod publish;
+mod record;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use message::{Outcome, Outcomes, Outgoing, PublishError, Publisher};
+use message::{Outcome, Publisher};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::holds::{Holds, Notice, shorten};
-use super::lanes::{After, Item, Lanes, Resting};
+use super::holds::{Holds, Notice};
+use super::lanes::{Item, Lanes, Resting};
 use super::routes::Router;
-use super::{Relay, Settings, backoff};
+use super::{Relay, Settings};
 use crate::log::{
-    LogConnection, LogError, LogMessage, NewHold, Page, Progress, Reader, Record, RecordCommand, Refusal,
-    Store, heartbeat, keep_lease,
+    Cursor, Lease, LogConnection, LogError, LogMessage, Move, NewHold, Page, Progress, Reader, RecordCommand,
+    Refusal, Share, Store,
 };
 
 /// How a session ended, if not by an error.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
+    /// It was told to, and has left the relay.
     Stopped,
+    /// The shards are shared anew: the next session takes its part.
+    Shared,
+    /// It was thought dead.
     LeaseLost,
 }
 
 /// What a task of the session ended with.
 enum Task {
     Reader(Result<(LogConnection, Store), LogError>),
-    Heartbeat(Result<(), sqlx::Error>),
+    Lease(Result<(), sqlx::Error>),
     Holds,
 }
 
-/// A message that was sent so often without an answer is held back, so that the cursor need not wait for it: one that is
-/// never answered would stop its shard's cursor, and in the end the relay.
-const UNANSWERED: u32 = 5;
 /// How often the cursors of shards without messages are recorded, too, while others have some: a takeover need not read
 /// again what they have long passed.
 const QUIET: Duration = Duration::from_secs(10);
+/// How often a process without shards looks whether there are some for it.
+const STANDBY: Duration = Duration::from_millis(250);
 
 /// A batch on the wire; a message leaves it when its outcome is known.
 struct Batch {
@@ -52,6 +58,10 @@ pub(super) struct Session<'a, P> {
     relay: &'a Relay<P>,
     settings: &'a Settings,
     shards: i16,
+    /// The shards that are ours, at which epochs, since when, and how the lease sees it.
+    epochs: BTreeMap<i16, i64>,
+    acquired: Instant,
+    share: watch::Receiver<Share>,
     lanes: Lanes,
     router: Router,
     progress: BTreeMap<i16, Progress>,
@@ -82,10 +92,13 @@ pub(super) struct Session<'a, P> {
     /// No further attempt at a held message begins; and its task has ended.
     holds_stop: CancellationToken,
     holds_ended: bool,
+    /// Nothing more is read or sent; what is on the wire is waited for, until then.
+    ending: Option<(Ended, Instant)>,
 }
 
 impl<'a, P: Publisher + 'static> Session<'a, P> {
-    /// Joins the relay and takes shards, waiting for them if others own all. `None`: stopped while waiting.
+    /// Joins the relay and takes its share of the shards, waiting while there is none for it. `None`: stopped while
+    /// waiting.
     pub(super) async fn open(
         relay: &'a Relay<P>,
         process: Uuid,
@@ -96,28 +109,58 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let mut store =
             Store::join(&mut log, &relay.name, process, settings.shards, settings.start, settings.lease)
                 .await?;
+        let lease = Lease::begin(relay.pool.clone(), relay.name.clone(), process, settings.lease).await?;
+        // Thought dead between two statements: it must join again before it may own anything.
+        let lease = Arc::new(lease.ok_or(LogError::ConnectionReplaced)?);
+        let mut tasks = JoinSet::new();
+        let kept = Arc::clone(&lease);
+        tasks.spawn(async move { Task::Lease(kept.keep().await) });
+        let mut share = lease.shares();
         let cursors = loop {
-            let cursors = store.acquire(log.connection()).await?;
-            if !cursors.is_empty() {
-                break cursors;
+            let now = share.borrow_and_update().clone();
+            if !now.running {
+                store.leave(log.connection()).await?;
+                return Err(Refusal::Paused);
+            }
+            if now.next(0) == Move::Take || !now.owned.is_empty() {
+                let cursors = store.acquire(log.connection(), now.fair()).await?;
+                if !cursors.is_empty() {
+                    break cursors;
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => {
                     store.leave(log.connection()).await?;
                     return Ok(None);
                 }
-                () = tokio::time::sleep(settings.lease / 4) => {}
-            }
-            if !heartbeat(&relay.pool, process, settings.lease).await? {
-                // Buried: it must join again before it may own anything.
-                return Err(LogError::ConnectionReplaced.into());
+                ended = tasks.join_next() => return Err(match ended {
+                    Some(Ok(Task::Lease(Err(error)))) => error.into(),
+                    _ => LogError::ConnectionReplaced.into(),
+                }),
+                _ = share.changed() => {}
+                () = tokio::time::sleep(STANDBY) => {
+                    lease.has_seen(log.look(&relay.name).await?.changes);
+                }
             }
         };
-        let owned: Vec<i16> = cursors.iter().map(|cursor| cursor.shard).collect();
+        Session::begin(relay, log, store, &cursors, lease, tasks).await.map(Some)
+    }
+
+    /// Reads from the cursors acquired.
+    async fn begin(
+        relay: &'a Relay<P>,
+        log: LogConnection,
+        store: Store,
+        cursors: &[Cursor],
+        lease: Arc<Lease>,
+        mut tasks: JoinSet<Task>,
+    ) -> Result<Self, Refusal> {
+        let settings = &relay.settings;
+        let epochs: BTreeMap<_, _> = cursors.iter().map(|cursor| (cursor.shard, cursor.epoch)).collect();
+        let owned: Vec<i16> = epochs.keys().copied().collect();
         tracing::info!(relay = relay.name, shards = ?owned, "shards acquired");
         let shards = store.shards();
-        let progress = cursors.iter().map(|cursor| cursor.shard).zip(Reader::progress(&cursors)).collect();
-        let epochs = cursors.iter().map(|cursor| (cursor.shard, cursor.epoch)).collect();
+        let progress = cursors.iter().map(|cursor| cursor.shard).zip(Reader::progress(cursors)).collect();
         let mut lanes = Lanes::new(relay.publisher.pipelining());
         let held: BTreeMap<_, _> =
             Holds::<P>::load(&relay.pool, &relay.name, shards, &owned).await?.into_iter().collect();
@@ -130,8 +173,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let (notice_sender, notices) = mpsc::channel(1);
         let (held_count, held_receiver) = watch::channel(held.len());
         let holds_stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let reader = Reader::new(log, store, &cursors, settings.read.clone()).await?;
+        let share = lease.shares();
+        let reader = Reader::new(log, store, cursors, settings.read.clone(), lease).await?;
         tasks.spawn(async move { Task::Reader(reader.run(page_sender, record_receiver).await) });
         let holds = Holds {
             relay: relay.name.clone(),
@@ -139,7 +182,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             publisher: Arc::clone(&relay.publisher),
             settings: settings.clone(),
             shards,
-            epochs,
+            epochs: epochs.clone(),
             notices: notice_sender,
             stop: holds_stop.clone(),
         };
@@ -147,12 +190,13 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             holds.run(held_receiver).await;
             Task::Holds
         });
-        let (pool, lease) = (relay.pool.clone(), settings.lease);
-        tasks.spawn(async move { Task::Heartbeat(keep_lease(pool, process, lease).await) });
-        Ok(Some(Session {
+        Ok(Session {
             relay,
             settings,
             shards,
+            epochs,
+            acquired: Instant::now(),
+            share,
             lanes,
             router: Router::new(settings.routes.clone()),
             progress,
@@ -179,43 +223,37 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             tasks,
             holds_stop,
             holds_ended: false,
-        }))
+            ending: None,
+        })
     }
 
-    /// Publishes until it is stopped, the lease is lost, or the database fails.
+    /// Publishes until it is stopped, the shards are to be shared anew, the lease is lost, or the database fails.
     pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<Ended, LogError> {
         let mut tick = tokio::time::interval(self.settings.record_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut outcomes = Vec::new();
-        let mut drained_by: Option<Instant> = None;
         loop {
             let wake_at = self.wake_at();
             let room = self.lanes.len() + self.unrecorded() < self.settings.max_unrecorded;
             tokio::select! {
                 biased;
-                () = stop.cancelled(), if drained_by.is_none() => {
-                    // Nothing more is read or sent; what is on the wire is waited for.
-                    self.pages = None;
-                    self.holds_stop.cancel();
-                    drained_by = Some(Instant::now() + self.settings.drain);
-                }
+                () = stop.cancelled(), if !self.ends_with(Ended::Stopped) => self.end(Ended::Stopped),
                 Some(task) = self.tasks.join_next() => match task {
                     Ok(Task::Reader(Err(error))) => return Err(error),
-                    Ok(Task::Heartbeat(Err(error))) => return Err(error.into()),
-                    Ok(Task::Heartbeat(Ok(()))) => return Ok(Ended::LeaseLost),
+                    Ok(Task::Lease(Err(error))) => return Err(error.into()),
+                    Ok(Task::Lease(Ok(()))) => return Ok(Ended::LeaseLost),
                     Ok(Task::Holds) => self.holds_ended = true,
                     // Nothing in memory can be relied on.
                     Ok(Task::Reader(Ok(_))) | Err(_) => return Err(LogError::ReaderEnded),
                 },
+                Ok(()) = self.share.changed() => self.look_at_share(),
                 Some(published) = self.publishing.join_next() => if let Err(error) = published {
                     // It has let go of its batch, whose outcome is unknown by that.
                     tracing::error!(relay = self.relay.name, %error, "the publisher panicked");
                 },
                 Some(lost) = answer(&mut self.writing) => {
                     self.writing = None;
-                    if !lost.is_empty() {
-                        return Ok(Ended::LeaseLost);
-                    }
+                    self.lose(&lost);
                 }
                 _ = self.outcomes.1.recv_many(&mut outcomes, 1024) => {
                     for outcome in outcomes.drain(..) {
@@ -228,9 +266,9 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 _ = tick.tick() => self.record(false),
             }
             self.wake();
-            if let Some(deadline) = drained_by {
+            if let Some((ended, deadline)) = self.ending {
                 if self.batches.is_empty() || Instant::now() >= deadline {
-                    return self.leave().await;
+                    return self.leave(ended).await;
                 }
                 continue;
             }
@@ -241,273 +279,70 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         }
     }
 
-    fn take_page(&mut self, page: Page) {
-        for shard in page.shards.iter() {
-            if let Some(progress) = self.progress.get_mut(shard) {
-                progress.read(&page.window, page.read_to, page.last);
-            }
-        }
-        let mut held = Vec::new();
-        for log in page.messages {
-            let shard = log.slot % self.shards;
-            let Some(progress) = self.progress.get_mut(&shard) else { continue };
-            progress.begin(log.position);
-            if log.message.key.is_none() && self.held.contains_key(&log.position) {
-                // Held alone before this session began: its copy was written with the hold.
-                held.push((shard, log.position));
-                continue;
-            }
-            let destination = self.router.route(&log.message.topic);
-            let outgoing = Outgoing { destination, message: Arc::clone(&log.message) };
-            self.lanes.push(Item { log, window: page.window.id, outgoing, unanswered: 0 });
-        }
-        for (shard, position) in held {
-            if let Some(progress) = self.progress.get_mut(&shard) {
-                progress.finish(page.window.id, position);
-            }
-        }
-        for shard in page.shards.iter() {
-            if let Some(progress) = self.progress.get_mut(shard) {
-                progress.settle();
-            }
-        }
+    /// Nothing more is read or sent; what is on the wire is waited for.
+    fn end(&mut self, ended: Ended) {
+        self.pages = None;
+        self.holds_stop.cancel();
+        self.ending = Some((ended, Instant::now() + self.settings.drain));
     }
 
-    fn send(&mut self) {
-        if self.paused_until.is_some_and(|until| until > Instant::now()) {
-            return;
-        }
-        while self.lanes.is_ready() && self.on_wire < self.settings.max_on_wire {
-            let room = self.settings.max_on_wire - self.on_wire;
-            let items = self.lanes.batch(self.settings.batch.min(room));
-            self.copies_from_lanes();
-            if items.is_empty() {
-                continue;
-            }
-            self.last_batch += 1;
-            let batch: Vec<Outgoing> = items.iter().map(|item| item.outgoing.clone()).collect();
-            let outcomes = Outcomes::new(self.last_batch, self.outcomes.0.clone());
-            let (publisher, timeout) = (Arc::clone(&self.relay.publisher), self.settings.publish_timeout);
-            self.publishing.spawn(async move {
-                // Dropped in time, the publisher's outcomes count as unknown.
-                let _ = tokio::time::timeout(timeout, publisher.publish(&batch, outcomes)).await;
-            });
-            self.on_wire += items.len();
-            let items: Vec<_> = items.into_iter().map(Some).collect();
-            self.batches.insert(self.last_batch, Batch { left: items.len(), items });
-        }
+    fn ends_with(&self, ended: Ended) -> bool {
+        self.ending.is_some_and(|(ending, _)| ending == ended)
     }
 
-    fn take_outcome(&mut self, outcome: Outcome) {
-        let Some(batch) = self.batches.get_mut(&outcome.batch) else { return };
-        let places = match outcome.index {
-            Some(index) => index..index + 1,
-            None => 0..batch.items.len(),
+    /// Whether the lease still holds, by the local clock: a process that stood still must look before it sends.
+    fn lease_holds(&self) -> bool {
+        self.share.borrow().renewed.elapsed() < self.settings.lease * 3 / 4
+    }
+
+    fn look_at_share(&mut self) {
+        let (lost, shares_anew) = {
+            let share = self.share.borrow_and_update();
+            if share.renewed < self.acquired {
+                // Read before these shards were acquired.
+                return;
+            }
+            let lost = self.epochs.iter().filter(|(shard, epoch)| !share.owns(**shard, **epoch));
+            let lost: Vec<i16> = lost.map(|(shard, _)| *shard).collect();
+            (lost, !share.running || share.next(self.epochs.len()) != Move::Stay)
         };
-        let items: Vec<Item> =
-            batch.items.get_mut(places).into_iter().flatten().filter_map(Option::take).collect();
-        batch.left -= items.len();
-        if batch.left == 0 {
-            self.batches.remove(&outcome.batch);
-        }
-        self.on_wire -= items.len();
-        for item in items {
-            self.finish(item, &outcome.result);
+        self.lose(&lost);
+        if shares_anew && self.ending.is_none() {
+            self.end(Ended::Shared);
         }
     }
 
-    fn finish(&mut self, mut item: Item, result: &Result<(), PublishError>) {
-        let after = match result {
-            Ok(()) => {
-                self.failures = 0;
-                self.confirmed += 1;
-                self.pass(&item);
-                self.lanes.confirm(&item)
-            }
-            Err(PublishError::Rejected(reason)) => self.lanes.reject(item, reason.clone()),
-            Err(PublishError::Unavailable(reason)) => {
-                self.pause(reason);
-                self.lanes.fail(item)
-            }
-            Err(error) => {
-                item.unanswered += 1;
-                tracing::warn!(relay = self.relay.name, id = %item.log.message.id, %error, "published again");
-                if item.unanswered < UNANSWERED {
-                    self.lanes.fail(item)
-                } else {
-                    self.lanes.reject(item, error.to_string())
-                }
-            }
-        };
-        match after {
-            After::Nothing => {}
-            After::Rest(resting) => {
-                let rest = self.settings.unavailable.after(1, backoff::chance());
-                let until = self.paused_until.unwrap_or_else(Instant::now).max(Instant::now() + rest);
-                self.resting.push((until, resting));
-            }
-            After::Held { items, error } => self.hold(items, &error),
-        }
-    }
-
-    /// The broker is unavailable: nobody is sent to it for a while.
-    fn pause(&mut self, reason: &str) {
-        if self.paused_until.is_some_and(|until| until > Instant::now()) {
+    /// Others own these shards: nothing more of them is sent or recorded.
+    fn lose(&mut self, shards: &[i16]) {
+        if shards.is_empty() {
             return;
         }
-        self.failures += 1;
-        let pause = self.settings.unavailable.after(self.failures, backoff::chance());
-        tracing::warn!(relay = self.relay.name, reason, ?pause, "the broker is unavailable");
-        self.paused_until = Some(Instant::now() + pause);
-    }
-
-    /// A message need not be waited for any more: it is confirmed, or about to be recorded as held.
-    fn pass(&mut self, item: &Item) {
-        self.moved = true;
-        if let Some(progress) = self.progress.get_mut(&(item.log.slot % self.shards)) {
-            progress.finish(item.window, item.log.position);
+        tracing::warn!(relay = self.relay.name, ?shards, "leases lost: other processes have these shards");
+        for shard in shards {
+            self.epochs.remove(shard);
+            self.progress.remove(shard);
+        }
+        if self.ending.is_none() {
+            self.end(Ended::Shared);
         }
     }
 
-    fn hold(&mut self, items: Vec<Item>, error: &str) {
-        let Some(first) = items.first() else { return };
-        let (position, key) = (first.log.position, first.log.message.key.clone());
-        // Without an answer nobody is to blame, so no attempt counts.
-        let attempts = if first.unanswered < UNANSWERED { 1 } else { 0 };
-        let parked = attempts >= self.settings.max_attempts;
-        let retry = self.settings.retry.after(1, backoff::chance());
-        tracing::warn!(
-            relay = self.relay.name, id = %first.log.message.id, position, error, behind = items.len() - 1,
-            "a message is rejected, or not answered: its key is held back"
-        );
-        self.new_holds.push(NewHold {
-            position,
-            slot: first.log.slot,
-            key: key.clone(),
-            retry_in: (!parked).then_some(retry),
-            attempts: i32::try_from(attempts).unwrap_or(1),
-            error: shorten(error).to_owned(),
-        });
-        self.held.insert(position, key);
-        for item in items {
-            self.pass(&item);
-            self.copies.push((position, item.log));
-        }
-    }
-
-    fn copies_from_lanes(&mut self) {
-        let releasing = &self.releasing;
-        for (position, item) in self.lanes.take_copies(|position| !releasing.contains(&position)) {
-            self.pass(&item);
-            self.copies.push((position, item.log));
-        }
-    }
-
-    fn take_notice(&mut self, notice: Notice) {
-        match notice {
-            Notice::MayRelease(position, answer) => {
-                let on_the_way = self.copies.iter().any(|(held, _)| *held == position)
-                    || self.lanes.has_copies(position)
-                    || self.writing.is_some();
-                if !on_the_way {
-                    self.releasing.insert(position);
-                }
-                let _ = answer.send(!on_the_way);
+    /// Records what was confirmed and hands over what is another's, in bounded time: after it, the lease ends by itself.
+    async fn leave(mut self, ended: Ended) -> Result<Ended, LogError> {
+        match tokio::time::timeout(self.settings.drain, self.hand_over(ended)).await {
+            Ok(handed_over) => {
+                let shards = handed_over?;
+                tracing::info!(relay = self.relay.name, ?shards, "shards handed over");
             }
-            Notice::Released(position, gone) => {
-                self.releasing.remove(&position);
-                if gone {
-                    tracing::info!(relay = self.relay.name, position, "the key is free again");
-                    if let Some(Some(key)) = self.held.remove(&position) {
-                        self.lanes.release(&key);
-                    }
-                    self.held_count.send_replace(self.held.len());
-                }
-            }
-            Notice::Published => {
-                metrics::counter!("outbox_published_total", "relay" => self.relay.name.clone()).increment(1)
-            }
+            Err(_) => tracing::warn!(
+                relay = self.relay.name,
+                "the database did not answer in time: shards are free when the lease ends"
+            ),
         }
+        Ok(ended)
     }
 
-    /// Messages finished that a crash would repeat.
-    fn unrecorded(&self) -> usize {
-        self.progress.values().map(Progress::unrecorded).sum()
-    }
-
-    /// Hands the reader what to record, unless it is still writing the last record; of all shards if that is due, or
-    /// with `all`.
-    fn record(&mut self, all: bool) {
-        if self.writing.is_some() {
-            return;
-        }
-        self.copies_from_lanes();
-        let all = self.moved && (all || self.quiet_since.elapsed() >= QUIET);
-        if all {
-            (self.moved, self.quiet_since) = (false, Instant::now());
-        }
-        // A shard in which something is held takes part though its cursor has not moved: holds and copies are written
-        // under its epoch, or not at all.
-        let held = self.new_holds.iter().map(|hold| hold.slot);
-        let held = held.chain(self.copies.iter().map(|(_, copy)| copy.slot));
-        let held: BTreeSet<i16> = held.map(|slot| slot % self.shards).collect();
-        let cursors = self.progress.iter_mut().filter_map(|(shard, progress)| {
-            progress.record().or_else(|| (all || held.contains(shard)).then(|| progress.cursor()))
-        });
-        let record = Record {
-            cursors: cursors.collect(),
-            holds: std::mem::take(&mut self.new_holds),
-            copies: std::mem::take(&mut self.copies),
-        };
-        if record.is_empty() {
-            return;
-        }
-        let confirmed = std::mem::take(&mut self.confirmed);
-        metrics::counter!("outbox_published_total", "relay" => self.relay.name.clone()).increment(confirmed);
-        let (answer, writing) = oneshot::channel();
-        // Full only while the reader has a record to write, which `writing` rules out; gone if the reader is, which
-        // its task tells.
-        if let Some(records) = &self.records {
-            let _ = records.try_send((record, answer));
-        }
-        self.writing = Some(writing);
-        self.held_count.send_replace(self.held.len());
-    }
-
-    fn wake_at(&self) -> Instant {
-        let soonest = self.resting.iter().map(|(until, _)| *until).min();
-        let far = Instant::now() + Duration::from_secs(3600);
-        match (soonest, self.paused_until.filter(|until| *until > Instant::now())) {
-            (Some(rest), Some(pause)) => rest.min(pause),
-            (rest, pause) => rest.or(pause).unwrap_or(far),
-        }
-    }
-
-    fn wake(&mut self) {
-        if self.resting.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let (over, still) =
-            std::mem::take(&mut self.resting).into_iter().partition(|(until, _)| *until <= now);
-        self.resting = still;
-        for (_, resting) in Vec::into_iter(over) {
-            self.lanes.wake(resting);
-        }
-    }
-
-    /// Records what was confirmed and hands the shards over, in bounded time: after it, the lease ends by itself.
-    async fn leave(mut self) -> Result<Ended, LogError> {
-        match tokio::time::timeout(self.settings.drain, self.hand_over()).await {
-            Ok(ended) => {
-                ended.map(|()| tracing::info!(relay = self.relay.name, "stopped: shards handed over"))?
-            }
-            Err(_) => tracing::warn!(relay = self.relay.name, "stopped: the database did not answer in time"),
-        }
-        Ok(Ended::Stopped)
-    }
-
-    async fn hand_over(&mut self) -> Result<(), LogError> {
+    async fn hand_over(&mut self, ended: Ended) -> Result<Vec<i16>, LogError> {
         // A held message that is being published is recorded by its own task, while the shard is still ours.
         while !self.holds_ended {
             tokio::select! {
@@ -531,12 +366,19 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         // The reader gives back its connection when nobody sends records any more.
         self.records = None;
         while let Some(task) = self.tasks.join_next().await {
-            if let Ok(Task::Reader(reader)) = task {
-                let (mut log, mut store) = reader?;
-                return store.leave(log.connection()).await;
+            let Ok(Task::Reader(reader)) = task else { continue };
+            let (mut log, mut store) = reader?;
+            let owned: Vec<i16> = self.epochs.keys().copied().collect();
+            if ended == Ended::Stopped {
+                store.leave(log.connection()).await?;
+                return Ok(owned);
             }
+            let share = self.share.borrow().clone();
+            let kept = if share.running { share.fair().min(owned.len()) } else { 0 };
+            store.release(log.connection(), &owned[kept..]).await?;
+            return Ok(owned[kept..].to_vec());
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 

@@ -72,6 +72,8 @@ pub(super) struct Shape {
     pub(super) savepoint: Savepoint,
     /// Sleeps between the last write and the end.
     pub(super) linger: Duration,
+    /// Then stays open until something written after it is delivered.
+    pub(super) straggles: bool,
     pub(super) rolled_back: bool,
 }
 
@@ -108,7 +110,17 @@ impl Shape {
         };
         let think =
             if weather == Weather::Mixed && dice.happens(300) { dice.up_to_ms(3) } else { Duration::ZERO };
-        Shape { keys, lock, events, early, think, savepoint, linger, rolled_back: dice.happens(20) }
+        Shape {
+            keys,
+            lock,
+            events,
+            early,
+            think,
+            savepoint,
+            linger,
+            straggles,
+            rolled_back: dice.happens(20),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One business transaction: locks its keys, writes its rows, enqueues what it says, and ends.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use message::Message;
@@ -13,6 +13,9 @@ use uuid::Uuid;
 use super::ledger::Fact;
 use super::shape::{Lock, Savepoint, Shape};
 use super::wire::{Payload, Wire};
+
+/// How long a straggler waits for its successors to be delivered.
+const OVERTAKEN_WITHIN: Duration = Duration::from_secs(3);
 
 /// What the workload has done, as proof that it was one.
 #[derive(Debug, Default, Serialize)]
@@ -75,6 +78,9 @@ impl Scene {
             }
         };
         tokio::time::sleep(shape.linger).await;
+        if shape.straggles {
+            self.is_overtaken(written.stamp).await;
+        }
         if shape.rolled_back {
             tx.rollback().await?;
             self.tally.rolled_back.fetch_add(1, Relaxed);
@@ -87,6 +93,14 @@ impl Scene {
         self.tally.of_several_keys.fetch_add((shape.keys.len() > 1).into(), Relaxed);
         self.tally.committed.fetch_add(1, Relaxed);
         Ok(written.messages)
+    }
+
+    /// Waits until something written later is delivered; not for ever, since the relay may be down.
+    async fn is_overtaken(&self, stamp: u64) {
+        let since = Instant::now();
+        while self.wire.newest_stamp() <= stamp && since.elapsed() < OVERTAKEN_WITHIN {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn write(&self, tx: &mut PgTransaction<'_>, shape: &Shape) -> Result<Written> {

@@ -49,7 +49,7 @@ async fn three_subscribers_share_and_the_two_that_stay_take_over_from_the_one_th
         subscriber
     };
     let joined = futures_util::future::join_all(subscribers.drain(..).map(nothing)).await;
-    broker.until_owned("g", &[4, 6, 6]).await;
+    broker.until_owned("g", &[5, 5, 6]).await;
     let mut joined = joined.into_iter();
     joined.next().expect("a first one").close().await;
     broker.until_owned("g", &[8, 8]).await;

@@ -1,10 +1,16 @@
--- Takes the shards of a relay that nobody owns, whose owner is dead, or that this process owned before it lost sight of
--- them, and answers their cursors. The epoch shuts out whoever had them. $1 relay, $2 process.
+-- Takes again the shards that this process owned before it lost sight of them, and of those that nobody alive owns as
+-- many as make up $3 with them. Answers their cursors; the epoch shuts out whoever had them. Two processes that look for
+-- free shards at the same time do not wait for each other. $1 relay, $2 process.
+with free as (
+    select c.shard
+    from outbox.cursor c
+    where c.relay = $1 and c.owner is distinct from $2
+        and not exists (select from outbox.process p where p.id = c.owner and p.expires_at > clock_timestamp())
+    order by c.shard
+    limit greatest($3 - (select count(*) from outbox.cursor o where o.relay = $1 and o.owner = $2), 0)
+    for update skip locked
+)
 update outbox.cursor c
 set owner = $2, epoch = c.epoch + 1, crashes = c.crashes + case when c.owner <> $2 then 1 else 0 end
-where c.relay = $1
-    and (
-        c.owner = $2
-        or not exists (select from outbox.process p where p.id = c.owner and p.expires_at > clock_timestamp())
-    )
+where c.relay = $1 and (c.owner = $2 or c.shard in (select free.shard from free))
 returning c.shard, c.epoch, c.ctid::text, c.seen::text, c.seen_l, c.until::text, c.until_l, c.after

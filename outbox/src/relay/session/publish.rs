@@ -1,0 +1,168 @@
+//! Between the lanes and the broker: what is sent, and what its outcomes mean.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use message::{Outcome, Outcomes, Outgoing, PublishError, Publisher};
+use tokio::time::Instant;
+
+use super::super::backoff;
+use super::super::lanes::{After, Item};
+use super::{Batch, Session};
+use crate::log::Page;
+
+/// A message that was sent so often without an answer is held back, so that the cursor need not wait for it: one that is
+/// never answered would stop its shard's cursor, and in the end the relay.
+pub(super) const UNANSWERED: u32 = 5;
+
+impl<P: Publisher + 'static> Session<'_, P> {
+    pub(super) fn take_page(&mut self, page: Page) {
+        for shard in page.shards.iter() {
+            if let Some(progress) = self.progress.get_mut(shard) {
+                progress.read(&page.window, page.read_to, page.last);
+            }
+        }
+        let mut held = Vec::new();
+        for log in page.messages {
+            let shard = log.slot % self.shards;
+            let Some(progress) = self.progress.get_mut(&shard) else { continue };
+            progress.begin(log.position);
+            if log.message.key.is_none() && self.held.contains_key(&log.position) {
+                // Held alone before this session began: its copy was written with the hold.
+                held.push((shard, log.position));
+                continue;
+            }
+            let destination = self.router.route(&log.message.topic);
+            let outgoing = Outgoing { destination, message: Arc::clone(&log.message) };
+            self.lanes.push(Item { log, window: page.window.id, outgoing, unanswered: 0 });
+        }
+        for (shard, position) in held {
+            if let Some(progress) = self.progress.get_mut(&shard) {
+                progress.finish(page.window.id, position);
+            }
+        }
+        for shard in page.shards.iter() {
+            if let Some(progress) = self.progress.get_mut(shard) {
+                progress.settle();
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self) {
+        if self.paused_until.is_some_and(|until| until > Instant::now()) || !self.lease_holds() {
+            return;
+        }
+        while self.lanes.is_ready() && self.on_wire < self.settings.max_on_wire {
+            let room = self.settings.max_on_wire - self.on_wire;
+            let items = self.lanes.batch(self.settings.batch.min(room));
+            self.copies_from_lanes();
+            if items.is_empty() {
+                continue;
+            }
+            self.last_batch += 1;
+            let batch: Vec<Outgoing> = items.iter().map(|item| item.outgoing.clone()).collect();
+            let outcomes = Outcomes::new(self.last_batch, self.outcomes.0.clone());
+            let (publisher, timeout) = (Arc::clone(&self.relay.publisher), self.settings.publish_timeout);
+            self.publishing.spawn(async move {
+                // Dropped in time, the publisher's outcomes count as unknown.
+                let _ = tokio::time::timeout(timeout, publisher.publish(&batch, outcomes)).await;
+            });
+            self.on_wire += items.len();
+            let items: Vec<_> = items.into_iter().map(Some).collect();
+            self.batches.insert(self.last_batch, Batch { left: items.len(), items });
+        }
+    }
+
+    pub(super) fn take_outcome(&mut self, outcome: Outcome) {
+        let Some(batch) = self.batches.get_mut(&outcome.batch) else { return };
+        let places = match outcome.index {
+            Some(index) => index..index + 1,
+            None => 0..batch.items.len(),
+        };
+        let items: Vec<Item> =
+            batch.items.get_mut(places).into_iter().flatten().filter_map(Option::take).collect();
+        batch.left -= items.len();
+        if batch.left == 0 {
+            self.batches.remove(&outcome.batch);
+        }
+        self.on_wire -= items.len();
+        for item in items {
+            self.finish(item, &outcome.result);
+        }
+    }
+
+    fn finish(&mut self, mut item: Item, result: &Result<(), PublishError>) {
+        let after = match result {
+            Ok(()) => {
+                self.failures = 0;
+                self.confirmed += 1;
+                self.pass(&item);
+                self.lanes.confirm(&item)
+            }
+            Err(PublishError::Rejected(reason)) => self.lanes.reject(item, reason.clone()),
+            Err(PublishError::Unavailable(reason)) => {
+                self.pause(reason);
+                self.lanes.fail(item)
+            }
+            Err(error) => {
+                item.unanswered += 1;
+                tracing::warn!(relay = self.relay.name, id = %item.log.message.id, %error, "published again");
+                if item.unanswered < UNANSWERED {
+                    self.lanes.fail(item)
+                } else {
+                    self.lanes.reject(item, error.to_string())
+                }
+            }
+        };
+        match after {
+            After::Nothing => {}
+            After::Rest(resting) => {
+                let rest = self.settings.unavailable.after(1, backoff::chance());
+                let until = self.paused_until.unwrap_or_else(Instant::now).max(Instant::now() + rest);
+                self.resting.push((until, resting));
+            }
+            After::Held { items, error } => self.hold(items, &error),
+        }
+    }
+
+    /// The broker is unavailable: nobody is sent to it for a while.
+    fn pause(&mut self, reason: &str) {
+        if self.paused_until.is_some_and(|until| until > Instant::now()) {
+            return;
+        }
+        self.failures += 1;
+        let pause = self.settings.unavailable.after(self.failures, backoff::chance());
+        tracing::warn!(relay = self.relay.name, reason, ?pause, "the broker is unavailable");
+        self.paused_until = Some(Instant::now() + pause);
+    }
+
+    /// A message need not be waited for any more: it is confirmed, or about to be recorded as held.
+    pub(super) fn pass(&mut self, item: &Item) {
+        self.moved = true;
+        if let Some(progress) = self.progress.get_mut(&(item.log.slot % self.shards)) {
+            progress.finish(item.window, item.log.position);
+        }
+    }
+
+    pub(super) fn wake_at(&self) -> Instant {
+        let soonest = self.resting.iter().map(|(until, _)| *until).min();
+        let far = Instant::now() + Duration::from_secs(3600);
+        match (soonest, self.paused_until.filter(|until| *until > Instant::now())) {
+            (Some(rest), Some(pause)) => rest.min(pause),
+            (rest, pause) => rest.or(pause).unwrap_or(far),
+        }
+    }
+
+    pub(super) fn wake(&mut self) {
+        if self.resting.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let (over, still) =
+            std::mem::take(&mut self.resting).into_iter().partition(|(until, _)| *until <= now);
+        self.resting = still;
+        for (_, resting) in Vec::into_iter(over) {
+            self.lanes.wake(resting);
+        }
+    }
+}

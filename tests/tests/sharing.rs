@@ -1,0 +1,177 @@
+//! Several processes of one relay: they share its shards, hand over without a duplicate, and take over from the dead.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod relay_support;
+
+use std::time::Duration;
+
+use brokers::memory::Broker;
+use message::Message;
+use outbox::log::{CursorRecord, LogConnection, Record, Seen, Snapshot, Start, Store};
+use outbox::{Settings, admin};
+use relay_support::{Running, message, numbers, settings, start, until, write};
+use sqlx::PgPool;
+use tests::Database;
+use uuid::Uuid;
+
+/// A lease so long that no shard changes hands because one ran out.
+fn patient() -> Settings {
+    let mut settings = settings();
+    settings.lease = Duration::from_secs(3600);
+    settings
+}
+
+/// How many shards each process owns, ascending; those that nobody owns are not counted.
+async fn owned(pool: &PgPool) -> Vec<i64> {
+    let query = "select count(*) from outbox.cursor where relay = 'default' and owner is not null group by owner order by 1";
+    sqlx::query_scalar(query).fetch_all(pool).await.unwrap()
+}
+
+async fn until_owned(pool: &PgPool, expected: &[i64]) {
+    until(&format!("owned {expected:?}"), || async { owned(pool).await == expected }).await;
+}
+
+/// Writes messages of all keys until told to stop; answers how many of each.
+async fn load(pool: PgPool, mut stop: tokio::sync::oneshot::Receiver<()>) -> usize {
+    let mut number = 0;
+    while stop.try_recv().is_err() {
+        number += 1;
+        let messages: Vec<Message> = (0..40).map(|key| message(&format!("k{key}"), number)).collect();
+        write(&pool, &messages).await;
+    }
+    number
+}
+
+async fn kill(relay: Running) {
+    relay.task.abort();
+    assert!(relay.task.await.unwrap_err().is_cancelled());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_come_and_go_politely_under_load_and_share_fairly_without_a_duplicate() {
+    let database = Database::new("sharing_polite").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let begin = || start(pool, broker.publisher(), patient());
+    let first = begin();
+    until_owned(pool, &[16]).await;
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let load = tokio::spawn(load(pool.clone(), stopped));
+    let second = begin();
+    until_owned(pool, &[8, 8]).await;
+    let third = begin();
+    until_owned(pool, &[5, 5, 6]).await;
+    first.stop().await.unwrap();
+    until_owned(pool, &[8, 8]).await;
+    let fourth = begin();
+    until_owned(pool, &[5, 5, 6]).await;
+    second.stop().await.unwrap();
+    third.stop().await.unwrap();
+    until_owned(pool, &[16]).await;
+    stop.send(()).unwrap();
+    let written = load.await.unwrap();
+    broker.wait_for_published(written * 40).await;
+    fourth.stop().await.unwrap();
+    let expected: Vec<usize> = (1..=written).collect();
+    for key in 0..40 {
+        assert_eq!(numbers(&broker, &format!("k{key}")), expected, "key {key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_process_is_replaced_when_its_lease_ends_and_no_key_is_overtaken() {
+    let database = Database::new("sharing_dead").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let (first, second) =
+        (start(pool, broker.publisher(), settings()), start(pool, broker.publisher(), settings()));
+    until_owned(pool, &[8, 8]).await;
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let load = tokio::spawn(load(pool.clone(), stopped));
+    broker.wait_for_published(400).await;
+    kill(first).await;
+    until_owned(pool, &[16]).await;
+    stop.send(()).unwrap();
+    let written = load.await.unwrap();
+    let complete = || async { (0..40).all(|key| numbers(&broker, &format!("k{key}")).contains(&written)) };
+    until("all arrived", complete).await;
+    second.stop().await.unwrap();
+    for key in 0..40 {
+        let mut first = Vec::new();
+        for number in numbers(&broker, &format!("k{key}")) {
+            if !first.contains(&number) {
+                first.push(number);
+            }
+        }
+        assert_eq!(first, (1..=written).collect::<Vec<_>>(), "key {key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_beyond_the_number_of_shards_stands_by_and_takes_over_at_once() {
+    let database = Database::new("sharing_standby").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let mut settings = patient();
+    settings.shards = 1;
+    let first = start(pool, broker.publisher(), settings.clone());
+    until_owned(pool, &[1]).await;
+    let second = start(pool, broker.publisher(), settings);
+    write(pool, &[message("a", 1)]).await;
+    broker.wait_for_published(1).await;
+    first.stop().await.unwrap();
+    write(pool, &[message("a", 2)]).await;
+    broker.wait_for_published(2).await;
+    second.stop().await.unwrap();
+    assert_eq!(numbers(&broker, "a"), [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_relay_lets_go_and_goes_on_when_it_is_resumed() {
+    let database = Database::new("sharing_paused").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), patient());
+    write(pool, &[message("a", 1)]).await;
+    broker.wait_for_published(1).await;
+    set_state(pool, "paused").await;
+    until_owned(pool, &[]).await;
+    write(pool, &[message("a", 2)]).await;
+    set_state(pool, "running").await;
+    broker.wait_for_published(2).await;
+    relay.stop().await.unwrap();
+    assert_eq!(numbers(&broker, "a"), [1, 2]);
+}
+
+async fn set_state(pool: &PgPool, state: &str) {
+    let update = "update outbox.relay set state = $1, changes = changes + 1 where name = 'default'";
+    sqlx::query(update).bind(state).execute(pool).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_record_of_a_process_that_lost_a_shard_changes_that_one_least_of_all() {
+    let database = Database::new("sharing_zombie").await;
+    let pool = database.pool();
+    let lease = Duration::from_secs(3600);
+    let mut log = LogConnection::open(pool).await.unwrap();
+    let (old, new) = (Uuid::now_v7(), Uuid::now_v7());
+    let join = async |log: &mut LogConnection, process| {
+        Store::join(log, "default", process, 2, Start::Beginning, lease).await.unwrap()
+    };
+    let mut zombie = join(&mut log, old).await;
+    assert_eq!(zombie.acquire(log.connection(), 2).await.unwrap().len(), 2);
+    // Shard 0 goes to another process, as if the lease had ended.
+    let take = "update outbox.cursor set owner = $1, epoch = epoch + 1 where relay = 'default' and shard = 0";
+    sqlx::query(take).bind(new).execute(pool).await.unwrap();
+    write(pool, &[message("a", 1)]).await;
+    let seen = Seen { snapshot: log.look("default").await.unwrap().snapshot, bound: 1 };
+    let cursor = |shard| CursorRecord { shard, seen: seen.clone(), until: None, after: 0 };
+    let record = Record { cursors: vec![cursor(0), cursor(1)], ..Record::default() };
+    assert_eq!(zombie.record(log.connection(), record).await.unwrap(), [0]);
+    let bounds: Vec<i64> =
+        sqlx::query_scalar("select seen_l from outbox.cursor order by shard").fetch_all(pool).await.unwrap();
+    assert_eq!(bounds, [0, 1]);
+    assert!(admin::held_keys(pool, "default").await.unwrap().is_empty());
+    assert_ne!(seen.snapshot, Snapshot::nothing());
+}
