@@ -109,7 +109,8 @@ create table outbox.process (
 -- What a relay has delivered, per shard (a message's shard is its slot modulo the relay's shards): what is visible in
 -- `seen`, and what is visible in `until` at a position up to `after`. No unseen transaction can have drawn a position at
 -- or below `seen_l` (`until_l`) unless it was running when that snapshot was taken. `epoch` counts the owners: a record
--- that names an older one changes nothing. `crashes` counts owners that died since the cursor last moved.
+-- that names an older one changes nothing. `crashes` counts owners that died since the cursor last moved: after two, what
+-- is read next is held and tried one by one, since one of it may be what kills them.
 create table outbox.cursor (
     relay text not null references outbox.relay (name),
     shard smallint not null check (shard >= 0),

@@ -7,11 +7,12 @@ mod relay_support;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use brokers::memory::{Broker, Fault};
-use message::{Message, MessageId};
+use brokers::memory::{Broker, Fault, MemoryPublisher};
+use message::{Message, MessageId, Outcomes, Outgoing, Pipelining, Publisher};
 use outbox::Backoff;
 use relay_support::{PATIENCE, message, numbers, settings, start, until, write};
 use tests::Database;
+use tokio::sync::Notify;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_committed_is_published_and_what_is_rolled_back_is_not() {
@@ -372,6 +373,74 @@ async fn a_relay_whose_connections_are_killed_goes_on_and_loses_nothing() {
         }
     }
     assert_eq!(first, (1..=200).collect::<Vec<_>>());
+}
+
+/// Ends the process, as far as it can be ended in a test, when it is asked to publish one key.
+struct Deadly {
+    publisher: MemoryPublisher,
+    died: std::sync::Arc<Notify>,
+}
+
+#[async_trait::async_trait]
+impl Publisher for Deadly {
+    fn pipelining(&self) -> Pipelining {
+        self.publisher.pipelining()
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        if batch.iter().any(|outgoing| outgoing.message.key.as_deref() == Some("deadly")) {
+            self.died.notify_one();
+            return std::future::pending().await;
+        }
+        self.publisher.publish(batch, outcomes).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_kills_its_process_parks_and_the_others_of_its_shard_are_published() {
+    let database = Database::new("relay_deadly").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let mut settings = settings();
+    // A dead process is noticed soon, and so is an attempt that ended with it.
+    settings.lease = Duration::from_millis(400);
+    settings.publish_timeout = Duration::from_millis(200);
+    settings.shards = 1;
+    settings.max_attempts = 4;
+    let mut messages: Vec<Message> = (0..30).map(|key| message(&format!("k{key}"), 1)).collect();
+    messages.insert(10, message("deadly", 1));
+    messages.insert(20, Message::new("orders", "order.changed", "0"));
+    messages.push(message("deadly", 2));
+    messages.push(message("k5", 2));
+    write(pool, &messages).await;
+    let parked = || async {
+        let held = outbox::admin::held_keys(pool, "default").await.unwrap();
+        held.first().is_some_and(|held| held.is_parked() && held.key.as_deref() == Some("deadly"))
+    };
+    let mut deaths = 0;
+    loop {
+        let died = std::sync::Arc::new(Notify::new());
+        let deadly = Deadly { publisher: broker.publisher(), died: std::sync::Arc::clone(&died) };
+        let relay = start(pool, deadly, settings.clone());
+        tokio::select! {
+            () = died.notified() => deaths += 1,
+            () = until("parked", parked) => {
+                write(pool, &[message("k5", 3)]).await;
+                broker.wait_for_published(33).await;
+                relay.stop().await.unwrap();
+                break;
+            }
+        }
+        assert!(deaths < 10, "the message kills one process after another");
+        relay.task.abort();
+        let _ = relay.task.await;
+    }
+    // Two before it is suspected, and those that its attempts allow.
+    assert_eq!(deaths, 4);
+    let held = outbox::admin::held_keys(pool, "default").await.unwrap();
+    assert_eq!((held.len(), held[0].attempts, held[0].messages), (1, 4, 2), "{held:?}");
+    assert_eq!(numbers(&broker, "k5"), [1, 2, 3]);
+    assert_eq!(broker.published().len(), 33);
 }
 
 /// On a server of its own: transaction ids are spent by a whole cluster.

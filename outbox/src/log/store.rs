@@ -29,6 +29,8 @@ pub struct Cursor {
     pub epoch: i64,
     /// Where the cursor stands.
     pub record: CursorRecord,
+    /// Owners that died since it last moved.
+    pub crashes: i32,
     /// Where its row lies (`ctid`).
     tid: String,
 }
@@ -392,7 +394,13 @@ fn cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
         until: column(row, "until")?.zip(until_bound).map(|(snapshot, bound)| Seen { snapshot, bound }),
         after: row.try_get("after")?,
     };
-    Ok(Cursor { shard, epoch: row.try_get("epoch")?, record, tid: row.try_get("ctid")? })
+    Ok(Cursor {
+        shard,
+        epoch: row.try_get("epoch")?,
+        record,
+        crashes: row.try_get("crashes")?,
+        tid: row.try_get("ctid")?,
+    })
 }
 
 fn written(row: &PgRow) -> Result<(i16, String), sqlx::Error> {

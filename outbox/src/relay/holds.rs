@@ -16,7 +16,8 @@ use super::{Settings, backoff};
 
 /// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
 const LOOK: Duration = Duration::from_millis(250);
-/// Held keys tried side by side.
+/// Held keys tried side by side. One that was tried more than once is tried alone: if an attempt at it ends the process, no
+/// other key's attempt ends with it.
 const SIDE_BY_SIDE: usize = 8;
 /// Longest error kept, in bytes; the schema says the same.
 const ERROR_BYTES: usize = 4096;
@@ -50,6 +51,7 @@ struct Due {
     position: i64,
     shard: i16,
     epoch: i64,
+    attempts: i32,
 }
 
 impl<P: Publisher> Holds<P> {
@@ -95,9 +97,14 @@ impl<P: Publisher> Holds<P> {
     async fn round(&self) -> Result<bool, sqlx::Error> {
         let due = self.due().await?;
         let some = !due.is_empty();
-        let attempts = stream::iter(due).map(|due| self.attempt(due)).buffer_unordered(SIDE_BY_SIDE);
+        let (alone, together): (Vec<Due>, Vec<Due>) = due.into_iter().partition(|due| due.attempts > 1);
+        let attempts = stream::iter(together).map(|due| self.attempt(due)).buffer_unordered(SIDE_BY_SIDE);
         let results: Vec<Result<(), sqlx::Error>> = attempts.collect().await;
-        results.into_iter().collect::<Result<(), _>>().map(|()| some)
+        results.into_iter().collect::<Result<(), _>>()?;
+        for due in alone {
+            self.attempt(due).await?;
+        }
+        Ok(some)
     }
 
     async fn due(&self) -> Result<Vec<Due>, sqlx::Error> {
@@ -108,21 +115,15 @@ impl<P: Publisher> Holds<P> {
             .bind(owned)
             .fetch_all(&self.pool)
             .await?;
-        let due = rows.iter().map(|row| {
+        let mut due = Vec::with_capacity(rows.len());
+        for row in &rows {
             let shard = row.try_get::<i16, _>("slot")? % self.shards;
-            Ok(self
-                .epochs
-                .get(&shard)
-                .copied()
-                .map(|epoch| (shard, epoch))
-                .zip(Some(row.try_get("position")?)))
-        });
-        let due: Result<Vec<_>, sqlx::Error> = due.collect();
-        Ok(due?
-            .into_iter()
-            .flatten()
-            .map(|((shard, epoch), position)| Due { position, shard, epoch })
-            .collect())
+            if let Some(epoch) = self.epochs.get(&shard).copied() {
+                let (position, attempts) = (row.try_get("position")?, row.try_get("attempts")?);
+                due.push(Due { position, shard, epoch, attempts });
+            }
+        }
+        Ok(due)
     }
 
     /// Drains a held key as far as it goes.

@@ -135,6 +135,11 @@ impl Lanes {
         self.lanes.entry(key).or_default().held = Some(position);
     }
 
+    /// Whether a key is held.
+    pub(crate) fn is_held(&self, key: &Arc<str>) -> bool {
+        self.lanes.get(key).is_some_and(|lane| lane.held.is_some())
+    }
+
     /// Takes a message in.
     pub(crate) fn push(&mut self, item: Item) {
         self.len += 1;

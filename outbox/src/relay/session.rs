@@ -48,6 +48,9 @@ const QUIET: Duration = Duration::from_secs(10);
 /// How often a process without shards looks whether there are some for it.
 const STANDBY: Duration = Duration::from_millis(250);
 
+/// Owners of a shard that died in a row, without its cursor moving, before it is thought that a message kills them.
+const SUSPICIOUS: i32 = 2;
+
 /// A batch on the wire; a message leaves it when its outcome is known.
 struct Batch {
     items: Vec<Option<Item>>,
@@ -80,6 +83,10 @@ pub(super) struct Session<'a, P> {
     held: BTreeMap<i64, Option<Arc<str>>>,
     releasing: BTreeSet<i64>,
     held_count: watch::Sender<usize>,
+    /// Shards whose owners died again and again before their cursor moved, and how often; and whether what was held for
+    /// that reason is being recorded.
+    suspects: BTreeMap<i16, i32>,
+    on_suspicion: bool,
     /// Confirmed since the last record, and whether any was since quiet shards were recorded, and when that was.
     confirmed: u64,
     moved: bool,
@@ -160,6 +167,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let owned: Vec<i16> = epochs.keys().copied().collect();
         tracing::info!(relay = relay.name, shards = ?owned, "shards acquired");
         let shards = store.shards();
+        let suspects = cursors.iter().filter(|cursor| cursor.crashes >= SUSPICIOUS);
+        let suspects: BTreeMap<_, _> = suspects.map(|cursor| (cursor.shard, cursor.crashes)).collect();
         let progress = cursors.iter().map(|cursor| cursor.shard).zip(Reader::progress(cursors)).collect();
         let mut lanes = Lanes::new(relay.publisher.pipelining());
         let held: BTreeMap<_, _> =
@@ -213,6 +222,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             held,
             releasing: BTreeSet::new(),
             held_count,
+            suspects,
+            on_suspicion: false,
             confirmed: 0,
             moved: false,
             quiet_since: Instant::now(),

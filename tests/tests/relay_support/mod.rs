@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use brokers::memory::{Broker, MemoryPublisher};
-use message::Message;
+use brokers::memory::Broker;
+use message::{Message, Publisher};
 use outbox::{Backoff, Relay, RelayError, Settings};
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
@@ -35,7 +35,7 @@ pub(crate) fn settings() -> Settings {
     settings
 }
 
-pub(crate) fn start(pool: &PgPool, publisher: MemoryPublisher, settings: Settings) -> Running {
+pub(crate) fn start(pool: &PgPool, publisher: impl Publisher + 'static, settings: Settings) -> Running {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let token = CancellationToken::new();

@@ -4,7 +4,12 @@
 -- Answers the rows written; one that is missing was written by somebody else (record_by_shard.sql).
 with waiting as materialized (select set_config('synchronous_commit', $10, true))
 update outbox.cursor c
-set seen = r.seen, seen_l = r.seen_l, until = r.until, until_l = r.until_l, after = r.after, crashes = 0,
+set seen = r.seen, seen_l = r.seen_l, until = r.until, until_l = r.until_l, after = r.after,
+    crashes = case
+        when c.seen::text = r.seen::text and c.until::text is not distinct from r.until::text and c.after = r.after
+            then c.crashes
+        else 0
+    end,
     recorded_at = clock_timestamp()
 from unnest($2::text[]::tid[], $3::smallint[], $4::bigint[], $5::text[]::pg_snapshot[], $6::bigint[], $7::text[]::pg_snapshot[], $8::bigint[],
         $9::bigint[]) as r (tid, shard, epoch, seen, seen_l, until, until_l, after),

@@ -32,10 +32,17 @@ impl<P: Publisher + 'static> Session<'_, P> {
                 held.push((shard, log.position));
                 continue;
             }
+            let held_already = log.message.key.as_ref().is_some_and(|key| self.lanes.is_held(key));
+            if let Some(crashes) = self.suspects.get(&shard).copied().filter(|_| !held_already) {
+                held.push((shard, log.position));
+                self.hold_on_suspicion(log, crashes);
+                continue;
+            }
             let destination = self.router.route(&log.message.topic);
             let outgoing = Outgoing { destination, message: Arc::clone(&log.message) };
             self.lanes.push(Item { log, window: page.window.id, outgoing, unanswered: 0 });
         }
+        self.suspects.retain(|shard, _| held.iter().all(|(on_trial, _)| on_trial != shard));
         for (shard, position) in held {
             if let Some(progress) = self.progress.get_mut(&shard) {
                 progress.finish(page.window.id, position);
@@ -50,6 +57,11 @@ impl<P: Publisher + 'static> Session<'_, P> {
 
     pub(super) fn send(&mut self) {
         if self.paused_until.is_some_and(|until| until > Instant::now()) || !self.lease_holds() {
+            return;
+        }
+        // What may be what kills the process stands in the database before anything else is risked.
+        self.on_suspicion &= self.writing.is_some() || !self.new_holds.is_empty();
+        if self.on_suspicion {
             return;
         }
         while self.lanes.is_ready() && self.on_wire < self.settings.max_on_wire {

@@ -1,6 +1,8 @@
 //! Between the lanes and the database: what is held back, and what is recorded.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use message::Publisher;
 use tokio::sync::oneshot;
@@ -11,7 +13,7 @@ use super::super::holds::{Notice, shorten};
 use super::super::lanes::Item;
 use super::publish::UNANSWERED;
 use super::{QUIET, Session};
-use crate::log::{NewHold, Progress, Record};
+use crate::log::{LogMessage, NewHold, Progress, Record};
 
 impl<P: Publisher + 'static> Session<'_, P> {
     pub(super) fn hold(&mut self, items: Vec<Item>, error: &str) {
@@ -38,6 +40,29 @@ impl<P: Publisher + 'static> Session<'_, P> {
             self.pass(&item);
             self.copies.push((position, item.log));
         }
+    }
+
+    /// Holds a message of a shard whose owners die, to be tried by itself; the attempts at it ended with its process.
+    pub(super) fn hold_on_suspicion(&mut self, log: LogMessage, crashes: i32) {
+        let (position, key) = (log.position, log.message.key.clone());
+        let allowed = i32::try_from(self.settings.max_attempts).unwrap_or(i32::MAX);
+        self.new_holds.push(NewHold {
+            position,
+            slot: log.slot,
+            key: key.clone(),
+            retry_in: Some(Duration::ZERO),
+            attempts: crashes.min((allowed - 1).max(0)),
+            error: format!(
+                "the relay's process ended {crashes} times while this, or one read with it, was published"
+            ),
+        });
+        if let Some(key) = &key {
+            self.lanes.hold(Arc::clone(key), position);
+        }
+        self.held.insert(position, key);
+        self.copies.push((position, log));
+        self.moved = true;
+        self.on_suspicion = true;
     }
 
     pub(super) fn copies_from_lanes(&mut self) {
