@@ -65,6 +65,39 @@ fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
+/// The most memory that a process has had, in MiB.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_backlog_of_long_messages_does_not_fill_the_memory() {
+    let database = Database::new("cli_long").await;
+    let directory = tempfile::tempdir().unwrap();
+    let stream = directory.path().join("stream.jsonl");
+    const LONG: u64 = 250;
+    // All of them are 225 MB; short ones first, from which nothing can be told of what follows.
+    enqueue(&database, 2000).await;
+    let long = r#"insert into outbox.message (id, correlation, source, topic, kind, payload)
+        select outbox.uuid_v7(), outbox.uuid_v7(), '/s', 't', 'k', convert_to('"' || repeat('x', 900000) || '"', 'UTF8')
+        from generate_series(1, $1)"#;
+    sqlx::query(long).bind(LONG as i64).execute(database.pool()).await.unwrap();
+    let broker = format!("file:{}", stream.display());
+    let mut relay = Relay::start(&database, &["--broker", &broker, "--max-bytes", "16000000"]);
+    until("everything is published", || {
+        std::fs::metadata(&stream).is_ok_and(|file| file.len() > LONG * 900_000)
+    });
+    let peak = peak(relay.child.id());
+    relay.signal("TERM");
+    assert_eq!(relay.code(), Some(0));
+    let lines = lines(&stream).len() as u64;
+    assert_eq!(lines, 2000 + LONG);
+    assert!(peak < 140, "the relay needed {peak} MiB");
+}
+
 #[tokio::test]
 async fn what_is_enqueued_is_published_and_a_signal_stops_politely() {
     let database = Database::new("cli_relay").await;

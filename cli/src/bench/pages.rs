@@ -7,7 +7,7 @@ use sqlx::postgres::PgPool;
 
 use crate::exit::{Failure, chain};
 
-const PAGE: i64 = 1000;
+const PAGE: usize = 1000;
 const SHARDS: i16 = 16;
 
 /// The median time of a full page of 1,000 messages, in milliseconds, over the whole log, `passes` times.
@@ -25,11 +25,12 @@ async fn measure(pool: &PgPool, passes: usize) -> Result<f64, LogError> {
         reading.advance(1, &look, 0);
         while let (Some(window), Some(range)) = (reading.window().cloned(), reading.page()) {
             let began = Instant::now();
-            let messages = log.page(&window, &range, PAGE, SHARDS, &reading.shards).await?;
-            if messages.len() == PAGE as usize {
+            let (messages, full) =
+                log.page(&window, &range, PAGE, usize::MAX, SHARDS, &reading.shards).await?;
+            if full {
                 times.push(began.elapsed().as_secs_f64() * 1000.0);
             }
-            let full = messages.last().filter(|_| messages.len() == PAGE as usize);
+            let full = messages.last().filter(|_| full);
             reading.read(full.map_or(range.to, |message| message.position));
         }
     }

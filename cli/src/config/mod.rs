@@ -128,6 +128,7 @@ fn settings(layer: &Layer, routes: Routes) -> Result<Settings, Failure> {
         ("batch", 10_000, &mut settings.batch),
         ("max_on_wire", 1_000_000, &mut settings.max_on_wire),
         ("max_unrecorded", 1_000_000, &mut settings.max_unrecorded),
+        ("max_bytes", u32::MAX, &mut settings.max_bytes),
     ] {
         set(field, layer.count(key, 1..=most)?.map(|number| number as usize));
     }

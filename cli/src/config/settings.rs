@@ -26,7 +26,7 @@ const fn setting(key: &'static str, variable: &'static str, flag: &'static str, 
 }
 
 /// Every setting, except the routes, which are a list. Those of the relay itself have the names of `outbox::Settings`.
-pub(super) const SETTINGS: [Setting; 22] = [
+pub(super) const SETTINGS: [Setting; 23] = [
     setting("database", crate::database::VARIABLE, "--database", Kind::Text),
     setting("relay", "OUTBOX_RELAY", "--relay", Kind::Text),
     setting("broker", "OUTBOX_BROKER", "--broker", Kind::Text),
@@ -35,6 +35,7 @@ pub(super) const SETTINGS: [Setting; 22] = [
     setting("batch", "OUTBOX_BATCH", "--batch", Kind::Count),
     setting("max_on_wire", "OUTBOX_MAX_ON_WIRE", "--max-on-wire", Kind::Count),
     setting("max_unrecorded", "OUTBOX_MAX_UNRECORDED", "--max-unrecorded", Kind::Count),
+    setting("max_bytes", "OUTBOX_MAX_BYTES", "--max-bytes", Kind::Count),
     setting("record_interval", "OUTBOX_RECORD_INTERVAL", "--record-interval", Kind::Duration),
     setting("poll_ceiling", "OUTBOX_POLL_CEILING", "--poll-ceiling", Kind::Duration),
     setting("publish_timeout", "OUTBOX_PUBLISH_TIMEOUT", "--publish-timeout", Kind::Duration),

@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Most messages read and not yet recorded: what a crash may repeat
     #[arg(long, value_name = "MESSAGES", help_heading = "Pace")]
     max_unrecorded: Option<String>,
+    /// Most bytes of payloads in memory, about
+    #[arg(long, value_name = "BYTES", help_heading = "Pace")]
+    max_bytes: Option<String>,
     /// How often progress is recorded: a crash repeats what was confirmed since
     #[arg(long, value_name = "DURATION", help_heading = "Pace")]
     record_interval: Option<String>,
@@ -129,7 +132,7 @@ impl Args {
         Config::read(path, variables, &self.given(), &self.route)
     }
 
-    fn given(&self) -> [(&'static str, Option<&str>); 22] {
+    fn given(&self) -> [(&'static str, Option<&str>); 23] {
         [
             ("database", self.database.as_deref()),
             ("relay", self.relay.as_deref()),
@@ -141,6 +144,7 @@ impl Args {
             ("batch", self.batch.as_deref()),
             ("max_on_wire", self.max_on_wire.as_deref()),
             ("max_unrecorded", self.max_unrecorded.as_deref()),
+            ("max_bytes", self.max_bytes.as_deref()),
             ("record_interval", self.record_interval.as_deref()),
             ("poll_ceiling", self.poll_ceiling.as_deref()),
             ("publish_timeout", self.publish_timeout.as_deref()),

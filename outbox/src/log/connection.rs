@@ -89,7 +89,8 @@ impl LogConnection {
         Ok(bound)
     }
 
-    /// Reads up to `limit` messages of a page for some of the `shards` shards.
+    /// Reads up to `limit` messages of a page for some of the `shards` shards; fewer, if their payloads reach `bytes`.
+    /// Whether there may be more is true then, or when there are `limit`.
     ///
     /// # Errors
     /// See [`LogError`].
@@ -97,10 +98,11 @@ impl LogConnection {
         &mut self,
         window: &Window,
         range: &PageRange,
-        limit: i64,
+        limit: usize,
+        bytes: usize,
         shards: i16,
         wanted: &[i16],
-    ) -> Result<Vec<LogMessage>, LogError> {
+    ) -> Result<(Vec<LogMessage>, bool), LogError> {
         let template = if range.stragglers.is_empty() { PAGE } else { PAGE_WITH_STRAGGLERS };
         let sql = template.replace("/*leaf*/", &leaf(range.to).to_string());
         let mut query = sqlx::query(AssertSqlSafe(sql))
@@ -108,7 +110,7 @@ impl LogConnection {
             .bind(window.until.snapshot.to_string())
             .bind(range.new_after)
             .bind(range.to)
-            .bind(limit)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
             .bind(shards)
             .bind(wanted);
         if !range.stragglers.is_empty() {
@@ -117,11 +119,19 @@ impl LogConnection {
         }
         // Unnamed, so planned each time: a plan kept from when a leaf was empty would scan and sort it whole for ever.
         let mut rows = query.persistent(false).fetch(&mut *self.connection);
-        let mut messages = Vec::with_capacity(usize::try_from(limit).unwrap_or_default());
+        let mut messages = Vec::with_capacity(limit);
+        let mut read = 0;
         while let Some(row) = rows.try_next().await? {
-            messages.push(decode(&row, &mut self.names)?);
+            let message = decode(&row, &mut self.names)?;
+            read += message.message.payload.len();
+            messages.push(message);
+            if read >= bytes {
+                // The driver throws away what else the server sends of this page.
+                break;
+            }
         }
-        Ok(messages)
+        let more = messages.len() >= limit || read >= bytes;
+        Ok((messages, more))
     }
 
     /// The first position that any of these transactions wrote between two positions.

@@ -43,6 +43,8 @@ pub enum Start {
 pub struct ReadSettings {
     /// Messages a page.
     pub page: usize,
+    /// Bytes of payload a page, about: a page of longer messages is shorter.
+    pub page_bytes: usize,
     /// Pause between looks that find something, but not a full page.
     pub busy_poll: Duration,
     /// Longest pause between looks that find nothing.
@@ -55,6 +57,7 @@ impl Default for ReadSettings {
     fn default() -> Self {
         ReadSettings {
             page: 1000,
+            page_bytes: 8 << 20,
             busy_poll: Duration::from_millis(5),
             poll_ceiling: Duration::from_millis(100),
             proof_interval: Duration::from_millis(100),

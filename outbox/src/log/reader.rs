@@ -32,6 +32,8 @@ pub struct Reader {
     ear: Ear,
     heard: bool,
     look_at: Instant,
+    /// How long messages were of late.
+    length: usize,
     /// Positions above the proven bound at the last look.
     scanned: i64,
     /// Of the window being read: whether a page was sent. Of all since the last look: whether anything was found, and
@@ -70,6 +72,7 @@ impl Reader {
             ear: Ear::new(),
             heard: false,
             look_at: Instant::now(),
+            length: 0,
             scanned: 0,
             sent: false,
             found: false,
@@ -191,9 +194,14 @@ impl Reader {
         self.readings = aligned;
     }
 
+    /// How many messages to ask for: not many more than a page's bytes hold, if they go on as they were.
+    fn limit(&self) -> usize {
+        (self.settings.page_bytes / self.length.max(1) + 1).clamp(1, self.settings.page)
+    }
+
     /// Reads a page of the oldest open window. `None`: it had nothing to send.
     async fn page(&mut self) -> Result<Option<Page>, LogError> {
-        let limit = self.settings.page;
+        let limit = self.limit();
         let open = self.readings.iter_mut().filter(|reading| reading.window().is_some());
         let Some(reading) = open.min_by_key(|reading| reading.window().map(|window| window.id)) else {
             return Ok(None);
@@ -205,9 +213,14 @@ impl Reader {
         let Some(window) = reading.window().cloned() else { return Ok(None) };
         let (mut messages, mut last) = (Vec::new(), true);
         if let Some(range) = reading.page() {
-            let (rows, shards) = (i64::try_from(limit).unwrap_or(i64::MAX), self.store.shards());
-            messages = self.connection.page(&window, &range, rows, shards, &reading.shards).await?;
-            let full = messages.len() >= limit;
+            let (bytes, shards) = (self.settings.page_bytes, self.store.shards());
+            let full;
+            (messages, full) =
+                self.connection.page(&window, &range, limit, bytes, shards, &reading.shards).await?;
+            if let Some(last) = messages.last() {
+                let read: usize = messages.iter().map(|log| log.message.payload.len()).sum();
+                self.length = (read / messages.len()).max(last.message.payload.len());
+            }
             let read_to = messages.last().filter(|_| full).map_or(range.to, |message| message.position);
             last = reading.read(read_to);
             self.full |= full;

@@ -41,6 +41,9 @@ pub(crate) enum Resting {
     Alone(Box<Item>),
 }
 
+/// A publisher may need a batch's payloads in memory once more, in its own form.
+const BATCH_BYTES: usize = 8 << 20;
+
 #[derive(Debug, Default)]
 struct Lane {
     on_wire: usize,
@@ -72,6 +75,7 @@ pub(crate) struct Lanes {
     copies: Vec<(i64, Item)>,
     batches: u64,
     len: usize,
+    bytes: usize,
 }
 
 impl Lane {
@@ -117,12 +121,25 @@ impl Lanes {
             copies: Vec::new(),
             batches: 0,
             len: 0,
+            bytes: 0,
         }
     }
 
     /// Messages taken in that are neither confirmed nor given out to be held.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// The payloads of these, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn let_go<'i>(&mut self, items: impl IntoIterator<Item = &'i Item>) {
+        for item in items {
+            self.len -= 1;
+            self.bytes -= item.log.message.payload.len();
+        }
     }
 
     /// Whether a batch might have something in it.
@@ -143,19 +160,24 @@ impl Lanes {
     /// Takes a message in.
     pub(crate) fn push(&mut self, item: Item) {
         self.len += 1;
+        self.bytes += item.log.message.payload.len();
         self.queue.push_back(Queued::Message(item));
     }
 
-    /// The next batch, of at most `max`: what may be on the wire now, in order per key.
+    /// The next batch, of at most `max` messages, and no more once their payloads have [`BATCH_BYTES`]: what may be on the
+    /// wire now, in order per key.
     pub(crate) fn batch(&mut self, max: usize) -> Vec<Item> {
         self.batches += 1;
         let mut batch = Vec::with_capacity(max.min(self.queue.len()));
-        while batch.len() < max {
+        let (mut counted, mut bytes) = (0, 0);
+        while batch.len() < max && bytes < BATCH_BYTES {
             match self.queue.pop_front() {
                 Some(Queued::Message(item)) => self.offer(item, &mut batch),
                 Some(Queued::Lane(key)) => self.drain(key, max, &mut batch),
                 None => break,
             }
+            bytes += batch[counted..].iter().map(|item| item.log.message.payload.len()).sum::<usize>();
+            counted = batch.len();
         }
         batch
     }
@@ -196,7 +218,7 @@ impl Lanes {
 
     /// The broker keeps the message.
     pub(crate) fn confirm(&mut self, item: &Item) -> After {
-        self.len -= 1;
+        self.let_go([item]);
         let Some(key) = &item.log.message.key else { return After::Nothing };
         // The common case: the only message of its key is done, and the lane with it.
         if let Entry::Occupied(lane) = self.lanes.entry(Arc::clone(key))
@@ -221,7 +243,7 @@ impl Lanes {
         match item.log.message.key.clone() {
             Some(key) => self.back(&key, Some(item), Some(error)),
             None => {
-                self.len -= 1;
+                self.let_go([&item]);
                 After::Held { items: vec![item], error }
             }
         }
@@ -246,7 +268,7 @@ impl Lanes {
         if let Some(error) = lane.rejected.take() {
             let items: Vec<Item> = lane.waiting.drain(..).collect();
             lane.held = items.first().map(|item| item.log.position);
-            self.len -= items.len();
+            self.let_go(&items);
             return After::Held { items, error };
         }
         if came_back {
@@ -275,7 +297,7 @@ impl Lanes {
         let (taken, left): (Vec<_>, _) =
             std::mem::take(&mut self.copies).into_iter().partition(|(held, _)| wanted(*held));
         self.copies = left;
-        self.len -= taken.len();
+        self.let_go(taken.iter().map(|(_, item)| item));
         taken
     }
 
@@ -316,7 +338,7 @@ mod tests {
     use super::*;
 
     fn item(position: i64, key: Option<&str>) -> Item {
-        let mut message = Message::new("t", "k", "");
+        let mut message = Message::new("t", "k", "four");
         message.key = key.map(Into::into);
         let message = Arc::new(message);
         let outgoing = Outgoing { destination: "t".into(), message: Arc::clone(&message) };
@@ -460,7 +482,7 @@ mod tests {
                     }
                 }
             }
-            prop_assert_eq!(lanes.len(), 0);
+            prop_assert_eq!((lanes.len(), lanes.bytes()), (0, 0));
             for (key, positions) in &confirmed {
                 let mut sorted = positions.clone();
                 sorted.sort_unstable();

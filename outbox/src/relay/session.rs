@@ -245,7 +245,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let mut outcomes = Vec::new();
         loop {
             let wake_at = self.wake_at();
-            let room = self.lanes.len() + self.unrecorded() < self.settings.max_unrecorded;
+            let room = self.lanes.len() + self.unrecorded() < self.settings.max_unrecorded
+                && self.lanes.bytes() < self.settings.max_bytes;
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !self.ends_with(Ended::Stopped) => self.end(Ended::Stopped),

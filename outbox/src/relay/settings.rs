@@ -21,6 +21,9 @@ pub struct Settings {
     pub max_on_wire: usize,
     /// Most messages read and not yet recorded: what a crash may repeat, and what is held in memory.
     pub max_unrecorded: usize,
+    /// Most bytes of payloads in memory, not counting two pages that are being read
+    /// ([`page_bytes`](ReadSettings::page_bytes)).
+    pub max_bytes: usize,
     /// How often progress is recorded. A crash repeats what was confirmed since.
     pub record_interval: Duration,
     /// How long a process may be silent before another takes its shards.
@@ -48,6 +51,7 @@ impl Settings {
         self.batch = self.batch.max(1);
         self.max_on_wire = self.max_on_wire.max(1);
         self.max_unrecorded = self.max_unrecorded.max(2);
+        self.max_bytes = self.max_bytes.max(1);
         self.record_interval = self.record_interval.max(least);
         self.lease = self.lease.max(least * 100);
         self
@@ -64,6 +68,7 @@ impl Default for Settings {
             batch: 500,
             max_on_wire: 4000,
             max_unrecorded: 10_000,
+            max_bytes: 64 << 20,
             record_interval: ms(100),
             lease: ms(10_000),
             drain: ms(10_000),
