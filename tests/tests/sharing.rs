@@ -150,7 +150,7 @@ async fn set_state(pool: &PgPool, state: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_record_of_a_process_that_lost_a_shard_changes_that_one_least_of_all() {
+async fn a_late_record_changes_nothing_of_a_shard_that_was_lost_and_all_of_the_others() {
     let database = Database::new("sharing_zombie").await;
     let pool = database.pool();
     let lease = Duration::from_secs(3600);
