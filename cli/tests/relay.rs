@@ -243,3 +243,25 @@ async fn a_relay_whose_routes_and_broker_disagree_is_refused() {
     let ran = run(&["relay", "--broker", "memory:", "--relay", "old", "--log", "error"], &environment);
     ran.failed(1, &["relay old of database", "the relay is retired"]);
 }
+
+#[tokio::test]
+async fn a_file_of_databases_is_relayed_within_a_budget_of_connections() {
+    let (one, two) = (Database::new("cli_fleet_a").await, Database::new("cli_fleet_b").await);
+    let directory = tempfile::tempdir().unwrap();
+    let (list, stream) = (directory.path().join("databases"), directory.path().join("stream.jsonl"));
+    std::fs::write(&list, format!("# tenants\n{}\n\n{}\n", one.url(), two.url())).unwrap();
+    let (list, broker) = (list.display().to_string(), format!("file:{}", stream.display()));
+    let arguments = ["relay", "--databases", &list, "--connections", "4", "--broker", &broker];
+    let mut relay = Relay {
+        child: outbox(&arguments, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(),
+    };
+    for round in 1..=2 {
+        enqueue(&one, 3).await;
+        enqueue(&two, 4).await;
+        until("both are relayed", || lines(&stream).len() == round * 7);
+    }
+    relay.signal("TERM");
+    assert_eq!(relay.code(), Some(0));
+    let both = run(&["relay", "--databases", &list, "--broker", &broker], &[("DATABASE_URL", one.url())]);
+    both.failed(2, &["both given"]);
+}

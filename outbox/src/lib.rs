@@ -6,6 +6,7 @@
 mod bell;
 mod commit;
 mod enqueue;
+mod fleet;
 mod pool;
 mod relay;
 
@@ -14,5 +15,6 @@ pub mod log;
 
 pub use commit::{CommitError, TransactionStatus, commit, transaction_status};
 pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};
+pub use fleet::Fleet;
 pub use pool::pool_options;
 pub use relay::{Backoff, InvalidRoute, Pattern, Relay, RelayError, Routes, Settings};

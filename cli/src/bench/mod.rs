@@ -1,9 +1,14 @@
 //! `outbox bench`: what a relay costs on the machine at hand, beside the limit measured in the same run.
 
 mod drain;
+mod held;
+mod idle;
+mod isolation;
 mod latency;
+mod load;
 mod pages;
 mod place;
+mod polls;
 mod server;
 
 use crate::exit::Failure;
@@ -16,6 +21,9 @@ use crate::exit::Failure;
 pub(crate) enum Command {
     Drain(drain::Args),
     Latency(latency::Args),
+    Held(held::Args),
+    Idle(idle::Args),
+    Isolation(isolation::Args),
 }
 
 /// Runs the command.
@@ -25,6 +33,9 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Drain(args) => drain::run(args).await,
         Command::Latency(args) => latency::run(args).await,
+        Command::Held(args) => held::run(args).await,
+        Command::Idle(args) => idle::run(args).await,
+        Command::Isolation(args) => isolation::run(args).await,
     }
 }
 

@@ -5,6 +5,7 @@ mod file;
 mod layers;
 mod settings;
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use self::layers::Layer;
 use crate::duration::show;
 use crate::exit::Failure;
 use crate::secret::SecretUrl;
+use crate::text_file;
 
 /// A topic pattern and where its messages go.
 #[derive(Debug, Clone)]
@@ -44,7 +46,7 @@ pub(crate) struct NatsStream {
 /// Everything `outbox relay` needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
-    pub(crate) database: SecretUrl,
+    pub(crate) databases: Databases,
     pub(crate) relay: String,
     pub(crate) broker: Broker,
     pub(crate) nats_stream: Option<NatsStream>,
@@ -54,8 +56,32 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
 }
 
+/// Whose outbox it relays.
+#[derive(Debug, Clone)]
+pub(crate) enum Databases {
+    One(SecretUrl),
+    /// Several, within a budget of connections.
+    Many(Vec<SecretUrl>, usize),
+}
+
+impl fmt::Display for Databases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Databases::One(url) => write!(f, "database {url}"),
+            Databases::Many(urls, connections) => {
+                write!(f, "{} databases over at most {connections} connections", urls.len())
+            }
+        }
+    }
+}
+
 /// The relay's name when none is given.
 const RELAY: &str = "default";
+
+/// Connections of a relay to several databases, together.
+const CONNECTIONS: usize = 40;
+/// Longest file of databases: some ten thousand.
+const DATABASES_BYTES: usize = 4 << 20;
 
 /// Shortest time that a timer is worth setting for.
 const TICK: Duration = Duration::from_millis(1);
@@ -84,7 +110,7 @@ impl Config {
 
     fn from_layer(layer: &Layer, routes: &[Route]) -> Result<Self, Failure> {
         let missing = |what: &str, how: &str| Failure::usage(format!("no {what}: {how}"));
-        let database = layer.url("database")?.ok_or_else(|| {
+        let databases = databases(layer)?.ok_or_else(|| {
             missing("database", "set DATABASE_URL, or `database` in the file, or --database @FILE")
         })?;
         let broker = layer.url("broker")?.ok_or_else(|| {
@@ -92,7 +118,7 @@ impl Config {
         })?;
         let name = "a name of a-z 0-9 . _ -, beginning with a letter or digit, at most 63 characters";
         let config = Config {
-            database,
+            databases,
             relay: layer.text("relay", name, relay_name)?.unwrap_or_else(|| RELAY.to_owned()),
             broker: Broker::parse(&broker)?,
             nats_stream: nats_stream(layer)?,
@@ -111,6 +137,29 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// One database, or the file that names several.
+fn databases(layer: &Layer) -> Result<Option<Databases>, Failure> {
+    let connections = layer.count("connections", 4..=100_000)?;
+    let Some(path) = layer.text("databases", "a file", |path| Some(path.to_owned()))? else {
+        if connections.is_some() {
+            return Err(Failure::usage(
+                "connections is given without databases: one database needs no budget",
+            ));
+        }
+        return Ok(layer.url("database")?.map(Databases::One));
+    };
+    if layer.get("database").is_some() {
+        return Err(Failure::usage("database (or DATABASE_URL) and databases are both given: one of them"));
+    }
+    let text = text_file::read(path.as_ref(), DATABASES_BYTES)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let urls: Vec<SecretUrl> = lines.map(SecretUrl::new).collect();
+    if urls.is_empty() {
+        return Err(Failure::usage(format!("{path}: names no database")));
+    }
+    Ok(Some(Databases::Many(urls, connections.map_or(CONNECTIONS, |connections| connections as usize))))
 }
 
 /// The relay's own settings, and what must hold between them.
@@ -270,7 +319,9 @@ mod tests {
     fn what_is_not_given_is_left_to_the_library() {
         let config = read(&[], &[]).unwrap();
         assert_eq!((config.relay.as_str(), config.settings.batch), ("default", Settings::default().batch));
-        assert_eq!(config.database.expose(), "postgres://app:m4rker@db/orders");
+        assert!(
+            matches!(config.databases, Databases::One(url) if url.expose() == "postgres://app:m4rker@db/orders")
+        );
     }
 
     #[test]

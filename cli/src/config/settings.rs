@@ -26,8 +26,10 @@ const fn setting(key: &'static str, variable: &'static str, flag: &'static str, 
 }
 
 /// Every setting, except the routes, which are a list. Those of the relay itself have the names of `outbox::Settings`.
-pub(super) const SETTINGS: [Setting; 23] = [
+pub(super) const SETTINGS: [Setting; 25] = [
     setting("database", crate::database::VARIABLE, "--database", Kind::Text),
+    setting("databases", "OUTBOX_DATABASES", "--databases", Kind::Text),
+    setting("connections", "OUTBOX_CONNECTIONS", "--connections", Kind::Count),
     setting("relay", "OUTBOX_RELAY", "--relay", Kind::Text),
     setting("broker", "OUTBOX_BROKER", "--broker", Kind::Text),
     setting("start", "OUTBOX_START", "--start", Kind::Text),

@@ -18,6 +18,12 @@ pub(crate) struct Args {
     /// A URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
     #[arg(long, value_name = "DATABASE")]
     database: Option<String>,
+    /// A file with the URL of a database a line, instead of --database: each is relayed, in turns if need be
+    #[arg(long, value_name = "FILE")]
+    databases: Option<String>,
+    /// Connections to all databases together, with --databases [default: 40]
+    #[arg(long, value_name = "NUMBER")]
+    connections: Option<String>,
     /// The relay's name: processes of one name share its work, each name has cursors of its own [default: default]
     #[arg(long, value_name = "NAME")]
     relay: Option<String>,
@@ -132,9 +138,11 @@ impl Args {
         Config::read(path, variables, &self.given(), &self.route)
     }
 
-    fn given(&self) -> [(&'static str, Option<&str>); 23] {
+    fn given(&self) -> [(&'static str, Option<&str>); 25] {
         [
             ("database", self.database.as_deref()),
+            ("databases", self.databases.as_deref()),
+            ("connections", self.connections.as_deref()),
             ("relay", self.relay.as_deref()),
             ("broker", self.broker.as_deref()),
             ("start", self.start.as_deref()),

@@ -6,15 +6,16 @@ mod publisher;
 use std::convert::Infallible;
 
 use migrations::Schema;
-use outbox::{Relay, RelayError, log::Refusal};
+use outbox::{Fleet, Relay, RelayError, log::Refusal};
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::flags::Args;
-use crate::config::Config;
+use crate::config::{Config, Databases};
 use crate::exit::{Failure, chain};
+use crate::secret::SecretUrl;
 use crate::signals::Signals;
 use crate::{database, logging, schema};
 
@@ -32,24 +33,54 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let mut watch: JoinSet<Infallible> = JoinSet::new();
     watch.spawn(Signals::catch()?.watch(stop.clone()));
 
+    match &config.databases {
+        Databases::One(database) => one(&config, database, stop).await?,
+        Databases::Many(databases, connections) => many(&config, databases, *connections, stop).await?,
+    }
+    tracing::info!(relay = config.relay, "stopped");
+    Ok(())
+}
+
+async fn one(config: &Config, database: &SecretUrl, stop: CancellationToken) -> Result<(), Failure> {
     // The relay itself waits for a database that goes away; one that was never there is a mistake to be told at once.
-    let mut connection = database::connect(&config.database, "relay").await?;
-    schema::check(Schema::Outbox, &mut connection, &config.database).await?;
+    let mut connection = database::connect(database, "relay").await?;
+    schema::check(Schema::Outbox, &mut connection, database).await?;
     let _ = connection.close().await;
 
-    let options = database::options(&config.database, &format!("relay {}", config.relay))?;
+    let options = options(config, database)?;
+    let pool = outbox::pool_options().max_connections(CONNECTIONS).connect_lazy_with(options);
+    let publisher = publisher::of(config, &stop).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", described(config));
+    let relay = Relay::new(&config.relay, pool.clone(), publisher).with_settings(config.settings.clone());
+    relay.run(stop).await.map_err(|error| failure(error, config))?;
+    pool.close().await;
+    Ok(())
+}
+
+/// A database that is away, or not set up, is said so in the log and tried again: the others go on.
+async fn many(
+    config: &Config,
+    databases: &[SecretUrl],
+    connections: usize,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let publisher = publisher::of(config, &stop).await?;
+    let mut fleet = Fleet::new(&config.relay, publisher)
+        .with_connections(connections)
+        .with_settings(config.settings.clone());
+    for database in databases {
+        fleet = fleet.with_database(database.to_string(), options(config, database)?);
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", described(config));
+    fleet.run(stop).await.map_err(|error| failure(error, config))
+}
+
+fn options(config: &Config, database: &SecretUrl) -> Result<PgConnectOptions, Failure> {
+    let options = database::options(database, &format!("relay {}", config.relay))?;
     if let Some(warning) = exposed(&options) {
         tracing::warn!("{warning}");
     }
-    let pool = outbox::pool_options().max_connections(CONNECTIONS).connect_lazy_with(options);
-    let publisher = publisher::of(&config, &stop).await?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", described(&config));
-
-    let relay = Relay::new(&config.relay, pool.clone(), publisher).with_settings(config.settings.clone());
-    relay.run(stop).await.map_err(|error| failure(error, &config))?;
-    pool.close().await;
-    tracing::info!(relay = config.relay, "stopped");
-    Ok(())
+    Ok(options)
 }
 
 /// A connection that somebody on the way could read or answer in the server's place.
@@ -68,11 +99,11 @@ fn exposed(options: &PgConnectOptions) -> Option<&'static str> {
 }
 
 fn described(config: &Config) -> String {
-    format!("relay {}: from {} to {}", config.relay, config.database, config.broker)
+    format!("relay {}: from {} to {}", config.relay, config.databases, config.broker)
 }
 
 fn failure(error: RelayError, config: &Config) -> Failure {
-    let doing = format!("relay {} of database {}", config.relay, config.database);
+    let doing = format!("relay {} of {}", config.relay, config.databases);
     match error {
         RelayError::Refused(Refusal::Schema(error)) => schema::failure(error).within(doing),
         error => Failure::failed(format!("{doing}: {}", chain(&error))),

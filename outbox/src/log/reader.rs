@@ -160,7 +160,10 @@ impl Reader {
             self.proven_at = Instant::now();
             self.read_since_proof = 0;
         }
+        let began = Instant::now();
         let look = self.connection.look(self.store.relay()).await?;
+        metrics::histogram!("outbox_look_seconds", "relay" => self.store.relay().to_owned())
+            .record(began.elapsed().as_secs_f64());
         self.lease.has_seen(look.changes);
         self.scanned = look.last_position - self.proven;
         self.align();
@@ -214,9 +217,12 @@ impl Reader {
         let (mut messages, mut last) = (Vec::new(), true);
         if let Some(range) = reading.page() {
             let (bytes, shards) = (self.settings.page_bytes, self.store.shards());
+            let began = Instant::now();
             let full;
             (messages, full) =
                 self.connection.page(&window, &range, limit, bytes, shards, &reading.shards).await?;
+            metrics::histogram!("outbox_page_seconds", "relay" => self.store.relay().to_owned())
+                .record(began.elapsed().as_secs_f64());
             if let Some(last) = messages.last() {
                 let read: usize = messages.iter().map(|log| log.message.payload.len()).sum();
                 self.length = (read / messages.len()).max(last.message.payload.len());

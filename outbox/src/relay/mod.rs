@@ -1,6 +1,7 @@
 //! The relay: reads the log, publishes, records. One process of it; any number may run.
 
 mod backoff;
+mod busy;
 mod holds;
 mod lanes;
 mod routes;
@@ -16,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use backoff::Backoff;
+pub(crate) use backoff::chance;
+use busy::Busy;
 pub use routes::{InvalidRoute, Pattern, Routes};
 pub use settings::Settings;
 
@@ -57,13 +60,15 @@ pub struct Relay<P> {
     pool: PgPool,
     publisher: Arc<P>,
     settings: Settings,
+    busy: Arc<Busy>,
 }
 
 impl<P: Publisher + 'static> Relay<P> {
     /// The relay `name` of the database behind `pool`, which needs three connections for it and guards them as
     /// [`pool_options`](crate::pool_options) do.
     pub fn new(name: impl Into<String>, pool: PgPool, publisher: P) -> Self {
-        Relay { name: name.into(), pool, publisher: Arc::new(publisher), settings: Settings::default() }
+        let (publisher, busy) = (Arc::new(publisher), Arc::new(Busy::default()));
+        Relay { name: name.into(), pool, publisher, settings: Settings::default(), busy }
     }
 
     /// With other settings altogether.
@@ -82,6 +87,11 @@ impl<P: Publisher + 'static> Relay<P> {
     pub fn with_start(mut self, start: Start) -> Self {
         self.settings.start = start;
         self
+    }
+
+    /// Whether it has something to do, for whoever runs it.
+    pub(crate) fn busy(&self) -> Arc<Busy> {
+        Arc::clone(&self.busy)
     }
 
     /// Runs until `stop` is cancelled; then finishes what is on the wire, records it, and hands over. Goes on through
@@ -170,7 +180,7 @@ impl<P: Publisher + 'static> Relay<P> {
 }
 
 /// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -243,6 +243,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let mut tick = tokio::time::interval(self.settings.record_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut outcomes = Vec::new();
+        self.relay.busy.is_at_work();
         loop {
             let wake_at = self.wake_at();
             let room = self.lanes.len() + self.unrecorded() < self.settings.max_unrecorded
@@ -285,6 +286,9 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 continue;
             }
             self.send();
+            if self.lanes.len() > 0 || self.unrecorded() > 0 {
+                self.relay.busy.is_at_work();
+            }
             if !self.new_holds.is_empty() || self.unrecorded() >= self.settings.max_unrecorded / 2 {
                 self.record(false);
             }

@@ -1,0 +1,121 @@
+//! What a relay costs while there is nothing to do, and how soon it delivers a single message then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outbox::Relay;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::load::{Clock, Load, separate, until_delivered};
+use super::place::Place;
+use super::{percentile, round};
+use crate::exit::{Failure, chain};
+use crate::{database, output};
+
+/// What an idle relay asks of the server, and how soon it delivers a single message after a silence
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  outbox bench idle --silence 60 --messages 5
+
+Each message is preceded by a silence, in which the statements of the relay and the WAL of the server are counted. The
+server must have nothing else to do.")]
+pub(crate) struct Args {
+    /// The server, by a database on it: a URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
+    #[arg(long)]
+    database: Option<String>,
+    /// Seconds of silence before each message
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    silence: u32,
+    /// Single messages
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    messages: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    bench: &'static str,
+    silence: u32,
+    embedded: Figures,
+    separate: Figures,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
+    statements_per_second: f64,
+    /// Of the whole server; a lease is renewed four times while it lasts.
+    wal_bytes_per_second: f64,
+    /// From just before the enqueue to the delivery.
+    p50_ms: f64,
+    max_ms: f64,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let server = database::named(args.database.as_deref())?;
+    let mut figures = Vec::new();
+    for embedded in [true, false] {
+        let place = Place::make(server.clone()).await?;
+        let measured = measure(&args, &place, embedded).await;
+        let dropped = place.drop().await;
+        figures.push(measured?);
+        dropped?;
+    }
+    let (Some(separate), Some(embedded)) = (figures.pop(), figures.pop()) else {
+        return Err(Failure::failed("bench: a run is missing"));
+    };
+    output::print_json(&Report { bench: "idle", silence: args.silence, embedded, separate })
+}
+
+async fn measure(args: &Args, place: &Place, embedded: bool) -> Result<Figures, Failure> {
+    let failed = |error: sqlx::Error| database::failed("bench", &error);
+    Load::prepare(&place.pool).await.map_err(failed)?;
+    let load = Load { rate: 1, writers: 1, payload: 256, enqueues: true };
+    let clock = Arc::new(Clock::default());
+    let stop = CancellationToken::new();
+    let mut relays = JoinSet::new();
+    if embedded {
+        let relay = Relay::new("bench", place.pool.clone(), Arc::clone(&clock)).run(stop.clone());
+        relays.spawn(async move { relay.await.map_err(|error| Failure::failed(chain(&error))) });
+    } else {
+        relays.spawn(separate(place.url(), Arc::clone(&clock), stop.clone()));
+    }
+    load.transact(&place.pool, &clock, 0).await.map_err(failed)?;
+    until_delivered(&clock, 1, &mut relays).await?;
+    clock.take();
+    let (mut statements, mut wal, mut took) = (0.0, 0.0, Vec::new());
+    for number in 1..=args.messages {
+        // What the last message has stirred up settles first.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = counters(place).await?;
+        tokio::time::sleep(Duration::from_secs(u64::from(args.silence))).await;
+        let after = counters(place).await?;
+        // Statistics of this look itself: one statement.
+        statements += after.0 - before.0 - 1.0;
+        wal += after.1 - before.1;
+        load.transact(&place.pool, &clock, number).await.map_err(failed)?;
+        until_delivered(&clock, 1, &mut relays).await?;
+        took.extend(clock.take());
+    }
+    stop.cancel();
+    while let Some(ended) = relays.join_next().await {
+        ended.map_err(Failure::failed)??;
+    }
+    let seconds = f64::from(args.silence * args.messages);
+    Ok(Figures {
+        statements_per_second: round(statements / seconds),
+        wal_bytes_per_second: round(wal / seconds),
+        p50_ms: round(percentile(took.clone(), 0.5)),
+        max_ms: round(percentile(took, 1.0)),
+    })
+}
+
+/// Transactions of this database, each of which is a statement of a relay that is idle, and the server's WAL in bytes.
+async fn counters(place: &Place) -> Result<(f64, f64), Failure> {
+    sqlx::query_as(include_str!("sql/counters.sql"))
+        .fetch_one(&place.pool)
+        .await
+        .map_err(|error| database::failed("bench", &error))
+}

@@ -1,0 +1,2 @@
+-- A key of the backlog, and how many messages it has.
+select key, count(*) from outbox.message group by key order by key limit 1
