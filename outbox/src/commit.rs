@@ -1,6 +1,10 @@
 //! A commit that answers honestly: committed, not committed, or unknown.
 
+use std::io;
+use std::time::Duration;
+
 use sqlx::{PgExecutor, PgTransaction};
+use tokio::time::{Instant, timeout_at};
 
 const TOUCH: &str = include_str!("sql/touch.sql");
 const TRANSACTION_STATUS: &str = include_str!("sql/transaction_status.sql");
@@ -29,19 +33,60 @@ pub enum CommitError {
 /// the server rolls it back (sqlx 0.9.0). This one touches the transaction first, at the price of a round trip; where the
 /// last statement is [`enqueue`](crate::enqueue) and its error is not ignored, the driver's is as safe.
 ///
+/// It waits for as long as the server takes. Do not put it under a time limit of your own, which would throw the answer
+/// away, and the transaction's id with it: [`commit_within`] has one.
+///
 /// # Errors
 /// See [`CommitError`].
-pub async fn commit(mut tx: PgTransaction<'_>) -> Result<(), CommitError> {
-    let id: Option<String> =
-        sqlx::query_scalar(TOUCH).fetch_one(&mut *tx).await.map_err(CommitError::NotCommitted)?;
+pub async fn commit(tx: PgTransaction<'_>) -> Result<(), CommitError> {
+    commit_by(tx, None).await
+}
+
+/// As [`commit`], for no longer than `limit`: a commit that is not answered by then is
+/// [`Unknown`](CommitError::Unknown), because it may still happen.
+///
+/// # Errors
+/// See [`CommitError`].
+///
+/// ```no_run
+/// # async fn finish(tx: sqlx::PgTransaction<'_>, pool: sqlx::PgPool) -> Result<bool, Box<dyn std::error::Error>> {
+/// use outbox::{CommitError, TransactionStatus};
+///
+/// match outbox::commit_within(tx, std::time::Duration::from_secs(5)).await {
+///     Ok(()) => Ok(true),
+///     Err(CommitError::NotCommitted(error)) => Err(error.into()),
+///     Err(CommitError::Unknown { transaction: Some(id), .. }) => {
+///         Ok(outbox::transaction_status(&pool, id).await? == TransactionStatus::Committed)
+///     }
+///     Err(error) => Err(error.into()),
+/// }
+/// # }
+/// ```
+pub async fn commit_within(tx: PgTransaction<'_>, limit: Duration) -> Result<(), CommitError> {
+    commit_by(tx, Some(Instant::now() + limit)).await
+}
+
+async fn commit_by(mut tx: PgTransaction<'_>, deadline: Option<Instant>) -> Result<(), CommitError> {
+    let touch = sqlx::query_scalar(TOUCH).fetch_one(&mut *tx);
+    // Whatever became of this, COMMIT was not sent.
+    let id: Option<String> = by(deadline, touch).await.map_err(CommitError::NotCommitted)?;
     let transaction = id.and_then(|id| id.parse().ok());
-    tx.commit().await.map_err(|source| {
+    by(deadline, tx.commit()).await.map_err(|source| {
         if rolled_back(&source) {
             CommitError::NotCommitted(source)
         } else {
             CommitError::Unknown { transaction, source }
         }
     })
+}
+
+async fn by<T>(
+    deadline: Option<Instant>,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let Some(deadline) = deadline else { return answer.await };
+    let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
+    timeout_at(deadline, answer).await.unwrap_or_else(late)
 }
 
 /// What became of a transaction whose commit was answered with [`CommitError::Unknown`].

@@ -13,7 +13,7 @@ mod relay;
 pub mod admin;
 pub mod log;
 
-pub use commit::{CommitError, TransactionStatus, commit, transaction_status};
+pub use commit::{CommitError, TransactionStatus, commit, commit_within, transaction_status};
 pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};
 pub use fleet::Fleet;
 pub use pool::pool_options;
