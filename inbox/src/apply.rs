@@ -14,6 +14,7 @@ use crate::handler::Handle;
 use crate::hold::{Found, Hold, append, hold, microseconds_since};
 use crate::horizon::Refusal;
 use crate::measure;
+use crate::patience::{self, Patience};
 use crate::report::bounded;
 use crate::stored::Body;
 
@@ -122,6 +123,10 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
             Ok(Step::Refused(refusal)) => return park_refused(core, message, refusal, received).await,
             Err(Setback::Failed(failure)) => return hold_failed(core, message, &failure, received).await,
             Err(setback) => {
+                patience::count(core, &setback);
+                if patience.is_over(&setback) {
+                    return hold_postponed(core, message, &setback, received).await;
+                }
                 if !patience.wait(core, &setback).await {
                     return Applied::GivenUp;
                 }
@@ -193,6 +198,18 @@ async fn hold_failed(core: &Core, message: &Message, failure: &Failure, received
     insist(core, &held, Body::Message(message), received).await
 }
 
+/// Holds the key of a message that nobody is to blame for, so that others have its place. Nothing is counted.
+async fn hold_postponed(core: &Core, message: &Message, setback: &Setback, received: Instant) -> Applied {
+    measure::count(&core.name, measure::POSTPONED);
+    let (error, delay) = (setback.error(), core.backoff.as_long_again(received.elapsed(), chance()));
+    warn!(
+        consumer = %core.name, message = %message.id, error, ?delay,
+        "no end of setbacks that are not the message's: its key is held, nothing is counted"
+    );
+    let held = Hold { key: message.key.as_deref(), attempts: 0, delay: Some(delay), error };
+    insist(core, &held, Body::Message(message), received).await
+}
+
 /// A copy past the horizon is parked alone: it is nearly always a repeat, and its key shall not wait for a person. The
 /// others hold their key, since they have not been handled.
 async fn park_refused(core: &Core, message: &Message, refusal: Refusal, received: Instant) -> Applied {
@@ -218,44 +235,11 @@ async fn insist(core: &Core, held: &Hold<'_>, body: Body<'_>, received: Instant)
         match hold(core, held, body, received).await {
             Ok(_) => return Applied::Done,
             Err(setback) => {
+                patience::count(core, &setback);
                 if !patience.wait(core, &setback).await {
                     return Applied::GivenUp;
                 }
             }
-        }
-    }
-}
-
-/// Waits between tries that do not count.
-#[derive(Debug, Default)]
-pub(crate) struct Patience {
-    tries: u32,
-}
-
-impl Patience {
-    /// Waits; `false`: the consumer stops and the database does not answer.
-    pub(crate) async fn wait(&mut self, core: &Core, setback: &Setback) -> bool {
-        self.tries = self.tries.saturating_add(1);
-        let delay = match setback {
-            Setback::Contention => {
-                measure::count(&core.name, measure::CONTENTION);
-                core.contention.delay(self.tries, chance())
-            }
-            Setback::Database(error) => {
-                measure::count(&core.name, measure::DATABASE);
-                if self.tries == 1 {
-                    warn!(consumer = %core.name, error, "the database does not answer; trying again");
-                }
-                if core.stop.is_cancelled() {
-                    return false;
-                }
-                core.outage.delay(self.tries, chance())
-            }
-            Setback::Failed(_) => return false,
-        };
-        tokio::select! {
-            () = tokio::time::sleep(delay) => true,
-            () = core.stop.cancelled(), if matches!(setback, Setback::Database(_)) => false,
         }
     }
 }

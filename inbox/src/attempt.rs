@@ -18,10 +18,20 @@ use crate::report::{bounded, report, sqlstate};
 pub(crate) enum Setback {
     /// The message's fault or its handler's: counted.
     Failed(Failure),
-    /// Two transactions met: tried again at once.
-    Contention,
+    /// Two transactions met: tried again soon.
+    Contention(String),
     /// The database's: tried again when it answers.
     Database(String),
+}
+
+impl Setback {
+    /// For the operator.
+    pub(crate) fn error(&self) -> &str {
+        match self {
+            Setback::Failed(failure) => &failure.error,
+            Setback::Contention(error) | Setback::Database(error) => error,
+        }
+    }
 }
 
 /// A try that counts.
@@ -45,7 +55,7 @@ impl Failure {
 impl From<sqlx::Error> for Setback {
     fn from(error: sqlx::Error) -> Self {
         match blame(&error) {
-            Blame::Contention => Setback::Contention,
+            Blame::Contention => Setback::Contention(report(&error)),
             Blame::Database | Blame::Handler => Setback::Database(report(&error)),
         }
     }
@@ -128,7 +138,7 @@ fn judge(error: &HandlerError, standing: Result<bool, sqlx::Error>) -> Setback {
         return Setback::Failed(Failure { error: text, parks: true, result: REJECTED });
     }
     match sqlstate(&*error.source).map(|code| of_sqlstate(&code)) {
-        Some(Blame::Contention) => Setback::Contention,
+        Some(Blame::Contention) => Setback::Contention(text),
         Some(Blame::Database) => Setback::Database(text),
         Some(Blame::Handler) | None => Setback::Failed(Failure { error: text, parks: false, result: FAILED }),
     }
@@ -138,7 +148,7 @@ fn judge(error: &HandlerError, standing: Result<bool, sqlx::Error>) -> Setback {
 /// it committed is unknown: the message is tried again, and admitted or a repeat.
 pub(crate) async fn commit(tx: PgTransaction<'_>) -> Result<(), Setback> {
     tx.commit().await.map_err(|error| match blame(&error) {
-        Blame::Contention => Setback::Contention,
+        Blame::Contention => Setback::Contention(report(&error)),
         Blame::Database => Setback::Database(report(&error)),
         Blame::Handler => Setback::Failed(Failure { error: report(&error), parks: false, result: FAILED }),
     })

@@ -40,7 +40,15 @@ impl Backoff {
 
     /// After `attempts` failures: between half of the doubled wait and all of it.
     pub(crate) fn delay(&self, attempts: u32, chance: u64) -> Duration {
-        let doubled = self.first.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
+        self.wait(self.first.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1))), chance)
+    }
+
+    /// After tries that were not counted: as long again as it has been waited, so that this doubles too.
+    pub(crate) fn as_long_again(&self, waited: Duration, chance: u64) -> Duration {
+        self.wait(waited.max(self.first), chance)
+    }
+
+    fn wait(&self, doubled: Duration, chance: u64) -> Duration {
         let half = doubled.min(self.ceiling) / 2;
         let most = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
         // The bias of the remainder does not matter for a wait.
@@ -69,6 +77,15 @@ mod tests {
         assert_eq!(backoff.delay(u32::MAX, 0), Duration::from_secs(150));
         let endless = Backoff { first: Duration::MAX, ceiling: Duration::MAX };
         assert!(endless.delay(3, u64::MAX) > Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_wait_that_is_not_counted_is_as_long_as_those_before_it() {
+        let backoff = Backoff::default();
+        let range = |waited| backoff.as_long_again(Duration::from_secs(waited), u64::MAX / 2);
+        assert!(range(0) >= Duration::from_millis(500) && range(0) <= Duration::from_secs(1));
+        assert!(range(40) >= Duration::from_secs(20) && range(40) <= Duration::from_secs(40));
+        assert!(range(86_400) <= Duration::from_secs(300));
     }
 
     #[test]

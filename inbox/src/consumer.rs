@@ -98,6 +98,8 @@ pub enum ConsumerError {
 
 /// Beyond the handler's timeout, a try is taken for lost.
 const SLACK: Duration = Duration::from_secs(10);
+/// A held key is tried again in its place only if the try then ends before others take it for lost.
+pub(crate) const IN_PLACE: Duration = Duration::from_secs(5);
 
 impl Core {
     /// For how long a claim on a held key keeps others away.

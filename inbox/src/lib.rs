@@ -20,6 +20,7 @@ mod horizon;
 mod lanes;
 mod measure;
 mod outcome;
+mod patience;
 mod prune;
 mod report;
 mod retry;

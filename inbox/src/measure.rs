@@ -22,6 +22,7 @@ pub(crate) const SWALLOWED: &str = "swallowed";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const CONTENTION: &str = "contention";
 pub(crate) const DATABASE: &str = "database";
+pub(crate) const POSTPONED: &str = "postponed";
 
 pub(crate) fn count(consumer: &Arc<str>, result: &'static str) {
     metrics::counter!(MESSAGES, "consumer" => consumer.clone(), "result" => result).increment(1);

@@ -3,7 +3,7 @@
 /// What follows from an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blame {
-    /// Two transactions met: tried again at once, nothing counted.
+    /// Two transactions met: tried again soon, nothing counted.
     Contention,
     /// The database's: tried again later, nothing counted.
     Database,

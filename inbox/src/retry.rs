@@ -8,12 +8,12 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use crate::apply::Patience;
 use crate::attempt::{Admitted, Failure, Setback, abandon, attempt, commit};
 use crate::backoff::chance;
-use crate::consumer::Core;
+use crate::consumer::{Core, IN_PLACE};
 use crate::hold::milliseconds;
 use crate::measure;
+use crate::patience::{self, Patience};
 use crate::stored::HeldMessage;
 
 /// A held key that this process may try, and its first message.
@@ -69,7 +69,7 @@ pub(crate) async fn drain(core: &Core, claim: Claim) {
 /// One message of a held key; the next, if this one is done with.
 async fn one(core: &Core, claim: Claim) -> Option<Claim> {
     let first = claim.first.as_ref()?;
-    let mut patience = Patience::default();
+    let mut patience = Patience::within(IN_PLACE);
     if core.stop.is_cancelled() {
         postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
         return None;
@@ -109,6 +109,11 @@ async fn one(core: &Core, claim: Claim) -> Option<Claim> {
                 return None;
             }
             Err(setback) => {
+                patience::count(core, &setback);
+                if patience.is_over(&setback) {
+                    postpone(core, &claim, Postponed::Again(&setback, first.received_at)).await;
+                    return None;
+                }
                 if !patience.wait(core, &setback).await {
                     postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
                     return None;
@@ -204,6 +209,8 @@ async fn release(core: &Core, hold: i64) -> bool {
 enum Postponed<'f> {
     Retrying(&'f Failure),
     Parked(&'f Failure),
+    /// No end of setbacks that are nobody's fault, for a message that has waited since then: not counted.
+    Again(&'f Setback, DateTime<Utc>),
     /// The try did not come to an end: it is not counted.
     Uncounted(Duration),
 }
@@ -215,13 +222,20 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             let delay = core.backoff.delay(u32::try_from(attempts).unwrap_or(0), chance());
             warn!(consumer = %core.name, hold = claim.hold, attempts, error = failure.error, ?delay, "message failed again");
             measure::count(&core.name, failure.result);
-            (attempts, "retrying", Some(delay), Some(&failure.error))
+            (attempts, "retrying", Some(delay), Some(failure.error.as_str()))
         }
         Postponed::Parked(failure) => {
             warn!(consumer = %core.name, hold = claim.hold, attempts, error = failure.error, "message parked");
             measure::count(&core.name, failure.result);
             measure::count(&core.name, measure::PARKED);
-            (attempts, "parked", None, Some(&failure.error))
+            (attempts, "parked", None, Some(failure.error.as_str()))
+        }
+        Postponed::Again(setback, since) => {
+            let waited = (Utc::now() - since).to_std().unwrap_or_default();
+            let (error, delay) = (setback.error(), core.backoff.as_long_again(waited, chance()));
+            warn!(consumer = %core.name, hold = claim.hold, error, ?delay, "no end of setbacks that are not the message's");
+            measure::count(&core.name, measure::POSTPONED);
+            (attempts - 1, "retrying", Some(delay), Some(error))
         }
         Postponed::Uncounted(delay) => (attempts - 1, "retrying", Some(*delay), None),
     };
