@@ -1,7 +1,7 @@
 //! Starts real servers for the demo and the tests, and leaves nothing behind.
 //!
-//! [`Postgres`] and [`Nats`] find a server (a running one in the environment, an installed one, a downloaded
-//! one), start it on a free port of loopback in a temporary folder, and stop and remove both in the end: after
+//! [`Postgres`], [`Nats`] and [`Pgbouncer`] find a server (a running one in the environment, an installed one, a
+//! downloaded one), start it on a free port of loopback in a temporary folder, and stop and remove both in the end: after
 //! a drop, a panic, Ctrl-C, and after `kill -9` of the process that started them. [`process::Process`] is the
 //! piece below that does so for any server program.
 //!
@@ -18,12 +18,14 @@
 
 mod cache;
 pub mod nats;
+pub mod pgbouncer;
 mod port;
 pub mod postgres;
 pub mod process;
 
 pub use cache::FetchError;
 pub use nats::Nats;
+pub use pgbouncer::Pgbouncer;
 pub use port::free as free_port;
 pub use postgres::{Postgres, PostgresOptions};
 

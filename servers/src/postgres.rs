@@ -20,7 +20,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use answer::on_socket as answers_on_socket;
 pub use find::NotFound;
+pub(crate) use url::{Address, with_address, with_database};
 
 use crate::process::{KeepError, LaunchError, NoUser, NotDone, NotReady, Process, Signal};
 use crate::{NotOurs, port};

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 
-use servers::{Nats, Postgres, PostgresOptions};
+use servers::{Nats, Pgbouncer, Postgres, PostgresOptions};
 
 const USAGE: &str = "usage: servers install
        servers run COMMAND [ARGUMENT]...";
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
 fn install() -> Result<ExitCode, Box<dyn Error>> {
     say(&Postgres::install()?);
     say(&Nats::install()?);
+    say(&Pgbouncer::install()?);
     Ok(ExitCode::SUCCESS)
 }
 

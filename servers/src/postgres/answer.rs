@@ -8,7 +8,7 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub(super) fn on_socket(folder: &Path, port: u16) -> bool {
+pub(crate) fn on_socket(folder: &Path, port: u16) -> bool {
     UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).is_ok_and(|stream| {
         stream.set_read_timeout(Some(PATIENCE)).is_ok() && takes_connections(stream).unwrap_or(false)
     })
