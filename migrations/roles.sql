@@ -12,7 +12,7 @@
 --     outbox_service   enqueues, in its own transactions
 --     outbox_relay     reads the log, keeps its cursors and what it holds back, empties leaves that are done with
 --     outbox_consumer  records what it has handled, keeps what it holds back, forgets what lies past the horizon
---     outbox_operator  sees what the monitor sees, and held messages whole; pauses relays, redrives, skips
+--     outbox_operator  sees what the monitor sees, and held messages whole; pauses and retires relays, redrives, skips
 --     outbox_monitor   sees everything but payloads and headers
 --
 -- What a relay needs beyond these tables (pg_current_snapshot, pg_current_wal_insert_lsn, pg_current_wal_flush_lsn,
@@ -98,6 +98,9 @@ begin
     grant insert, update on outbox.cursor to outbox_relay;
     grant insert, update, delete on outbox.held_key to outbox_relay;
     grant select, insert, delete on outbox.held_message to outbox_relay;
+    -- It writes down what a policy has given up in its name. Nobody changes what is written down.
+    grant insert (who, action, relay, position, message_id, reason) on outbox.audit to outbox_relay, outbox_operator;
+    grant select on outbox.audit to outbox_operator, outbox_monitor;
 
     grant select (tx, position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
         on outbox.message to outbox_operator, outbox_monitor;
@@ -105,7 +108,8 @@ begin
         on outbox.held_message to outbox_monitor;
 
     -- An operator asks, and the shard's owner does it: the next attempt is brought forward, or a message is dropped.
-    -- Who decides what becomes of a held message may look at it.
+    -- Who decides what becomes of a held message may look at it. Nobody may change one: what is published is what was
+    -- enqueued.
     grant select, delete on outbox.held_message to outbox_operator;
     grant update (state, attempts, next_attempt_at, last_error), delete on outbox.held_key to outbox_operator;
     grant update (state, changes) on outbox.relay to outbox_operator;
@@ -146,5 +150,7 @@ begin
     grant select, update (late), delete on inbox.held_message to outbox_operator;
     grant update (state, attempts, next_attempt_at, last_error), delete on inbox.held_key to outbox_operator;
     grant insert (message_id, received_at, slot, consumer) on inbox.message to outbox_operator;
+    grant insert (who, action, consumer, hold, message_id, reason) on inbox.audit to outbox_operator;
+    grant select on inbox.audit to outbox_operator, outbox_monitor;
 end
 $$;

@@ -3,6 +3,7 @@
 //! Standard output is data, standard error is for people, and the exit code says which kind of thing went wrong
 //! ([`exit::Exit`]). Flags beat the environment, the environment beats the file.
 
+mod audit;
 mod bench;
 mod config;
 mod database;
@@ -10,9 +11,11 @@ mod duration;
 mod exit;
 mod logging;
 mod migrate;
+mod moment;
 mod output;
 mod parked;
 mod relay;
+mod relays;
 mod schema;
 mod secret;
 mod signals;
@@ -20,6 +23,7 @@ mod status;
 mod suggest;
 mod text_file;
 mod trace;
+mod who;
 
 use std::process::ExitCode;
 
@@ -38,7 +42,9 @@ enum Command {
     Migrate(migrate::Args),
     Relay(Box<relay::Args>),
     Status(status::Args),
+    Relays(relays::Args),
     Parked(parked::Args),
+    Audit(audit::Args),
     Trace(trace::Args),
     #[command(subcommand)]
     Bench(bench::Command),
@@ -91,7 +97,9 @@ fn run(cli: Cli) -> Result<(), exit::Failure> {
             Command::Migrate(args) => migrate::run(args).await,
             Command::Relay(args) => relay::run(*args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Relays(args) => relays::run(args).await,
             Command::Parked(args) => parked::run(args).await,
+            Command::Audit(args) => audit::run(args).await,
             Command::Trace(args) => trace::run(args).await,
             Command::Bench(command) => bench::run(command).await,
         }

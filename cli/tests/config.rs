@@ -106,7 +106,10 @@ fn a_password_on_the_command_line_is_refused_everywhere() {
         &["migrate", "--database", &url][..],
         &["status", "--database", &url],
         &["parked", "--database", &url],
-        &["parked", "skip", "--relay", "default", "--position", "1", "--database", &url],
+        &["parked", "skip", "--relay", "default", "--position", "1", "--reason", "x", "--database", &url],
+        &["relays", "--database", &url],
+        &["relays", "pause", "default", "--database", &url],
+        &["audit", "--database", &url],
         &["trace", id, "--database", &url],
         &["relay", "--broker", "memory:", "--database", &url],
     ] {
@@ -144,7 +147,7 @@ fn a_misspelt_variable_is_refused_and_what_kubernetes_sets_is_not() {
 
 #[test]
 fn help_teaches_and_shows_no_secret_of_the_environment() {
-    for command in ["migrate", "relay", "status", "parked", "trace"] {
+    for command in ["migrate", "relay", "status", "relays", "parked", "audit", "trace"] {
         let ran = run(&[command, "--help"], &[DATABASE, ("OUTBOX_BROKER", "nats://m4rker@host")]);
         let help = ran.succeeded();
         assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{command}: {help}");

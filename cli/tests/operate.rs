@@ -152,6 +152,9 @@ async fn a_redrive_makes_a_parked_key_due() {
         run(&["parked", "redrive", "--consumer", "payment", "--every", "--output", "json"], &environment)
             .json();
     assert_eq!((&every["redriven"], parked(consumers).await), (&1.into(), 0));
+    let audit = run(&["audit", "--output", "json"], &environment).json();
+    let actions: Vec<_> = audit.as_array().unwrap().iter().map(|entry| entry["action"].clone()).collect();
+    assert_eq!(actions, ["redrive", "admit_late", "redrive"]);
 }
 
 #[tokio::test]
@@ -168,14 +171,80 @@ async fn a_skip_gives_up_the_first_message_only() {
     let first = sqlx::query_scalar::<_, String>("select id::text from outbox.message where position = 1");
     let first = first.fetch_one(database.pool()).await.unwrap();
 
-    run(&["parked", "skip", "--relay", "default"], &environment).failed(2, &["which key?"]);
-    let ran =
-        run(&["parked", "skip", "--relay", "default", "--key", "order-7", "--output", "json"], &environment);
+    let skip = |arguments: &[&str]| {
+        run(&[&["parked", "skip", "--reason", "paid by hand"], arguments].concat(), &environment)
+    };
+    skip(&["--relay", "default"]).failed(2, &["which key?"]);
+    let unexplained = run(&["parked", "skip", "--relay", "default", "--key", "order-7"], &environment);
+    assert_eq!(
+        (unexplained.code, unexplained.err.contains("--reason"), count(relays).await),
+        (Some(2), true, 2)
+    );
+    let ran = skip(&["--relay", "default", "--key", "order-7", "--output", "json"]);
     assert_eq!((ran.json()["skipped"].as_str(), count(relays).await), (Some(&*first), 1));
-    run(&["parked", "skip", "--consumer", "payment", "--key", "order-7"], &environment).succeeded();
+    skip(&["--consumer", "payment", "--key", "order-7", "--by", "ada"]).succeeded();
     assert_eq!(count(consumers).await, 1);
-    run(&["parked", "skip", "--consumer", "payment", "--hold", "99"], &environment)
-        .failed(1, &["no such key"]);
+    skip(&["--consumer", "payment", "--hold", "99"]).failed(1, &["no such key"]);
+
+    // What was decided stands in the audit, the latest first, and what was not does not.
+    let audit = run(&["audit", "--output", "json"], &environment).json();
+    let entries = audit.as_array().unwrap();
+    assert_eq!(entries.len(), 2, "{audit}");
+    assert_eq!((&entries[0]["who"], &entries[0]["consumer"]), (&"ada".into(), &"payment".into()));
+    assert_eq!(entries[1]["message_id"].as_str(), Some(&*first));
+    for entry in entries {
+        assert_eq!((&entry["action"], &entry["reason"]), (&"skip".into(), &"paid by hand".into()));
+        assert!(!entry["role"].as_str().unwrap().is_empty() && !entry["who"].as_str().unwrap().is_empty());
+    }
+    let ran = run(&["audit", "--relay", "default"], &environment);
+    assert!(
+        ran.succeeded().contains(&format!("skip, relay default, position 1, message {first}")),
+        "{ran:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_relay_is_paused_resumed_and_retired_and_each_is_written_down() {
+    let database = Database::new("relays_states").await;
+    let environment = environment(&database);
+    assert_eq!(run(&["relays"], &environment).succeeded(), "no relay has run here (outbox relay)\n");
+    hold_in_relay(&database).await;
+    let relays = |arguments: &[&str]| run(&[&["relays"], arguments].concat(), &environment);
+    let changes = async || -> (String, i64) {
+        let sql = "select state, changes from outbox.relay where name = 'default'";
+        sqlx::query_as(sql).fetch_one(database.pool()).await.unwrap()
+    };
+
+    assert_eq!(relays(&["pause", "default", "--by", "ada"]).succeeded(), "relay default is paused\n");
+    assert_eq!(relays(&["pause", "default"]).succeeded(), "relay default is paused already\n");
+    assert_eq!(changes().await, ("paused".to_owned(), 1));
+    let list = relays(&["list", "--output", "json"]).json();
+    assert_eq!(
+        (&list[0]["relay"], &list[0]["state"], &list[0]["processes"]),
+        (&"default".into(), &"paused".into(), &0.into())
+    );
+    relays(&["resume", "default"]).succeeded();
+    let retired = relays(&["retire", "default", "--reason", "contract ended", "--output", "json"]).json();
+    assert_eq!((&retired["state"], &retired["changed"]), (&"retired".into(), &true.into()));
+    assert_eq!(changes().await, ("retired".to_owned(), 3));
+    relays(&["resume", "default"]).failed(1, &["relay default: the relay is retired"]);
+    relays(&["pause", "nobody"]).failed(1, &["relay nobody: no such relay"]);
+    let audit = run(&["audit", "--output", "json"], &environment).json();
+    let entries = audit.as_array().unwrap();
+    let actions: Vec<_> = entries.iter().map(|entry| entry["action"].clone()).collect();
+    assert_eq!(actions, ["retire", "resume", "pause"], "{audit}");
+    assert_eq!((&entries[0]["reason"], &entries[2]["who"]), (&"contract ended".into(), &"ada".into()));
+
+    // What it holds stays listed, all of it, until a person gives it up; nobody would try it again.
+    let parked = run(&["parked", "--output", "json"], &environment).json();
+    assert_eq!(parked.as_array().unwrap().len(), 2, "{parked}");
+    run(&["parked", "redrive", "--relay", "default", "--key", "order-7"], &environment)
+        .failed(1, &["relay default holds no such key"]);
+    for key in ["order-7", "order-7", "order-8"] {
+        run(&["parked", "skip", "--relay", "default", "--key", key, "--reason", "retired"], &environment)
+            .succeeded();
+    }
+    assert_eq!(run(&["parked", "--all"], &environment).succeeded(), "nothing is held back\n");
 }
 
 #[test]

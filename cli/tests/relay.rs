@@ -233,6 +233,86 @@ async fn a_broker_database_takes_what_is_published() {
 }
 
 #[tokio::test]
+async fn a_relay_begins_where_flag_variable_or_file_say() {
+    let database = Database::new("cli_relay_start").await;
+    let first = enqueue(&database, 3).await;
+    let moment: String = sqlx::query_scalar(
+        "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+    )
+    .fetch_one(database.pool())
+    .await
+    .unwrap();
+    let second = enqueue(&database, 2).await;
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("relay.toml");
+    std::fs::write(&config, "start = \"position:3\"").unwrap();
+    for (name, arguments, environment, expected) in [
+        (
+            "flag",
+            ["--start", "position:2"].as_slice(),
+            ("OUTBOX_LOG", "info"),
+            [&first[1..], &second].concat(),
+        ),
+        ("variable", &[], ("OUTBOX_START", &*moment), second.clone()),
+        (
+            "file",
+            &["--config", config.to_str().unwrap()],
+            ("OUTBOX_LOG", "info"),
+            [&first[2..], &second].concat(),
+        ),
+    ] {
+        let stream = directory.path().join(name);
+        let broker = format!("file:{}", stream.display());
+        let arguments = [&["relay", "--relay", name, "--broker", &broker], arguments].concat();
+        let environment = [("DATABASE_URL", database.url()), environment];
+        let child = outbox(&arguments, &environment).stderr(Stdio::null()).spawn().unwrap();
+        let mut relay = Relay { child };
+        until("published", || lines(&stream).len() >= expected.len());
+        relay.signal("TERM");
+        assert_eq!(relay.code(), Some(0));
+        let published = lines(&stream);
+        assert!(published.len() == expected.len(), "{name}: {published:?}");
+        assert!(
+            expected.iter().all(|id| published.iter().any(|line| line.contains(id))),
+            "{name}: {published:?}"
+        );
+    }
+    let ahead =
+        ["relay", "--relay", "ahead", "--broker", "memory:", "--log", "error", "--start", "position:99"];
+    run(&ahead, &[("DATABASE_URL", database.url())]).failed(1, &["beyond the end of the log"]);
+}
+
+#[tokio::test]
+async fn a_policy_of_the_configuration_gives_up_what_the_broker_rejects() {
+    let database = Database::new("cli_relay_policy").await;
+    let broker = Database::new("cli_relay_policy_to").await;
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("relay.toml");
+    // No topic of a log has a blank: the broker rejects it.
+    let toml = "[retry]\nmax_attempts = 1\n[[route]]\ntopic = \"metrics\"\ndestination = \"no topic\"\n[[policy]]\ntopic = \"metrics\"\npolicy = \"skip\"";
+    std::fs::write(&config, toml).unwrap();
+    let mut tx = database.pool().begin().await.unwrap();
+    let messages =
+        [Message::new("metrics", "k", "{}").with_key("a"), Message::new("orders", "k", "{}").with_key("a")];
+    outbox::enqueue_all(&mut tx, &messages).await.unwrap();
+    tx.commit().await.unwrap();
+    let at = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(at.path(), broker.url()).unwrap();
+    let from = format!("@{}", at.path().display());
+    let mut relay = Relay::start(&database, &["--config", config.to_str().unwrap(), "--broker", &from]);
+    let environment = [("DATABASE_URL", database.url())];
+    until("written down", || run(&["audit"], &environment).succeeded().contains("relay default (role"));
+    until("drained", || run(&["parked", "--all"], &environment).succeeded() == "nothing is held back\n");
+    relay.signal("TERM");
+    assert_eq!(relay.code(), Some(0));
+    let audit = run(&["audit", "--output", "json"], &environment).json();
+    assert_eq!(audit[0]["message_id"].as_str(), Some(&*messages[0].id.to_string()), "{audit}");
+    let arrived: Vec<String> =
+        sqlx::query_scalar("select topic from outbox.message").fetch_all(broker.pool()).await.unwrap();
+    assert_eq!(arrived, ["orders"]);
+}
+
+#[tokio::test]
 async fn a_relay_whose_routes_and_broker_disagree_is_refused() {
     let database = Database::new("cli_relay_refused").await;
     let environment = [("DATABASE_URL", database.url())];

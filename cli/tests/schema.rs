@@ -52,7 +52,7 @@ async fn a_missing_schema_is_exit_4_until_migrate_has_run() {
     run(&["migrate", "--check"], &environment).failed(4, &["schema outbox is missing", "outbox migrate"]);
     run(&["status"], &environment).failed(4, &["neither an outbox nor an inbox"]);
     run(&["parked"], &environment).failed(4, &["neither an outbox nor an inbox"]);
-    run(&["parked", "skip", "--relay", "r", "--position", "1"], &environment)
+    run(&["parked", "skip", "--relay", "r", "--position", "1", "--reason", "x"], &environment)
         .failed(4, &["schema outbox is missing"]);
     run(&["trace", "0193b5a0-0000-7000-8000-000000000001"], &environment).failed(4, &["neither"]);
     run(&["relay", "--broker", "memory:", "--log", "error"], &environment)

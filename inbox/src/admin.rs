@@ -1,7 +1,8 @@
 //! For a person: what each consumer holds back and why, and what is to become of it.
 //!
 //! Each function takes a connection, so that several can share a transaction. What changes a held key waits for the try
-//! under way, at most the consumer's handler timeout.
+//! under way, at most the consumer's handler timeout. It says who decided it, and stands in [`audit()`] as soon as it is
+//! done, in the same transaction. There is no way to change a held message.
 
 use chrono::{DateTime, Utc};
 use message::MessageId;
@@ -9,6 +10,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
+pub use crate::audit::{AuditEntry, audit};
 pub use crate::stored::{HeldMessage, Unreadable};
 
 /// Whether a held key is tried again.
@@ -137,26 +139,44 @@ pub async fn held_messages(
     rows.iter().map(HeldMessage::from_row).collect()
 }
 
-/// Has a held key tried again now, with as many attempts as if it were new. Answers whether it is held.
+/// Has a held key tried again now, with as many attempts as if it were new. Answers whether it is held. `who` decides it,
+/// and perhaps says why.
 ///
 /// # Errors
 /// The database's.
-pub async fn redrive(connection: &mut PgConnection, consumer: &str, hold: i64) -> Result<bool, sqlx::Error> {
-    let done = sqlx::query(include_str!("sql/redrive.sql")).bind(consumer).bind(hold).execute(connection);
-    Ok(done.await?.rows_affected() > 0)
+pub async fn redrive(
+    connection: &mut PgConnection,
+    consumer: &str,
+    hold: i64,
+    who: &str,
+    reason: Option<&str>,
+) -> Result<bool, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    let held = retry_now(&mut tx, consumer, hold).await?;
+    if held {
+        write_down(&mut tx, "redrive", consumer, hold, who, reason).await?;
+    }
+    tx.commit().await?;
+    Ok(held)
 }
 
-/// Has all parked keys of a consumer tried again now. Answers how many there were.
+/// Has all parked keys of a consumer tried again now. Answers how many there were. `who` decides it, and perhaps says why.
 ///
 /// # Errors
 /// The database's.
-pub async fn redrive_all(connection: &mut PgConnection, consumer: &str) -> Result<u64, sqlx::Error> {
-    let done = sqlx::query(include_str!("sql/redrive_all.sql")).bind(consumer).execute(connection);
-    Ok(done.await?.rows_affected())
+pub async fn redrive_all(
+    connection: &mut PgConnection,
+    consumer: &str,
+    who: &str,
+    reason: Option<&str>,
+) -> Result<u64, sqlx::Error> {
+    let query = sqlx::query(include_str!("sql/redrive_all.sql")).bind(consumer).bind(who).bind(reason);
+    Ok(query.execute(connection).await?.rows_affected())
 }
 
 /// Lets the messages of a held key be admitted although they are past the horizon, and has it tried again now. Whoever
-/// asks for it knows that they were not handled: the inbox does not any more. Answers whether it is held.
+/// asks for it knows that they were not handled: the inbox does not any more. Answers whether it is held. `who` decides
+/// it, and perhaps says why.
 ///
 /// # Errors
 /// The database's.
@@ -164,19 +184,22 @@ pub async fn admit_late(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
+    who: &str,
+    reason: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
     let mut tx = connection.begin().await?;
     if !lock(&mut tx, consumer, hold).await? {
         return Ok(false);
     }
     sqlx::query(include_str!("sql/mark_late.sql")).bind(consumer).bind(hold).execute(&mut *tx).await?;
-    let held = redrive(&mut tx, consumer, hold).await?;
+    let held = retry_now(&mut tx, consumer, hold).await?;
+    write_down(&mut tx, "admit_late", consumer, hold, who, reason).await?;
     tx.commit().await?;
     Ok(held)
 }
 
 /// Gives up the first message of a held key and has the others tried now. What was given up is answered, and counts as
-/// handled: a later copy of it is a repeat.
+/// handled: a later copy of it is a repeat. `who` decides it, and says why.
 ///
 /// # Errors
 /// The database's.
@@ -184,8 +207,10 @@ pub async fn skip(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
+    who: &str,
+    reason: &str,
 ) -> Result<Option<HeldMessage>, sqlx::Error> {
-    Ok(give_up(connection, consumer, hold, Some(1)).await?.pop())
+    Ok(give_up(connection, consumer, hold, Some(1), who, reason).await?.pop())
 }
 
 /// Gives up all messages of a held key, like [`skip`] each. The key is free at once.
@@ -196,8 +221,10 @@ pub async fn discard(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
+    who: &str,
+    reason: &str,
 ) -> Result<Vec<HeldMessage>, sqlx::Error> {
-    give_up(connection, consumer, hold, None).await
+    give_up(connection, consumer, hold, None, who, reason).await
 }
 
 async fn give_up(
@@ -205,6 +232,8 @@ async fn give_up(
     consumer: &str,
     hold: i64,
     most: Option<i64>,
+    who: &str,
+    reason: &str,
 ) -> Result<Vec<HeldMessage>, sqlx::Error> {
     let mut tx = connection.begin().await?;
     if !lock(&mut tx, consumer, hold).await? {
@@ -214,15 +243,35 @@ async fn give_up(
         .bind(consumer)
         .bind(hold)
         .bind(most)
+        .bind(who)
+        .bind(reason)
         .fetch_all(&mut *tx)
         .await?;
     let given_up = rows.iter().map(HeldMessage::from_row).collect::<Result<Vec<_>, _>>()?;
     let released = sqlx::query(include_str!("sql/release.sql")).bind(consumer).bind(hold).execute(&mut *tx);
     if released.await?.rows_affected() == 0 {
-        redrive(&mut tx, consumer, hold).await?;
+        retry_now(&mut tx, consumer, hold).await?;
     }
     tx.commit().await?;
     Ok(given_up)
+}
+
+async fn retry_now(connection: &mut PgConnection, consumer: &str, hold: i64) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query(include_str!("sql/redrive.sql")).bind(consumer).bind(hold).execute(connection);
+    Ok(done.await?.rows_affected() > 0)
+}
+
+async fn write_down(
+    connection: &mut PgConnection,
+    action: &str,
+    consumer: &str,
+    hold: i64,
+    who: &str,
+    reason: Option<&str>,
+) -> Result<(), sqlx::Error> {
+    let query = sqlx::query(include_str!("sql/write_down.sql")).bind(consumer).bind(hold);
+    query.bind(action).bind(who).bind(reason).execute(connection).await?;
+    Ok(())
 }
 
 /// Waits for the try under way and keeps appenders out.

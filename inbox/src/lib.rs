@@ -11,6 +11,7 @@ pub mod admin;
 mod admit;
 mod apply;
 mod attempt;
+mod audit;
 mod backoff;
 mod caution;
 mod consumer;

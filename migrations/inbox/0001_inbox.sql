@@ -104,3 +104,18 @@ create table inbox.held_message (
 );
 create index held_message_hold on inbox.held_message (consumer, hold, arrival);
 create unique index held_message_once on inbox.held_message (consumer, message_id) where message_id is not null;
+
+-- What people have decided about held messages. Rows are added and never changed. `who` is what somebody said, `role`
+-- what the server knows of them. A message that could not be understood has no id.
+create table inbox.audit (
+    id bigint primary key generated always as identity,
+    at timestamptz not null default clock_timestamp(),
+    who text not null check (octet_length(who) between 1 and 200),
+    role text not null default session_user,
+    action text not null check (action in ('redrive', 'admit_late', 'skip')),
+    consumer text not null check (octet_length(consumer) between 1 and 100),
+    hold bigint not null,
+    message_id uuid,
+    reason text check (octet_length(reason) between 1 and 4096),
+    constraint audit_reason check (action <> 'skip' or reason is not null)
+);

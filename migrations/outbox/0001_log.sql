@@ -88,6 +88,7 @@ create index message_correlation on outbox.message using brin (correlation uuid_
 
 -- A relay is a name with cursors of its own. `changes` counts what its running processes should look at: a process that
 -- came, shards that were handed over, another state. They read it with every look at the log.
+-- Retired is for good: what such a relay would have published may be gone.
 create table outbox.relay (
     name text primary key check (name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'),
     shards smallint not null default 16 check (shards between 1 and 1024),
@@ -164,6 +165,21 @@ create table outbox.held_message (
     foreign key (relay, held) references outbox.held_key (relay, position)
 );
 create index held_message_held on outbox.held_message (relay, held, position);
+
+-- What people, and relays in their name, have decided. Rows are added and never changed. `who` is what somebody said,
+-- `role` what the server knows of them.
+create table outbox.audit (
+    id bigint primary key generated always as identity,
+    at timestamptz not null default clock_timestamp(),
+    who text not null check (octet_length(who) between 1 and 200),
+    role text not null default session_user,
+    action text not null check (action in ('redrive', 'skip', 'pause', 'resume', 'retire')),
+    relay text references outbox.relay (name),
+    position bigint,
+    message_id uuid,
+    reason text check (octet_length(reason) between 1 and 4096),
+    constraint audit_reason check (action <> 'skip' or reason is not null)
+);
 
 -- A UUIDv7 (RFC 9562) for those who cannot make one, or one that carries another moment than now.
 create function outbox.uuid_v7(moment timestamptz default clock_timestamp()) returns uuid

@@ -17,4 +17,4 @@ pub use commit::{CommitError, TransactionStatus, commit, commit_within, transact
 pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};
 pub use fleet::Fleet;
 pub use pool::pool_options;
-pub use relay::{Backoff, InvalidRoute, Pattern, Relay, RelayError, Routes, Settings};
+pub use relay::{Backoff, InvalidRoute, Pattern, Policies, Policy, Relay, RelayError, Routes, Settings};

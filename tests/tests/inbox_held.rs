@@ -107,7 +107,7 @@ async fn a_poisoned_key_delays_no_other_and_is_redriven_in_order() {
 
     fragile.good.store(true, Ordering::SeqCst);
     let mut connection = service.pool.acquire().await.unwrap();
-    assert_eq!(admin::redrive_all(&mut connection, CONSUMER).await.unwrap(), 2);
+    assert_eq!(admin::redrive_all(&mut connection, CONSUMER, "ada", None).await.unwrap(), 2);
     service.nothing_is_held().await;
     running.stop().await;
     let expected: Vec<String> = (1..50).map(|number| format!("poison-{number:02}")).collect();
@@ -127,12 +127,12 @@ async fn a_skipped_message_frees_those_behind_it_and_its_copy_is_a_repeat() {
     let parked = service.parked(2).await;
     let mut connection = service.pool.acquire().await.unwrap();
     let of = |key: &str| parked.iter().find(|held| held.key.as_deref() == Some(key)).unwrap().hold;
-    let skipped = admin::skip(&mut connection, CONSUMER, of("a")).await.unwrap().unwrap();
+    let skipped = admin::skip(&mut connection, CONSUMER, of("a"), "ada", "lost").await.unwrap().unwrap();
     assert_eq!(skipped.received.unwrap(), messages[0]);
-    let discarded = admin::discard(&mut connection, CONSUMER, of("b")).await.unwrap();
+    let discarded = admin::discard(&mut connection, CONSUMER, of("b"), "ada", "lost").await.unwrap();
     let discarded: Vec<Message> = discarded.into_iter().map(|held| held.received.unwrap()).collect();
     assert_eq!(discarded, messages[2..]);
-    assert!(admin::skip(&mut connection, CONSUMER, of("b")).await.unwrap().is_none());
+    assert!(admin::skip(&mut connection, CONSUMER, of("b"), "ada", "lost").await.unwrap().is_none());
     service.nothing_is_held().await;
     fragile.good.store(true, Ordering::SeqCst);
     service.publish(&messages).await;
@@ -170,7 +170,7 @@ async fn what_cannot_be_understood_or_told_from_a_copy_is_parked_as_it_came() {
     payloads.sort();
     assert_eq!(payloads, ["no identity \u{0}", "not an event", "nul"]);
     // Redriven, it is still no message.
-    admin::redrive(&mut connection, CONSUMER, parked[0].hold).await.unwrap();
+    admin::redrive(&mut connection, CONSUMER, parked[0].hold, "ada", None).await.unwrap();
     service.parked(3).await;
     running.stop().await;
     assert_eq!(service.notes().await, ["good"]);
@@ -192,9 +192,13 @@ async fn a_copy_past_the_horizon_is_parked_and_admitted_only_by_a_person() {
         .execute(&mut *connection)
         .await
         .unwrap();
-    admin::redrive(&mut connection, CONSUMER, parked[0].hold).await.unwrap();
+    admin::redrive(&mut connection, CONSUMER, parked[0].hold, "ada", None).await.unwrap();
     assert_eq!(service.parked(1).await[0].last_error, "id: made before the horizon");
-    assert!(admin::admit_late(&mut connection, CONSUMER, parked[0].hold).await.unwrap());
+    assert!(
+        admin::admit_late(&mut connection, CONSUMER, parked[0].hold, "ada", Some("never handled"))
+            .await
+            .unwrap()
+    );
     service.nothing_is_held().await;
     running.stop().await;
     assert_eq!(service.notes().await, ["on time", "late"]);
@@ -253,7 +257,7 @@ async fn a_build_without_the_handler_leaves_a_held_message_to_one_that_has_it() 
     service.parked(1).await;
     running.stop().await;
     let mut connection = service.pool.acquire().await.unwrap();
-    admin::redrive_all(&mut connection, CONSUMER).await.unwrap();
+    admin::redrive_all(&mut connection, CONSUMER, "ada", None).await.unwrap();
     let older = start(service.consumer().on("order.other", effect));
     service.publish(&[Message::new("orders", "order.other", "other")]).await;
     eventually("the older build is at work", || async { (service.notes().await == ["other"]).then_some(()) })
@@ -281,7 +285,7 @@ async fn status_tells_each_consumer_and_what_it_holds() {
     assert_eq!(status[0].messages, 2);
     assert!(status[0].started_at.is_some() && status[0].oldest_held_at.is_some());
     let held = service.held().await;
-    assert!(admin::redrive(&mut connection, CONSUMER, held[0].hold).await.unwrap());
+    assert!(admin::redrive(&mut connection, CONSUMER, held[0].hold, "ada", None).await.unwrap());
     assert_eq!(service.held().await[0].state, HeldState::Retrying);
-    assert!(!admin::redrive(&mut connection, "another", held[0].hold).await.unwrap());
+    assert!(!admin::redrive(&mut connection, "another", held[0].hold, "ada", None).await.unwrap());
 }

@@ -179,7 +179,7 @@ async fn a_rejected_message_holds_its_key_and_a_redrive_delivers_it_in_order() {
     assert_eq!(numbers(&broker, "bad"), Vec::<usize>::new());
 
     broker.accept_key("bad");
-    assert!(outbox::admin::redrive(pool, "default", held[0].position).await.unwrap());
+    assert!(outbox::admin::redrive(pool, "default", held[0].position, "ada", None).await.unwrap());
     broker.wait_for_published(12).await;
     until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
     write(pool, &[message("bad", 7)]).await;
@@ -204,7 +204,7 @@ async fn a_skip_gives_up_the_first_message_and_no_other() {
     .await;
     broker.accept_key("bad");
     let held = outbox::admin::held_keys(pool, "default").await.unwrap();
-    assert!(outbox::admin::skip(pool, "default", held[0].position).await.unwrap().is_some());
+    assert!(outbox::admin::skip(pool, "default", held[0].position, "ada", "lost").await.unwrap().is_some());
     broker.wait_for_published(2).await;
     relay.stop().await.unwrap();
     assert_eq!(numbers(&broker, "bad"), [2, 3]);
@@ -235,7 +235,7 @@ async fn a_message_held_alone_is_not_published_from_the_log_again_after_a_crash(
     broker.wait_for_published(2).await;
     let held = outbox::admin::held_keys(pool, "default").await.unwrap();
     assert_eq!((held.len(), held[0].first), (1, Some(alone.id)));
-    assert!(outbox::admin::redrive(pool, "default", held[0].position).await.unwrap());
+    assert!(outbox::admin::redrive(pool, "default", held[0].position, "ada", None).await.unwrap());
     broker.wait_for_published(3).await;
     relay.stop().await.unwrap();
     let ids: Vec<MessageId> = broker.published().iter().map(|published| published.message.id).collect();

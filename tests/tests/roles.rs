@@ -76,6 +76,7 @@ outbox_consumer: inbox.retention rw
 outbox_consumer: inbox.schema_version r
 outbox_consumer: inbox.slot() X
 outbox_monitor: inbox u
+outbox_monitor: inbox.audit r
 outbox_monitor: inbox.consumer r
 outbox_monitor: inbox.held_key r
 outbox_monitor: inbox.held_message r*
@@ -84,6 +85,7 @@ outbox_monitor: inbox.process r
 outbox_monitor: inbox.retention r
 outbox_monitor: inbox.schema_version r
 outbox_monitor: outbox u
+outbox_monitor: outbox.audit r
 outbox_monitor: outbox.cluster r
 outbox_monitor: outbox.cursor r
 outbox_monitor: outbox.held_key r
@@ -95,6 +97,7 @@ outbox_monitor: outbox.process r
 outbox_monitor: outbox.relay r
 outbox_monitor: outbox.schema_version r
 outbox_operator: inbox u
+outbox_operator: inbox.audit a*r
 outbox_operator: inbox.consumer r
 outbox_operator: inbox.held_key drw*
 outbox_operator: inbox.held_message drw*
@@ -104,6 +107,7 @@ outbox_operator: inbox.retention r
 outbox_operator: inbox.schema_version r
 outbox_operator: inbox.slot() X
 outbox_operator: outbox u
+outbox_operator: outbox.audit a*r
 outbox_operator: outbox.cluster r
 outbox_operator: outbox.cursor r
 outbox_operator: outbox.held_key drw*
@@ -115,6 +119,7 @@ outbox_operator: outbox.process r
 outbox_operator: outbox.relay rw*
 outbox_operator: outbox.schema_version r
 outbox_relay: outbox u
+outbox_relay: outbox.audit a*
 outbox_relay: outbox.cluster r
 outbox_relay: outbox.cursor arw
 outbox_relay: outbox.held_key adrw
@@ -173,6 +178,8 @@ const WORK: [(&str, &[&str]); 6] = [
         "update outbox.held_key set attempts = 2",
         "delete from outbox.held_message",
         "delete from outbox.held_key",
+        "insert into outbox.audit (who, action, relay, position, message_id, reason)
+         values ('relay r', 'skip', 'r', 1, gen_random_uuid(), 'rejected')",
         "delete from outbox.process",
         "truncate outbox.message_3",
     ]),
@@ -202,7 +209,10 @@ const WORK: [(&str, &[&str]); 6] = [
         "select payload, headers from outbox.held_message",
         "select id, key, topic from outbox.message",
         "select last_value from outbox.message_position_seq",
-        "update outbox.relay set state = 'paused'",
+        "update outbox.relay set state = 'paused', changes = changes + 1",
+        "insert into outbox.audit (who, action, relay, position, message_id, reason)
+         values ('ada', 'pause', null, null, null, null) returning message_id",
+        "select who, role, action from outbox.audit",
         "update outbox.held_key set state = 'retrying', attempts = 0, next_attempt_at = now()",
         "delete from outbox.held_message",
         "delete from outbox.held_key",
@@ -212,6 +222,8 @@ const WORK: [(&str, &[&str]); 6] = [
         "select hold from inbox.held_key for update",
         "insert into inbox.message (message_id, received_at, slot, consumer)
          select id, now(), inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing",
+        "insert into inbox.audit (who, action, consumer, hold, message_id, reason) values ('ada', 'redrive', 'c', 1, null, null)",
+        "select who, role, action from inbox.audit",
         "delete from inbox.held_message",
         "delete from inbox.held_key",
     ]),
@@ -222,6 +234,7 @@ const WORK: [(&str, &[&str]); 6] = [
         "select c.relay, pg_snapshot_xmax(c.seen), p.label from outbox.cursor c left join outbox.process p on p.id = owner",
         "select relay, state, last_error from outbox.held_key",
         "select relay, key, kind from outbox.held_message",
+        "select at, who, role, reason from outbox.audit union all select at, who, role, reason from inbox.audit",
         "select consumer, count(*) from inbox.message group by consumer",
         "select consumer, key, kind, late from inbox.held_message",
         "select horizon, floor from inbox.consumer, inbox.retention",
@@ -249,7 +262,7 @@ async fn each_role_can_do_its_work() {
 }
 
 /// Refusals that matter most, each by SQLSTATE: what the rights above rule out, said as an attack.
-const DENIED: [(&str, &str); 26] = [
+const DENIED: [(&str, &str); 35] = [
     ("outbox_service", "select payload from outbox.message"),
     (
         "outbox_service",
@@ -289,6 +302,20 @@ const DENIED: [(&str, &str); 26] = [
     ("outbox_consumer", "update inbox.held_message set payload = ''"),
     ("outbox_operator", "select payload from outbox.message"),
     ("outbox_operator", "update outbox.cursor set after = 0"),
+    // What was enqueued is what is published: a message that is held is not edited by anybody.
+    ("outbox_operator", "update outbox.held_message set payload = ''"),
+    ("outbox_operator", "update outbox.held_message set topic = 'elsewhere'"),
+    ("outbox_operator", "insert into outbox.held_message select * from outbox.held_message"),
+    ("outbox_operator", "update inbox.held_message set payload = ''"),
+    // Nor what was decided, nor in whose name the server saw it.
+    ("outbox_operator", "update outbox.audit set who = 'nobody'"),
+    ("outbox_operator", "delete from outbox.audit"),
+    (
+        "outbox_operator",
+        "insert into outbox.audit (who, role, action) values ('ada', 'somebody else', 'pause')",
+    ),
+    ("outbox_operator", "delete from inbox.audit"),
+    ("outbox_relay", "select from outbox.audit"),
     ("outbox_monitor", "select payload from outbox.held_message"),
     ("outbox_monitor", "select headers from outbox.message"),
     ("outbox_monitor", "select headers from inbox.held_message"),

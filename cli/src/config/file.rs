@@ -4,32 +4,34 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::Route;
 use super::layers::{Given, Layer, Origin};
 use super::settings::{Kind, SETTINGS, by_key};
+use super::topics::{ByTopic, Topics};
 use crate::exit::Failure;
 use crate::{suggest, text_file};
 
 /// No configuration is longer; a file that is was named by mistake.
 const BYTES: usize = 1 << 20;
 
-/// Keys of a `[[route]]`.
-const ROUTE: [&str; 2] = ["topic", "destination"];
+/// The lists: their name, and what an entry says of its topic.
+const ROUTE: (&str, &str) = ("route", "destination");
+const POLICY: (&str, &str) = ("policy", "policy");
 
 /// Reads the file.
-pub(super) fn read(path: &Path) -> Result<(Layer, Vec<Route>), Failure> {
+pub(super) fn read(path: &Path) -> Result<(Layer, Topics), Failure> {
     let text = text_file::read(path, BYTES)?;
     parse(&path.display().to_string(), &text)
 }
 
 /// Takes every key of the text, and refuses what is none.
-pub(super) fn parse(path: &str, text: &str) -> Result<(Layer, Vec<Route>), Failure> {
+pub(super) fn parse(path: &str, text: &str) -> Result<(Layer, Topics), Failure> {
     let table: Table = toml::from_str(text).map_err(|error| syntax(path, text, &error))?;
     let mut layer = Layer::default();
-    let mut routes = Vec::new();
+    let mut topics = Topics::default();
     for (key, value) in table {
         match value {
-            value if key == "route" => routes = parse_routes(path, value)?,
+            value if key == ROUTE.0 => topics.routes = list(path, value, ROUTE)?,
+            value if key == POLICY.0 => topics.policies = list(path, value, POLICY)?,
             Value::Table(table) if by_key(&key).is_none() => {
                 if table.is_empty() {
                     return Err(unknown(path, &key));
@@ -41,7 +43,7 @@ pub(super) fn parse(path: &str, text: &str) -> Result<(Layer, Vec<Route>), Failu
             value => take(path, &mut layer, &key, value)?,
         }
     }
-    Ok((layer, routes))
+    Ok((layer, topics))
 }
 
 fn take(path: &str, layer: &mut Layer, key: &str, value: Value) -> Result<(), Failure> {
@@ -61,25 +63,26 @@ fn take(path: &str, layer: &mut Layer, key: &str, value: Value) -> Result<(), Fa
     Ok(())
 }
 
-fn parse_routes(path: &str, value: Value) -> Result<Vec<Route>, Failure> {
+fn list(path: &str, value: Value, (name, says): (&str, &str)) -> Result<Vec<ByTopic>, Failure> {
     let shape =
-        || Failure::usage(format!("{path}: route: must be written [[route]], with topic and destination"));
+        || Failure::usage(format!("{path}: {name}: must be written [[{name}]], with topic and {says}"));
     let Value::Array(entries) = value else { return Err(shape()) };
-    let mut routes = Vec::new();
+    let mut list = Vec::new();
     for (index, entry) in entries.into_iter().enumerate() {
         let Value::Table(mut table) = entry else { return Err(shape()) };
-        let at = format!("{path}: route {}", index + 1);
-        if let Some(key) = table.keys().find(|key| !ROUTE.contains(&key.as_str())) {
-            return Err(Failure::usage(format!("{at}: unknown key {key}{}", suggest::hint(key, ROUTE))));
+        let at = format!("{path}: {name} {}", index + 1);
+        let keys = ["topic", says];
+        if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
+            return Err(Failure::usage(format!("{at}: unknown key {key}{}", suggest::hint(key, keys))));
         }
         let mut text = |key: &str| match table.remove(key) {
             Some(Value::String(text)) => Ok(text),
             Some(_) => Err(Failure::usage(format!("{at}: {key}: must be text in quotes"))),
             None => Err(Failure::usage(format!("{at}: {key} is missing"))),
         };
-        routes.push(Route { topic: text("topic")?, destination: text("destination")?, origin: at.clone() });
+        list.push(ByTopic { topic: text("topic")?, value: text(says)?, origin: at.clone() });
     }
-    Ok(routes)
+    Ok(list)
 }
 
 fn unknown(path: &str, key: &str) -> Failure {
@@ -88,7 +91,7 @@ fn unknown(path: &str, key: &str) -> Failure {
     if !inside.is_empty() {
         return Failure::usage(format!("{path}: {key}: must be a table, [{key}] with {}", inside.join(", ")));
     }
-    let names = SETTINGS.iter().map(|setting| setting.key).chain(["route"]);
+    let names = SETTINGS.iter().map(|setting| setting.key).chain([ROUTE.0, POLICY.0]);
     // `first` at the top level is `retry.first` without its table.
     let hint = match SETTINGS
         .iter()
@@ -136,6 +139,10 @@ mod tests {
             ),
             ("[[route]]\ntopic = \"a\"", "relay.toml: route 1: destination is missing"),
             (
+                "[policy]\ntopic = \"a\"",
+                "relay.toml: policy: must be written [[policy]], with topic and policy",
+            ),
+            (
                 "[[route]]\ntopic = \"a\"\ndestination = \"b\"\n[[route]]\ntopik = 1",
                 "relay.toml: route 2: unknown key topik; did you mean topic?",
             ),
@@ -149,9 +156,9 @@ mod tests {
 
     #[test]
     fn carriage_returns_end_lines_too() {
-        let (layer, routes) =
+        let (layer, topics) =
             parse("f", "lease = \"30s\"\r\n[[route]]\r\ntopic = \"a\"\r\ndestination = \"b\"\r\n").unwrap();
         assert_eq!(layer.get("lease").map(|given| given.text.as_str()), Some("30s"));
-        assert_eq!(routes.len(), 1);
+        assert_eq!(topics.routes.len(), 1);
     }
 }

@@ -4,29 +4,24 @@ mod broker;
 mod file;
 mod layers;
 mod settings;
+mod topics;
 
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use outbox::Settings;
 use outbox::log::Start;
-use outbox::{Routes, Settings};
 
 pub(crate) use self::broker::{Broker, FORMS};
 use self::layers::Layer;
+pub(crate) use self::topics::TopicFlags;
+use self::topics::Topics;
 use crate::duration::show;
 use crate::exit::Failure;
+use crate::moment;
 use crate::secret::SecretUrl;
 use crate::text_file;
-
-/// A topic pattern and where its messages go.
-#[derive(Debug, Clone)]
-pub(crate) struct Route {
-    pub(crate) topic: String,
-    pub(crate) destination: String,
-    /// Where it was written, for the message about it.
-    pub(crate) origin: String,
-}
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,21 +89,19 @@ impl Config {
         path: Option<&Path>,
         variables: impl Iterator<Item = (String, String)>,
         flags: &[(&'static str, Option<&str>)],
-        flag_routes: &[String],
+        topic_flags: TopicFlags<'_>,
     ) -> Result<Self, Failure> {
-        let (layer, mut routes) = match path {
+        let (layer, topics) = match path {
             Some(path) => file::read(path)?,
-            None => (Layer::default(), Vec::new()),
+            None => (Layer::default(), Topics::default()),
         };
-        if !flag_routes.is_empty() {
-            routes = flag_routes.iter().map(|text| flag_route(text)).collect::<Result<_, _>>()?;
-        }
+        let topics = topics.under(topic_flags)?;
         let layer =
             layer.under(Layer::from_environment(variables)?).under(Layer::from_flags(flags.iter().copied()));
-        Config::from_layer(&layer, &routes)
+        Config::from_layer(&layer, &topics)
     }
 
-    fn from_layer(layer: &Layer, routes: &[Route]) -> Result<Self, Failure> {
+    fn from_layer(layer: &Layer, topics: &Topics) -> Result<Self, Failure> {
         let missing = |what: &str, how: &str| Failure::usage(format!("no {what}: {how}"));
         let databases = databases(layer)?.ok_or_else(|| {
             missing("database", "set DATABASE_URL, or `database` in the file, or --database @FILE")
@@ -122,7 +115,7 @@ impl Config {
             relay: layer.text("relay", name, relay_name)?.unwrap_or_else(|| RELAY.to_owned()),
             broker: Broker::parse(&broker)?,
             nats_stream: nats_stream(layer)?,
-            settings: settings(layer, build_routes(routes)?)?,
+            settings: settings(layer, topics)?,
             log: layer.text("log", "log directives like info or outbox=debug,warn", log_directives)?,
             log_format: layer
                 .text("log_format", "text or json", |text| match text {
@@ -163,14 +156,12 @@ fn databases(layer: &Layer) -> Result<Option<Databases>, Failure> {
 }
 
 /// The relay's own settings, and what must hold between them.
-fn settings(layer: &Layer, routes: Routes) -> Result<Settings, Failure> {
+fn settings(layer: &Layer, topics: &Topics) -> Result<Settings, Failure> {
     let mut settings = Settings::default();
-    settings.routes = routes;
-    let start = layer.text("start", "beginning or now", |text| match text {
-        "beginning" => Some(Start::Beginning),
-        "now" => Some(Start::Now),
-        _ => None,
-    })?;
+    settings.routes = topics.routes()?;
+    settings.policies = topics.policies()?;
+    let wanted = format!("beginning, now, position:NUMBER, or {}", moment::GRAMMAR);
+    let start = layer.text("start", &wanted, start)?;
     set(&mut settings.start, start);
     set(&mut settings.shards, layer.count("shards", 1..=1024)?.map(|shards| shards as i16));
     for (key, most, field) in [
@@ -197,6 +188,18 @@ fn settings(layer: &Layer, routes: Routes) -> Result<Settings, Failure> {
     }
     bounds(&settings)?;
     Ok(settings)
+}
+
+fn start(text: &str) -> Option<Start> {
+    match (text, text.strip_prefix("position:")) {
+        ("beginning", _) => Some(Start::Beginning),
+        ("now", _) => Some(Start::Now),
+        // `parse` alone would take "+5".
+        (_, Some(position)) if position.bytes().all(|byte| byte.is_ascii_digit()) => {
+            position.parse().ok().filter(|position| *position > 0).map(Start::AtPosition)
+        }
+        (text, _) => moment::parse(text).map(Start::AtTime),
+    }
 }
 
 fn set<T>(field: &mut T, given: Option<T>) {
@@ -288,21 +291,6 @@ fn nats_stream(layer: &Layer) -> Result<Option<NatsStream>, Failure> {
     }
 }
 
-fn flag_route(text: &str) -> Result<Route, Failure> {
-    let (topic, destination) = text.split_once('=').ok_or_else(|| {
-        Failure::usage("--route: must be PATTERN=DESTINATION, like 'orders.>=shop.{topic}'")
-    })?;
-    Ok(Route { topic: topic.to_owned(), destination: destination.to_owned(), origin: "--route".to_owned() })
-}
-
-fn build_routes(routes: &[Route]) -> Result<Routes, Failure> {
-    routes.iter().try_fold(Routes::default(), |built, route| {
-        built
-            .with(&route.topic, &route.destination)
-            .map_err(|error| Failure::usage(format!("{}: {error}", route.origin)))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,7 +300,8 @@ mod tests {
             [("DATABASE_URL", "postgres://app:m4rker@db/orders"), ("OUTBOX_BROKER", "nats://m4rker@n")];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let routes: Vec<String> = routes.iter().map(|route| route.to_string()).collect();
-        Config::read(None, environment.into_iter(), flags, &routes).map_err(|failure| failure.to_string())
+        let topics = TopicFlags { routes: &routes, ..TopicFlags::default() };
+        Config::read(None, environment.into_iter(), flags, topics).map_err(|failure| failure.to_string())
     }
 
     #[test]
@@ -330,10 +319,28 @@ mod tests {
     }
 
     #[test]
+    fn a_start_is_a_word_a_position_or_a_moment() {
+        let moment = moment::parse("2026-01-31T12:00:00Z").unwrap();
+        for (text, expected) in [
+            ("beginning", Some(Start::Beginning)),
+            ("now", Some(Start::Now)),
+            ("position:812", Some(Start::AtPosition(812))),
+            ("2026-01-31T12:00:00Z", Some(Start::AtTime(moment))),
+            ("position:", None),
+            ("position:0", None),
+            ("position:+5", None),
+            ("position:99999999999999999999", None),
+            ("812", None),
+        ] {
+            assert_eq!(start(text), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_not_as_it_must_be_is_named() {
         for (flags, routes, expected) in [
             (("relay", "Default"), "", "--relay: must be a name of a-z 0-9"),
-            (("start", "yesterday"), "", "--start: must be beginning or now"),
+            (("start", "yesterday"), "", "--start: must be beginning, now, position:NUMBER, or"),
             (("log", "outbox=loud"), "", "--log: must be log directives"),
             (("log_format", "xml"), "", "--log-format: must be text or json"),
             (("broker", "nats://user:m4rker@n"), "", "--broker: the URL holds a password"),

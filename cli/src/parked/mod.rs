@@ -11,6 +11,7 @@ use self::held::{Held, Holder};
 use crate::exit::Failure;
 use crate::output::{self, Format};
 use crate::secret::SecretUrl;
+use crate::who::{self, Who};
 use crate::{database, schema};
 
 /// List, redrive or skip what is parked
@@ -29,11 +30,13 @@ Examples:
   outbox parked list --consumer payment --all          also what is still retried
   outbox parked redrive --relay default --position 812
   outbox parked redrive --consumer payment --every     every parked key of that consumer
-  outbox parked skip --consumer payment --key order-7  gives up its first message; the next is tried
+  outbox parked skip --consumer payment --key order-7 --reason 'paid by hand'
+                                                       gives up its first message; the next is tried
 
 A key that fails its last attempt is parked: its messages wait, in order, and other keys go on. Redrive tries them
 again, in order, with as many attempts as if they were new. Skip gives up the first message of the key for that relay
-or consumer: that is a decision for a person, and it cannot be undone.
+or consumer: that is a decision for a person, and it cannot be undone. Both are written down with who decided and why:
+`outbox audit`. Nobody can change a message: publish another one, or skip this one.
 
 Exit codes: 0 done; 1 nothing of that name is held, or the database refused; 2 wrong usage; 3 the database cannot be
 reached; 4 the schema is missing or does not fit this build.";
@@ -45,7 +48,7 @@ enum Command {
     /// Try a held key again, now and as if it were new
     Redrive(Redrive),
     /// Give up the first message of a held key; the next one is tried
-    Skip(Choice),
+    Skip(Skip),
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,6 +61,22 @@ struct Redrive {
     /// Admit messages that are past the inbox's horizon: you know that they were not handled, the inbox does not
     #[arg(long, requires = "consumer", conflicts_with = "every")]
     late: bool,
+    #[command(flatten)]
+    who: Who,
+    /// Why, for the audit
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Skip {
+    #[command(flatten)]
+    choice: Choice,
+    #[command(flatten)]
+    who: Who,
+    /// Why, for the audit
+    #[arg(long, value_name = "TEXT", required = true)]
+    reason: String,
 }
 
 /// Whose held key, and which.
@@ -100,28 +119,31 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     match args.command.unwrap_or(Command::List(args.list)) {
         Command::List(list) => list::run(list).await,
         Command::Redrive(redrive) => run_redrive(redrive).await,
-        Command::Skip(choice) => run_skip(choice).await,
+        Command::Skip(skip) => run_skip(skip).await,
     }
 }
 
-async fn run_redrive(Redrive { choice, every, late }: Redrive) -> Result<(), Failure> {
+async fn run_redrive(Redrive { choice, every, late, who, reason }: Redrive) -> Result<(), Failure> {
     if !every {
         choice.names_a_key(", or --every")?;
     }
+    let (who, reason) = (&*who.name()?, who::reason(reason.as_deref())?);
     let (pool, url) = choice.open().await?;
     let mut connection = pool.acquire().await.map_err(|error| failed(&url, &error))?;
     let holder = choice.holder();
     let redriven = match (every, &holder) {
-        (true, Holder::Consumer(name)) => inbox::admin::redrive_all(&mut connection, name).await,
-        (true, Holder::Relay(name)) => redrive_every(&pool, name).await,
+        (true, Holder::Consumer(name)) => inbox::admin::redrive_all(&mut connection, name, who, reason).await,
+        (true, Holder::Relay(name)) => redrive_every(&pool, name, who, reason).await,
         (false, holder) => {
             let number = choice.number(&pool, &mut connection, holder, &url).await?;
             let done = match holder {
-                Holder::Relay(name) => outbox::admin::redrive(&pool, name, number).await,
+                Holder::Relay(name) => outbox::admin::redrive(&pool, name, number, who, reason).await,
                 Holder::Consumer(name) if late => {
-                    inbox::admin::admit_late(&mut connection, name, number).await
+                    inbox::admin::admit_late(&mut connection, name, number, who, reason).await
                 }
-                Holder::Consumer(name) => inbox::admin::redrive(&mut connection, name, number).await,
+                Holder::Consumer(name) => {
+                    inbox::admin::redrive(&mut connection, name, number, who, reason).await
+                }
             };
             done.map(u64::from)
         }
@@ -138,28 +160,35 @@ async fn run_redrive(Redrive { choice, every, late }: Redrive) -> Result<(), Fai
     )
 }
 
-async fn redrive_every(pool: &PgPool, relay: &str) -> Result<u64, sqlx::Error> {
+async fn redrive_every(
+    pool: &PgPool,
+    relay: &str,
+    who: &str,
+    reason: Option<&str>,
+) -> Result<u64, sqlx::Error> {
     let mut redriven = 0;
     for held in outbox::admin::held_keys(pool, relay).await?.iter().filter(|held| held.is_parked()) {
-        redriven += u64::from(outbox::admin::redrive(pool, relay, held.position).await?);
+        redriven += u64::from(outbox::admin::redrive(pool, relay, held.position, who, reason).await?);
     }
     Ok(redriven)
 }
 
-async fn run_skip(choice: Choice) -> Result<(), Failure> {
+async fn run_skip(Skip { choice, who, reason }: Skip) -> Result<(), Failure> {
     choice.names_a_key("")?;
+    let who = &*who.name()?;
+    who::reason(Some(&reason))?;
     let (pool, url) = choice.open().await?;
     let mut connection = pool.acquire().await.map_err(|error| failed(&url, &error))?;
     let holder = choice.holder();
     let number = choice.number(&pool, &mut connection, &holder, &url).await?;
     let skipped: Option<Option<Uuid>> = match &holder {
         Holder::Relay(name) => {
-            let skipped =
-                outbox::admin::skip(&pool, name, number).await.map_err(|error| failed(&url, &error))?;
+            let skipped = outbox::admin::skip(&pool, name, number, who, &reason).await;
+            let skipped = skipped.map_err(|error| failed(&url, &error))?;
             skipped.map(|id| Some(id.into()))
         }
         Holder::Consumer(name) => {
-            let skipped = inbox::admin::skip(&mut connection, name, number).await;
+            let skipped = inbox::admin::skip(&mut connection, name, number, who, &reason).await;
             let skipped = skipped.map_err(|error| failed(&url, &error))?;
             // What could not be understood has no identity.
             skipped.map(|message| message.received.ok().map(|message| message.id.into()))

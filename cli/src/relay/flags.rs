@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::Config;
+use crate::config::TopicFlags;
 use crate::exit::Failure;
 
 /// Publish what services enqueue: the daemon
@@ -34,7 +35,11 @@ pub(crate) struct Args {
     /// Where a topic goes: `orders.>=shop.{topic}`; the first that fits counts; none: to its own name [repeatable]
     #[arg(long, value_name = "PATTERN=DESTINATION")]
     route: Vec<String>,
-    /// Where a new relay begins: beginning, or now [default: beginning]
+    /// What becomes of a key when the last attempt fails: `metrics.>=skip`, or park; the first that fits counts; none: park
+    /// [repeatable]
+    #[arg(long, value_name = "PATTERN=POLICY")]
+    policy: Vec<String>,
+    /// Where a new relay begins: beginning, now, a time like 2026-01-31T12:00:00Z, or position:NUMBER [default: beginning]
     #[arg(long, value_name = "WHERE")]
     start: Option<String>,
     /// Shards of a new relay: at most so many processes share its work [default: 16]
@@ -117,6 +122,13 @@ A flag beats the environment, the environment beats the file. Durations are a wh
   [[route]]
   topic = \"orders.>\"
   destination = \"shop.{topic}\"
+  [[policy]]
+  topic = \"metrics.>\"
+  policy = \"skip\"
+
+Where a relay begins counts only when it is new. At a position or a time it passes over what is committed and stands before
+it; a transaction that is still open then is published when it commits. A policy of skip gives up the order of the key, for
+the message that is given up; `outbox audit` lists them.
 
 SIGTERM and SIGINT finish what is on the wire, record it and hand over; a second signal ends the process at once, and
 what was on the wire may be published again. SIGHUP ends it at once too.
@@ -135,7 +147,8 @@ impl Args {
         // A variable that is not UTF-8 is none of ours.
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Config::read(path, variables, &self.given(), &self.route)
+        let topics = TopicFlags { routes: &self.route, policies: &self.policy };
+        Config::read(path, variables, &self.given(), topics)
     }
 
     fn given(&self) -> [(&'static str, Option<&str>); 25] {

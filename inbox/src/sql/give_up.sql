@@ -1,6 +1,6 @@
--- Removes messages of a held key and writes down that they count as handled, so that a later copy is a repeat. Returns
--- them in order.
--- $1 consumer, $2 hold, $3 how many from the first on (null: all)
+-- Removes messages of a held key and writes down that they count as handled, so that a later copy is a repeat, and who
+-- decided it. Returns them in order.
+-- $1 consumer, $2 hold, $3 how many from the first on (null: all), $4 who, $5 why
 with given_up as materialized (
     select
         arrival, received_at, message_id, correlation, causation, occurred_at, source, topic, kind, key, headers,
@@ -19,6 +19,11 @@ with given_up as materialized (
     where message_id is not null
     order by message_id
     on conflict do nothing
+), written_down as (
+    insert into inbox.audit (who, action, consumer, hold, message_id, reason)
+    select $4::text, 'skip', $1::text, $2::bigint, message_id, $5::text
+    from given_up
+    order by arrival
 )
 select
     arrival, received_at, message_id, correlation, causation, occurred_at, source, topic, kind, key,

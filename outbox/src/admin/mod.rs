@@ -1,10 +1,19 @@
-//! What an operator asks and does: how far relays are, which keys are held, redrive and skip.
+//! What an operator asks and does: how far relays are, which keys are held, redrive and skip, pause, resume and retire.
+//!
+//! Whatever changes something says who decided it, and stands in [`audit()`] as soon as it is done, in the same transaction.
+//! There is no way to change a held message: it is published as it was enqueued, or skipped.
+
+mod audit;
+mod relays;
 
 use chrono::{DateTime, Utc};
 use message::MessageId;
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 use uuid::Uuid;
+
+pub use audit::{AuditEntry, audit};
+pub use relays::{StateError, pause, resume, retire};
 
 /// How far one relay is.
 #[derive(Debug, Clone)]
@@ -103,24 +112,41 @@ pub async fn held_keys(pool: &PgPool, relay: &str) -> Result<Vec<HeldKey>, sqlx:
     rows.iter().map(held_key).collect()
 }
 
-/// Has a held key tried again, now and afresh; its messages follow in order. `false`: no such key is held. Twice is once.
+/// Has a held key tried again, now and afresh; its messages follow in order. `false`: no such key is held, or the relay is
+/// retired. Twice is once. `who` decides it, and perhaps says why.
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn redrive(pool: &PgPool, relay: &str, position: i64) -> Result<bool, sqlx::Error> {
-    let done = sqlx::query(include_str!("sql/redrive.sql")).bind(relay).bind(position).execute(pool).await?;
+pub async fn redrive(
+    pool: &PgPool,
+    relay: &str,
+    position: i64,
+    who: &str,
+    reason: Option<&str>,
+) -> Result<bool, sqlx::Error> {
+    let query = sqlx::query(include_str!("sql/redrive.sql")).bind(relay).bind(position);
+    let done = query.bind(who).bind(reason).execute(pool).await?;
     Ok(done.rows_affected() > 0)
 }
 
 /// Gives up the first message of a parked key and has the next one tried: the message will not be published by this
-/// relay. Answers which it was; `None`: no such key is parked.
+/// relay. Of a retired relay it gives up any held message. Answers which it was; `None`: no such key is parked. `who`
+/// decides it, and says why.
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn skip(pool: &PgPool, relay: &str, position: i64) -> Result<Option<MessageId>, sqlx::Error> {
+pub async fn skip(
+    pool: &PgPool,
+    relay: &str,
+    position: i64,
+    who: &str,
+    reason: &str,
+) -> Result<Option<MessageId>, sqlx::Error> {
     let id: Option<Uuid> = sqlx::query_scalar(include_str!("sql/skip.sql"))
         .bind(relay)
         .bind(position)
+        .bind(who)
+        .bind(reason)
         .fetch_optional(pool)
         .await?;
     Ok(id.and_then(|id| MessageId::try_from(id).ok()))

@@ -12,6 +12,7 @@ mod reader;
 mod row;
 mod share;
 mod snapshot;
+mod start;
 mod store;
 mod window;
 
@@ -25,18 +26,9 @@ pub use reader::{Reader, RecordCommand};
 pub use row::LogMessage;
 pub use share::{Move, Share};
 pub use snapshot::{NotSnapshot, Snapshot};
+pub use start::Start;
 pub use store::{Cursor, NewHold, Record, Store};
 pub use window::{Look, PageRange, Reading, Seen, Window};
-
-/// Where a relay that has no cursors yet begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Start {
-    /// With the oldest message that the log holds.
-    #[default]
-    Beginning,
-    /// With what commits from now on.
-    Now,
-}
 
 /// How a log is read.
 #[derive(Debug, Clone)]
@@ -95,6 +87,9 @@ pub enum Refusal {
     /// The cluster went back to before the cursor was recorded.
     #[error("a cursor is ahead of the cluster's transaction ids (a restore to an earlier time?)")]
     CursorAhead,
+    /// A new relay was to begin with something that is yet to come.
+    #[error("the relay is to start beyond the end of the log")]
+    StartAhead,
     /// The relay is retired.
     #[error("the relay is retired")]
     Retired,

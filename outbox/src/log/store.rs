@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::connection::LogConnection;
 use super::progress::CursorRecord;
 use super::row::LogMessage;
-use super::snapshot::{NotSnapshot, Snapshot, column};
+use super::snapshot::{NotSnapshot, column};
 use super::window::Seen;
 use super::{LogError, Refusal, Start};
 
@@ -105,18 +105,15 @@ impl Store {
         let begun: bool =
             sqlx::query_scalar(sql!("has_cursors")).bind(relay).fetch_one(connection.connection()).await?;
         if !begun {
-            let seen = match start {
-                Start::Beginning => Seen { snapshot: Snapshot::nothing(), bound: 0 },
-                Start::Now => {
-                    let bound = connection.prove_bound().await?;
-                    Seen { snapshot: connection.look(relay).await?.snapshot, bound }
-                }
-            };
+            let place = start.place(connection, relay).await?;
             sqlx::query(sql!("create_cursors"))
                 .bind(relay)
                 .bind(i32::from(shards))
-                .bind(seen.snapshot.to_string())
-                .bind(seen.bound)
+                .bind(place.seen.snapshot.to_string())
+                .bind(place.seen.bound)
+                .bind(place.until.as_ref().map(|until| until.snapshot.to_string()))
+                .bind(place.until.as_ref().map(|until| until.bound))
+                .bind(place.after)
                 .execute(connection.connection())
                 .await?;
         }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Settings, backoff};
+use super::{Policy, Settings, backoff};
 
 /// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
 const LOOK: Duration = Duration::from_millis(250);
@@ -163,6 +163,9 @@ impl<P: Publisher> Holds<P> {
                         return Ok(());
                     }
                 }
+                Err(error) if self.is_given_up(&batch[0].message.topic, attempts, &error) => {
+                    return self.give_up(&due, position, &error).await;
+                }
                 Err(error) => return self.failed(&due, attempts, &error).await,
             }
         }
@@ -188,6 +191,21 @@ impl<P: Publisher> Holds<P> {
             .bind(i32::from(!messages_fault))
             .execute(&self.pool)
             .await?;
+        Ok(())
+    }
+
+    /// Whether this was the last attempt at a message of a topic whose keys are not parked.
+    fn is_given_up(&self, topic: &str, attempts: i32, error: &PublishError) -> bool {
+        matches!(error, PublishError::Rejected(_))
+            && u32::try_from(attempts).unwrap_or(1) >= self.settings.max_attempts
+            && self.settings.policies.of(topic) == Policy::Skip
+    }
+
+    async fn give_up(&self, due: &Due, position: i64, error: &PublishError) -> Result<(), sqlx::Error> {
+        tracing::warn!(relay = self.relay, position, %error, "given up: its topic's policy is to skip");
+        let query = sqlx::query(include_str!("sql/give_up.sql")).bind(&self.relay).bind(due.position);
+        let query = query.bind(position).bind(due.shard).bind(due.epoch);
+        query.bind(shorten(&error.to_string())).execute(&self.pool).await?;
         Ok(())
     }
 

@@ -4,6 +4,7 @@ mod backoff;
 mod busy;
 mod holds;
 mod lanes;
+mod policies;
 mod routes;
 mod session;
 mod settings;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 pub use backoff::Backoff;
 pub(crate) use backoff::chance;
 use busy::Busy;
+pub use policies::{Policies, Policy};
 pub use routes::{InvalidRoute, Pattern, Routes};
 pub use settings::Settings;
 
@@ -95,7 +97,7 @@ impl<P: Publisher + 'static> Relay<P> {
     }
 
     /// Runs until `stop` is cancelled; then finishes what is on the wire, records it, and hands over. Goes on through
-    /// failures of the database and the broker.
+    /// failures of the database and the broker. One that is paused waits until it is resumed.
     ///
     /// # Errors
     /// See [`RelayError`]. A database that cannot be reached is an error only at the start.
@@ -124,6 +126,7 @@ impl<P: Publisher + 'static> Relay<P> {
                     }
                 }
                 Err(Refusal::Paused) => {
+                    begun = true;
                     if !std::mem::replace(&mut paused, true) {
                         tracing::info!(relay = self.name, "paused: it goes on when it is resumed");
                     }

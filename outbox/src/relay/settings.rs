@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Backoff, Routes};
+use super::{Backoff, Policies, Routes};
 use crate::log::{ReadSettings, Start};
 
 /// The settings of a relay, with defaults that suit most.
@@ -36,8 +36,10 @@ pub struct Settings {
     pub routes: Routes,
     /// Waits between attempts at a message that the broker rejects.
     pub retry: Backoff,
-    /// Attempts at such a message before its key is parked.
+    /// Attempts at such a message before its key is parked, or what else its topic's policy says.
     pub max_attempts: u32,
+    /// What becomes of a key then, by topic.
+    pub policies: Policies,
     /// Waits while the broker is unavailable.
     pub unavailable: Backoff,
 }
@@ -76,6 +78,7 @@ impl Default for Settings {
             routes: Routes::default(),
             retry: Backoff { first: ms(200), ceiling: ms(300_000) },
             max_attempts: 10,
+            policies: Policies::default(),
             unavailable: Backoff { first: ms(50), ceiling: ms(5_000) },
         }
     }

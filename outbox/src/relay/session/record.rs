@@ -8,9 +8,9 @@ use message::Publisher;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::backoff;
 use super::super::holds::{Notice, shorten};
 use super::super::lanes::Item;
+use super::super::{Policy, backoff};
 use super::publish::UNANSWERED;
 use super::{QUIET, Session};
 use crate::log::{LogMessage, NewHold, Progress, Record};
@@ -21,7 +21,10 @@ impl<P: Publisher + 'static> Session<'_, P> {
         let (position, key) = (first.log.position, first.log.message.key.clone());
         // Without an answer nobody is to blame, so no attempt counts.
         let attempts = if first.unanswered < UNANSWERED { 1 } else { 0 };
-        let parked = attempts >= self.settings.max_attempts;
+        let last = attempts >= self.settings.max_attempts;
+        let skipped = last && self.settings.policies.of(&first.log.message.topic) == Policy::Skip;
+        // It is given up where held keys are tried, after one attempt more.
+        let (parked, attempts) = if skipped { (false, 0) } else { (last, attempts) };
         let retry = self.settings.retry.after(1, backoff::chance());
         tracing::warn!(
             relay = self.relay.name, id = %first.log.message.id, position, error, behind = items.len() - 1,

@@ -1,0 +1,62 @@
+//! Where a relay that has no cursors yet begins, as the cursor that each of its shards is given.
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+
+use super::connection::LogConnection;
+use super::snapshot::Snapshot;
+use super::window::Seen;
+use super::{LogError, Refusal};
+
+/// Where a relay that has no cursors yet begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// With the oldest message that the log holds.
+    #[default]
+    Beginning,
+    /// With what commits from now on.
+    Now,
+    /// With the message at this position: what is committed now and stands below it counts as delivered. A transaction that
+    /// is still open is delivered when it commits, wherever its messages stand, as by every relay.
+    AtPosition(i64),
+    /// With the first message that was enqueued at or after this moment, as [at its position](Start::AtPosition).
+    AtTime(DateTime<Utc>),
+}
+
+/// A cursor without its shard.
+pub(super) struct Place {
+    pub(super) seen: Seen,
+    pub(super) until: Option<Seen>,
+    pub(super) after: i64,
+}
+
+impl Start {
+    /// The cursor that stands there.
+    pub(super) async fn place(self, log: &mut LogConnection, relay: &str) -> Result<Place, Refusal> {
+        let nothing = Seen { snapshot: Snapshot::nothing(), bound: 0 };
+        if self == Start::Beginning {
+            return Ok(Place { seen: nothing, until: None, after: 0 });
+        }
+        let bound = log.prove_bound().await?;
+        // Before a time is looked up: what commits in between is not visible here, hence not passed over.
+        let look = log.look(relay).await?;
+        let now = Seen { snapshot: look.snapshot, bound };
+        let position = match self {
+            Start::AtPosition(position) => position,
+            Start::AtTime(moment) => position_at(log, moment).await?.unwrap_or(look.last_position + 1),
+            _ => return Ok(Place { seen: now, until: None, after: 0 }),
+        };
+        if position > look.last_position + 1 {
+            return Err(Refusal::StartAhead);
+        }
+        // As if a relay had begun at the beginning and had delivered up to there what is visible now.
+        Ok(Place { seen: nothing, until: Some(now), after: (position - 1).max(0) })
+    }
+}
+
+/// The position of the first visible message that was enqueued at or after a moment.
+async fn position_at(log: &mut LogConnection, moment: DateTime<Utc>) -> Result<Option<i64>, Refusal> {
+    let query = sqlx::query(include_str!("sql/position_at.sql")).bind(moment).persistent(false);
+    let row = query.fetch_one(log.connection()).await.map_err(LogError::from)?;
+    if row.try_get("ahead")? { Err(Refusal::StartAhead) } else { Ok(row.try_get("position")?) }
+}

@@ -1,0 +1,232 @@
+//! Relays as an operator's: where one begins, what a pause, a retirement and a topic's policy do.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod relay_support;
+
+use std::time::Duration;
+
+use brokers::memory::Broker;
+use chrono::{DateTime, Utc};
+use message::Message;
+use outbox::log::{Refusal, Start};
+use outbox::{Policies, Policy, RelayError, Settings, admin};
+use relay_support::{PATIENCE, Running, message, start, until, write};
+use sqlx::PgPool;
+use tests::Database;
+
+async fn ended(relay: Running) -> Result<(), RelayError> {
+    tokio::time::timeout(PATIENCE, relay.task).await.expect("the relay ends in time").expect("no panic")
+}
+
+fn settings(start: Start) -> Settings {
+    let mut settings = relay_support::settings();
+    settings.start = start;
+    settings
+}
+
+/// Waits until so many are published, and not for ever.
+async fn arrived(broker: &Broker, count: usize) {
+    let published = tokio::time::timeout(PATIENCE, broker.wait_for_published(count)).await;
+    assert!(published.is_ok(), "{count} are expected: {:?}", numbers(broker));
+}
+
+fn numbers(broker: &Broker) -> Vec<usize> {
+    let published = broker.published();
+    published
+        .iter()
+        .map(|published| std::str::from_utf8(&published.message.payload).unwrap().parse().unwrap())
+        .collect()
+}
+
+/// Ten messages, each with a position of its number and a transaction of its own.
+async fn ten(pool: &PgPool) {
+    for number in 1..=10 {
+        write(pool, &[message(&format!("k{}", number % 3), number)]).await;
+    }
+}
+
+/// What a new relay publishes, sorted.
+async fn published_from(pool: &PgPool, start_at: Start, expected: usize) -> Vec<usize> {
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings(start_at));
+    arrived(&broker, expected).await;
+    relay.stop().await.unwrap();
+    let mut numbers = numbers(&broker);
+    numbers.sort_unstable();
+    numbers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_begins_at_a_position_and_forgets_no_open_transaction_below_it() {
+    let database = Database::new("start_position").await;
+    let pool = database.pool();
+    let mut open = Vec::new();
+    for number in 1..=2 {
+        let mut tx = pool.begin().await.unwrap();
+        outbox::enqueue_all(&mut tx, &[message("late", number)]).await.unwrap();
+        open.push(tx);
+    }
+    for number in 3..=10 {
+        write(pool, &[message("a", number)]).await;
+    }
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings(Start::AtPosition(7)));
+    arrived(&broker, 4).await;
+    // Committed after the start, so it is delivered, as by a relay that began at the beginning: by this process …
+    outbox::commit(open.remove(0)).await.unwrap();
+    arrived(&broker, 5).await;
+    relay.stop().await.unwrap();
+    assert_eq!(numbers(&broker), [7, 8, 9, 10, 1]);
+    // … and by the next, which stands where was recorded, whatever it is told.
+    outbox::commit(open.remove(0)).await.unwrap();
+    write(pool, &[message("a", 11)]).await;
+    assert_eq!(published_from(pool, Start::AtPosition(3), 2).await, [2, 11]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_beyond_the_end_of_the_log_is_refused_and_its_end_is_not() {
+    let database = Database::new("start_ahead").await;
+    let pool = database.pool();
+    ten(pool).await;
+    let tomorrow = Start::AtTime(Utc::now() + chrono::TimeDelta::days(1));
+    for ahead in [Start::AtPosition(12), tomorrow] {
+        let ended = ended(start(pool, Broker::new().publisher(), settings(ahead))).await;
+        assert!(matches!(ended, Err(RelayError::Refused(Refusal::StartAhead))), "{ended:?}");
+    }
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings(Start::AtPosition(11)));
+    until("begun", || async { admin::status(pool).await.unwrap().iter().any(|relay| relay.processes == 1) })
+        .await;
+    until("cursors", || async {
+        let cursors: i64 =
+            sqlx::query_scalar("select count(*) from outbox.cursor").fetch_one(pool).await.unwrap();
+        cursors == 16
+    })
+    .await;
+    write(pool, &[message("a", 11)]).await;
+    arrived(&broker, 1).await;
+    relay.stop().await.unwrap();
+    assert_eq!(numbers(&broker), [11]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_begins_with_the_first_message_of_a_time() {
+    let database = Database::new("start_time").await;
+    let pool = database.pool();
+    // Hours apart, with the clock of one writer half a second behind, and a gap as a retired leaf leaves it.
+    sqlx::raw_sql(
+        "insert into outbox.message (id, correlation, source, topic, kind, payload, enqueued_at)
+         select id, id, '/x', 't', 'k', convert_to(n::text, 'UTF8'),
+             '2026-01-01 00:00:00+00'::timestamptz + interval '1 hour' * n
+                 - case n when 6 then interval '3600.5 seconds' else interval '0' end
+         from generate_series(1, 20) n, lateral (select outbox.uuid_v7() as id where n > 0) made;
+         delete from outbox.message where position in (1, 2, 13, 14)",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+    let at = |text: &str| Start::AtTime(text.parse::<DateTime<Utc>>().unwrap());
+    for (moment, first) in [
+        ("2025-01-01T00:00:00Z", 3),
+        ("2026-01-01T03:00:00Z", 3),
+        ("2026-01-01T03:00:00.000001Z", 4),
+        ("2026-01-01T05:00:00Z", 5),
+        // 6 says that it is older than 5 by half a second: the first one at or after that is 5.
+        ("2026-01-01T04:59:59.5Z", 5),
+        ("2026-01-01T05:30:00Z", 7),
+        ("2026-01-01T12:30:00Z", 15),
+        ("2026-01-01T20:00:00Z", 20),
+    ] {
+        sqlx::raw_sql("delete from outbox.process; delete from outbox.cursor; delete from outbox.relay")
+            .execute(pool)
+            .await
+            .unwrap();
+        let expected: Vec<usize> = (first..=20).filter(|number| ![13, 14].contains(number)).collect();
+        assert_eq!(published_from(pool, at(moment), expected.len()).await, expected, "{moment}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_started_while_paused_waits_and_begins_when_it_is_resumed() {
+    let database = Database::new("relay_paused").await;
+    let pool = database.pool();
+    sqlx::raw_sql("insert into outbox.relay (name) values ('default')").execute(pool).await.unwrap();
+    assert!(admin::pause(pool, "default", "ada", None).await.unwrap());
+    ten(pool).await;
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings(Start::Beginning));
+    // A relay that did not wait would publish or end meanwhile.
+    let waited = tokio::time::timeout(Duration::from_secs(2), broker.wait_for_published(1)).await;
+    assert!(waited.is_err() && !relay.task.is_finished());
+    assert!(admin::resume(pool, "default", "ada", None).await.unwrap());
+    arrived(&broker, 10).await;
+    relay.stop().await.unwrap();
+
+    // And one that is told to stop while it waits, stops.
+    admin::pause(pool, "default", "ada", None).await.unwrap();
+    let relay = start(pool, Broker::new().publisher(), settings(Start::Beginning));
+    until("waits", || async { !relay.task.is_finished() }).await;
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_retired_while_it_waits_ends_and_its_name_is_refused() {
+    let database = Database::new("relay_retired").await;
+    let pool = database.pool();
+    sqlx::raw_sql("insert into outbox.relay (name) values ('default')").execute(pool).await.unwrap();
+    admin::pause(pool, "default", "ada", None).await.unwrap();
+    let relay = start(pool, Broker::new().publisher(), settings(Start::Beginning));
+    assert!(admin::retire(pool, "default", "ada", None).await.unwrap());
+    assert!(matches!(ended(relay).await, Err(RelayError::Refused(Refusal::Retired))));
+    assert!(!admin::retire(pool, "default", "ada", None).await.unwrap());
+    let resumed = admin::resume(pool, "default", "ada", None).await;
+    assert!(matches!(resumed, Err(admin::StateError::Retired)), "{resumed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_of_skip_gives_the_message_up_and_the_key_goes_on() {
+    for max_attempts in [1, 3] {
+        let database = Database::new("policy_skip").await;
+        let pool = database.pool();
+        let broker = Broker::new();
+        broker.reject_key("bad");
+        let mut settings = settings(Start::Beginning);
+        settings.max_attempts = max_attempts;
+        settings.policies = Policies::default().with("metrics.>".parse().unwrap(), Policy::Skip);
+        let relay = start(pool, broker.publisher(), settings);
+        let metric = |number: usize| Message::new("metrics.cpu", "k", number.to_string()).with_key("bad");
+        let given_up = metric(1);
+        write(pool, &[given_up.clone()]).await;
+        until("given up", || async { !admin::audit(pool, None, 10).await.unwrap().is_empty() }).await;
+        broker.accept_key("bad");
+        write(pool, &[metric(2), metric(3)]).await;
+        arrived(&broker, 2).await;
+        until("free again", || async { admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+        relay.stop().await.unwrap();
+        assert_eq!(numbers(&broker), [2, 3]);
+        let audit = admin::audit(pool, Some("default"), 10).await.unwrap();
+        let entry = &audit[0];
+        assert_eq!((audit.len(), &*entry.who, &*entry.action), (1, "relay default", "skip"));
+        assert_eq!((entry.message_id, entry.position), (Some(*given_up.id.as_uuid()), Some(1)));
+        assert!(entry.reason.as_deref().is_some_and(|reason| reason.contains("reject")), "{entry:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_without_a_policy_is_parked_beside_one_that_is_skipped() {
+    let database = Database::new("policy_park").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("bad");
+    let mut settings = settings(Start::Beginning);
+    settings.policies = Policies::default().with("metrics".parse().unwrap(), Policy::Skip);
+    let relay = start(pool, broker.publisher(), settings);
+    write(pool, &[message("bad", 1)]).await;
+    until("parked", || async {
+        admin::held_keys(pool, "default").await.unwrap().iter().any(|held| held.is_parked())
+    })
+    .await;
+    relay.stop().await.unwrap();
+    assert_eq!(admin::audit(pool, None, 10).await.unwrap().len(), 0);
+}
