@@ -6,13 +6,14 @@
 --
 --     grant outbox_service, outbox_relay to orders;                   -- a service with an embedded relay
 --     grant outbox_service, outbox_consumer to payments;              -- a service that reacts to events
+--     grant outbox_operator, outbox_relay to ada;                     -- a person who also runs replays
 --     grant outbox_owner to deploy;                                   -- whoever runs `outbox migrate` from now on
 --
 --     outbox_owner     owns both schemas and all in them; migrates
 --     outbox_service   enqueues, in its own transactions
 --     outbox_relay     reads the log, keeps its cursors and what it holds back, empties leaves that are done with
 --     outbox_consumer  records what it has handled, keeps what it holds back, forgets what lies past the horizon
---     outbox_operator  sees what the monitor sees, and held messages whole; pauses and retires relays, redrives, skips
+--     outbox_operator  sees what the monitor sees, and held messages whole; pauses and retires relays, redrives, skips, replays
 --     outbox_monitor   sees everything but payloads and headers
 --
 -- What a relay needs beyond these tables (pg_current_snapshot, pg_current_wal_insert_lsn, pg_current_wal_flush_lsn,
@@ -99,7 +100,7 @@ begin
     grant insert, update, delete on outbox.held_key to outbox_relay;
     grant select, insert, delete on outbox.held_message to outbox_relay;
     -- It writes down what a policy has given up in its name. Nobody changes what is written down.
-    grant insert (who, action, relay, position, message_id, reason) on outbox.audit to outbox_relay, outbox_operator;
+    grant insert (who, action, relay, replay, position, message_id, reason) on outbox.audit to outbox_relay, outbox_operator;
     grant select on outbox.audit to outbox_operator, outbox_monitor;
 
     grant select (tx, position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
@@ -113,6 +114,15 @@ begin
     grant select, delete on outbox.held_message to outbox_operator;
     grant update (state, attempts, next_attempt_at, last_error), delete on outbox.held_key to outbox_operator;
     grant update (state, changes) on outbox.relay to outbox_operator;
+    -- It asks for replays, and sees what one would publish. To run it is to read payloads, which takes outbox_relay, too.
+    for leaf in select inhrelid::regclass from pg_catalog.pg_inherits where inhparent = 'outbox.message'::regclass loop
+        execute format(
+            'grant select (tx, position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
+            on %s to outbox_operator', leaf);
+    end loop;
+    grant select on outbox.replay to outbox_relay, outbox_operator, outbox_monitor;
+    grant insert, update (state, after, published, skipped, last_error, epoch, expires_at, recorded_at)
+        on outbox.replay to outbox_operator;
 end
 $$;
 

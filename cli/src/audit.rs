@@ -35,7 +35,7 @@ Examples:
   outbox audit --relay default --output json | jq '.[] | select(.action == \"skip\") | .message_id'
 
 Redrives and skips, of relays and of consumers; what a relay skipped because its topic's policy says so; relays paused,
-resumed and retired. Each was written in the transaction of what it tells. `who` is what somebody said (--by), `role`
+resumed and retired; replays begun and cancelled, and what they skipped. Each was written in the transaction of what it tells. `who` is what somebody said (--by), `role`
 the role of the database that did it.
 
 Exit codes: 0 printed; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 4 the schema is
@@ -50,6 +50,8 @@ struct Entry {
     action: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     relay: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     position: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +93,7 @@ impl Entry {
         let mut what = self.action.clone();
         for (name, value) in [
             ("relay", self.relay.clone()),
+            ("replay", self.replay.clone()),
             ("consumer", self.consumer.clone()),
             ("position", self.position.map(|number| number.to_string())),
             ("hold", self.hold.map(|number| number.to_string())),
@@ -119,6 +122,7 @@ impl From<outbox::admin::AuditEntry> for Entry {
             role: entry.role,
             action: entry.action,
             relay: entry.relay,
+            replay: entry.replay,
             position: entry.position,
             consumer: None,
             hold: None,
@@ -136,6 +140,7 @@ impl From<inbox::admin::AuditEntry> for Entry {
             role: entry.role,
             action: entry.action,
             relay: None,
+            replay: None,
             position: None,
             consumer: Some(entry.consumer),
             hold: Some(entry.hold),
@@ -157,6 +162,7 @@ mod tests {
             role: "orders".to_owned(),
             action: "skip".to_owned(),
             relay: Some("default".to_owned()),
+            replay: None,
             position: Some(812),
             consumer: None,
             hold: None,

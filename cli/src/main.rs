@@ -16,6 +16,8 @@ mod output;
 mod parked;
 mod relay;
 mod relays;
+mod replay;
+mod replays;
 mod schema;
 mod secret;
 mod signals;
@@ -46,6 +48,8 @@ enum Command {
     Parked(parked::Args),
     Audit(audit::Args),
     Trace(trace::Args),
+    Replay(Box<replay::Args>),
+    Replays(replays::Args),
     #[command(subcommand)]
     Bench(bench::Command),
 }
@@ -101,6 +105,8 @@ fn run(cli: Cli) -> Result<(), exit::Failure> {
             Command::Parked(args) => parked::run(args).await,
             Command::Audit(args) => audit::run(args).await,
             Command::Trace(args) => trace::run(args).await,
+            Command::Replay(args) => replay::run(*args).await,
+            Command::Replays(args) => replays::run(args).await,
             Command::Bench(command) => bench::run(command).await,
         }
     });

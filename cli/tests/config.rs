@@ -79,7 +79,7 @@ fn carriage_returns_are_line_ends() {
     let ran = check_file(b"relay = \"a\"\r\nbroker = \"memory:\"\r\n[retry]\r\nfirst = \"1s\"\r\n");
     assert_eq!(
         ran.succeeded(),
-        "relay a: from postgres://127.0.0.1:1/orders to memory, where nothing is kept\n"
+        "relay a: from database postgres://127.0.0.1:1/orders to memory, where nothing is kept\n"
     );
 }
 
@@ -110,6 +110,9 @@ fn a_password_on_the_command_line_is_refused_everywhere() {
         &["relays", "--database", &url],
         &["relays", "pause", "default", "--database", &url],
         &["audit", "--database", &url],
+        &["replay", "r", "--all", "--database", &url],
+        &["replay", "r", "--all", "--go", "--broker", "memory:", "--database", &url],
+        &["replays", "--database", &url],
         &["trace", id, "--database", &url],
         &["relay", "--broker", "memory:", "--database", &url],
     ] {
@@ -147,7 +150,7 @@ fn a_misspelt_variable_is_refused_and_what_kubernetes_sets_is_not() {
 
 #[test]
 fn help_teaches_and_shows_no_secret_of_the_environment() {
-    for command in ["migrate", "relay", "status", "relays", "parked", "audit", "trace"] {
+    for command in ["migrate", "relay", "status", "relays", "parked", "audit", "trace", "replay", "replays"] {
         let ran = run(&[command, "--help"], &[DATABASE, ("OUTBOX_BROKER", "nats://m4rker@host")]);
         let help = ran.succeeded();
         assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{command}: {help}");

@@ -72,7 +72,7 @@ async fn apply(core: &Core, delivery: &Delivery, received: Instant) -> Applied {
         Ok(message) => message,
         Err(malformed) => return park_malformed(core, malformed, received).await,
     };
-    if let Err(limit) = message.validate() {
+    if let Err(limit) = message.validate_relayed() {
         // From a broker without a wire form, or a subscriber that does not check.
         let reason = MalformedReason::Limit(limit);
         let malformed = Malformed::new(reason, &*message.topic, message.payload.clone());

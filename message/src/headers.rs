@@ -67,6 +67,11 @@ impl Headers {
         self.get(TRACEPARENT)
     }
 
+    /// The replay that published this copy, if one did: a consumer may want to treat it otherwise.
+    pub fn replay(&self) -> Option<&str> {
+        self.get(limits::REPLAY)
+    }
+
     /// What tracing vendors add to [`traceparent`](Self::traceparent).
     pub fn tracestate(&self) -> Option<&str> {
         self.get(TRACESTATE)
@@ -91,9 +96,15 @@ impl Headers {
         Ok(Headers { entries: serde_json::from_slice(json)? })
     }
 
-    pub(crate) fn validate(&self) -> Result<(), limits::InvalidMessage> {
+    /// As they are enqueued; or, `relayed`, as a relay publishes them: a mark of ours is no business of the producer's, and
+    /// does not count.
+    pub(crate) fn validate(&self, relayed: bool) -> Result<(), limits::InvalidMessage> {
         let mut bytes = 0;
         for (name, value) in self.iter() {
+            if relayed && name == limits::REPLAY {
+                limits::operation(value)?;
+                continue;
+            }
             limits::header_name(name)?;
             limits::header_value(value)?;
             // JSON writes these two as two bytes each.

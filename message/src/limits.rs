@@ -15,6 +15,12 @@ pub const NAME_BYTES: usize = 200;
 /// Beginnings of header names that belong to the wire and to the relay.
 pub const RESERVED_PREFIXES: [&str; 4] = ["ce-", "nats-", "webhook-", "outbox-"];
 
+/// The header that marks what a replay publishes, with the replay's name: the one of the reserved names that a broker
+/// delivers. Nobody can enqueue it.
+pub const REPLAY: &str = "outbox-replay";
+/// Longest name of a relay or a replay, in bytes.
+pub const OPERATION_BYTES: usize = 63;
+
 /// Quotes, colon, comma and a blank, as JSON stores each pair.
 pub(crate) const HEADER_OVERHEAD: usize = 8;
 
@@ -132,6 +138,21 @@ pub(crate) fn header_value(value: &str) -> Result<(), InvalidMessage> {
         value.chars().all(|char| char >= ' ' && char != '\x7f'),
         Field::Headers,
         "a value is a string without control characters",
+    )
+}
+
+/// Whether `text` may name a relay or a replay.
+///
+/// # Errors
+/// What a name must be.
+pub fn operation(text: &str) -> Result<(), InvalidMessage> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    check(
+        (1..=OPERATION_BYTES).contains(&text.len())
+            && text.bytes().next().is_some_and(plain)
+            && text.bytes().all(|byte| plain(byte) || matches!(byte, b'.' | b'_' | b'-')),
+        Field::Headers,
+        "the name of a replay has 1 to 63 of a-z 0-9 . _ - and begins with a letter or digit",
     )
 }
 

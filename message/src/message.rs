@@ -133,6 +133,19 @@ impl Message {
     /// # Errors
     /// The first field that does not, and what it must be.
     pub fn validate(&self) -> Result<(), InvalidMessage> {
+        self.check(false)
+    }
+
+    /// The same for a message that a relay publishes or a broker delivers: it may bear the [mark](limits::REPLAY) of a
+    /// replay.
+    ///
+    /// # Errors
+    /// The first field that does not, and what it must be.
+    pub fn validate_relayed(&self) -> Result<(), InvalidMessage> {
+        self.check(true)
+    }
+
+    fn check(&self, relayed: bool) -> Result<(), InvalidMessage> {
         limits::topic(&self.topic)?;
         limits::kind(&self.kind)?;
         if let Some(source) = &self.source {
@@ -143,7 +156,7 @@ impl Message {
         }
         limits::payload(&self.payload)?;
         limits::occurred_at(self.occurred_at)?;
-        self.headers.validate()
+        self.headers.validate(relayed)
     }
 }
 
@@ -206,6 +219,27 @@ mod tests {
         for value in ["a\r\nb", "a\nb", "\0", "\x7f"] {
             assert_eq!(fault(plain().with_header("a", value)), Some(Field::Headers), "{value:?}");
         }
+    }
+
+    #[test]
+    fn the_mark_of_a_replay_travels_and_is_not_enqueued() {
+        let full = plain().with_header("a", "v".repeat(16_384 - 9));
+        let marked = |name: &str| full.clone().with_header("outbox-replay", name);
+        assert_eq!(fault(marked("monthly-2")), Some(Field::Headers));
+        assert_eq!(
+            (marked("monthly-2").headers.replay(), plain().headers.replay()),
+            (Some("monthly-2"), None)
+        );
+        for (name, fits) in [
+            ("monthly-2", true),
+            (&"n".repeat(63), true),
+            ("", false),
+            ("a b", false),
+            (&"n".repeat(64), false),
+        ] {
+            assert_eq!(marked(name).validate_relayed().is_ok(), fits, "{name}");
+        }
+        assert!(plain().with_header("outbox-other", "a").validate_relayed().is_err());
     }
 
     #[test]

@@ -56,12 +56,15 @@ create table outbox.message (
     constraint message_topic check (octet_length(topic) <= 200 and topic ~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'),
     constraint message_kind check (kind ~ '^[!-~]{1,200}$'),
     constraint message_key check (octet_length(key) between 1 and 512),
+    -- A broker's log takes the mark of a replay, which nobody can enqueue, and which does not count.
     constraint message_headers check (
-        jsonb_typeof(headers) = 'object' and octet_length(headers::text) <= 16384
+        jsonb_typeof(headers) = 'object'
+        and octet_length(headers::text) - coalesce(octet_length(headers ->> 'outbox-replay') + 21, 0) <= 16384
         and not jsonb_path_exists(headers, '$.keyvalue() ? (
             !(@.key like_regex "^[a-z0-9][a-z0-9._-]{0,63}$") || @.key starts with "ce-" || @.key starts with "nats-"
-            || @.key starts with "webhook-" || @.key starts with "outbox-" || @.value.type() != "string"
-            || @.value like_regex "[\\x01-\\x1f\\x7f]")')
+            || @.key starts with "webhook-" || (@.key starts with "outbox-" && @.key != "outbox-replay")
+            || @.value.type() != "string" || @.value like_regex "[\\x01-\\x1f\\x7f]"
+            || (@.key == "outbox-replay" && !(@.value like_regex "^[a-z0-9][a-z0-9._-]{0,62}$")))')
     ),
     constraint message_payload check (octet_length(payload) <= 983040),
     constraint message_occurred_at check (
@@ -166,6 +169,37 @@ create table outbox.held_message (
 );
 create index held_message_held on outbox.held_message (relay, held, position);
 
+-- A replay: messages of the log that are published once more, because a person asked for it. It publishes what its columns
+-- ask for (null: anything) of what was committed when it began (`seen`), at positions above `after` and up to
+-- `to_position`; up to `after` it is done. As long as it is running, at work or not, the log keeps what is left of it.
+-- `epoch` counts the processes that worked at it: a record that names an older one changes nothing. `expires_at`: until
+-- when the last of them is taken for alive.
+create table outbox.replay (
+    name text primary key check (name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'),
+    state text not null default 'running' check (state in ('running', 'finished', 'cancelled')),
+    era integer not null references outbox.cluster (era),
+    seen pg_snapshot not null,
+    after bigint not null check (after >= 0),
+    to_position bigint not null,
+    published bigint not null default 0,
+    skipped bigint not null default 0,
+    last_error text,
+    destination text,
+    asked_from bigint,
+    asked_to bigint,
+    since timestamptz,
+    until timestamptz,
+    topics text[],
+    kinds text[],
+    keys text[],
+    ids uuid[],
+    correlations uuid[],
+    epoch bigint not null default 0,
+    expires_at timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    recorded_at timestamptz not null default clock_timestamp()
+) with (fillfactor = 50);
+
 -- What people, and relays in their name, have decided. Rows are added and never changed. `who` is what somebody said,
 -- `role` what the server knows of them.
 create table outbox.audit (
@@ -173,8 +207,9 @@ create table outbox.audit (
     at timestamptz not null default clock_timestamp(),
     who text not null check (octet_length(who) between 1 and 200),
     role text not null default session_user,
-    action text not null check (action in ('redrive', 'skip', 'pause', 'resume', 'retire')),
+    action text not null check (action in ('redrive', 'skip', 'pause', 'resume', 'retire', 'replay', 'cancel')),
     relay text references outbox.relay (name),
+    replay text references outbox.replay (name),
     position bigint,
     message_id uuid,
     reason text check (octet_length(reason) between 1 and 4096),

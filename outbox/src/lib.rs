@@ -12,6 +12,7 @@ mod relay;
 
 pub mod admin;
 pub mod log;
+pub mod replay;
 
 pub use commit::{CommitError, TransactionStatus, commit, commit_within, transaction_status};
 pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};

@@ -95,6 +95,7 @@ outbox_monitor: outbox.message_position_seq select
 outbox_monitor: outbox.origin r
 outbox_monitor: outbox.process r
 outbox_monitor: outbox.relay r
+outbox_monitor: outbox.replay r
 outbox_monitor: outbox.schema_version r
 outbox_operator: inbox u
 outbox_operator: inbox.audit a*r
@@ -112,11 +113,13 @@ outbox_operator: outbox.cluster r
 outbox_operator: outbox.cursor r
 outbox_operator: outbox.held_key drw*
 outbox_operator: outbox.held_message dr
+outbox_operator: outbox.message leaf r*
 outbox_operator: outbox.message r*
 outbox_operator: outbox.message_position_seq select
 outbox_operator: outbox.origin r
 outbox_operator: outbox.process r
 outbox_operator: outbox.relay rw*
+outbox_operator: outbox.replay arw*
 outbox_operator: outbox.schema_version r
 outbox_relay: outbox u
 outbox_relay: outbox.audit a*
@@ -130,6 +133,7 @@ outbox_relay: outbox.message_position_seq select
 outbox_relay: outbox.origin r
 outbox_relay: outbox.process adrw
 outbox_relay: outbox.relay arw*
+outbox_relay: outbox.replay r
 outbox_relay: outbox.schema_version r
 outbox_service: outbox u
 outbox_service: outbox.enqueue() X
@@ -213,6 +217,9 @@ const WORK: [(&str, &[&str]); 6] = [
         "insert into outbox.audit (who, action, relay, position, message_id, reason)
          values ('ada', 'pause', null, null, null, null) returning message_id",
         "select who, role, action from outbox.audit",
+        "insert into outbox.replay (name, era, seen, after, to_position) values ('r', 1, pg_current_snapshot(), 0, 9)",
+        "update outbox.replay set epoch = epoch + 1, expires_at = now(), after = 1, published = 1, state = 'cancelled'",
+        "select id, key, topic from outbox.message_3",
         "update outbox.held_key set state = 'retrying', attempts = 0, next_attempt_at = now()",
         "delete from outbox.held_message",
         "delete from outbox.held_key",
@@ -262,7 +269,7 @@ async fn each_role_can_do_its_work() {
 }
 
 /// Refusals that matter most, each by SQLSTATE: what the rights above rule out, said as an attack.
-const DENIED: [(&str, &str); 35] = [
+const DENIED: [(&str, &str); 40] = [
     ("outbox_service", "select payload from outbox.message"),
     (
         "outbox_service",
@@ -316,6 +323,12 @@ const DENIED: [(&str, &str); 35] = [
     ),
     ("outbox_operator", "delete from inbox.audit"),
     ("outbox_relay", "select from outbox.audit"),
+    // A replay is a person's to ask for, and to read payloads is another right.
+    ("outbox_operator", "select payload from outbox.message_3"),
+    ("outbox_operator", "update outbox.replay set name = 'another'"),
+    ("outbox_operator", "delete from outbox.replay"),
+    ("outbox_relay", "update outbox.replay set after = 0"),
+    ("outbox_monitor", "update outbox.replay set state = 'cancelled'"),
     ("outbox_monitor", "select payload from outbox.held_message"),
     ("outbox_monitor", "select headers from outbox.message"),
     ("outbox_monitor", "select headers from inbox.held_message"),

@@ -11,7 +11,7 @@ use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, header};
 use async_trait::async_trait;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use message::{Outcomes, Outgoing, Pipelining, PublishError, Publisher, wire};
+use message::{Message, Outcomes, Outgoing, Pipelining, PublishError, Publisher, wire};
 use tokio::time::timeout;
 
 use super::refusal::meaning;
@@ -146,11 +146,20 @@ fn headers(outgoing: &Outgoing, stream: Option<&str>) -> Result<HeaderMap, Publi
         };
         headers.insert(name, value);
     }
-    headers.insert(header::NATS_MESSAGE_ID, outgoing.message.id.to_string());
+    headers.insert(header::NATS_MESSAGE_ID, message_id(&outgoing.message));
     if let Some(stream) = stream {
         headers.insert(header::NATS_EXPECTED_STREAM, stream);
     }
     Ok(headers)
+}
+
+/// What JetStream knows a copy by. A replay's is another than the first one's, else a stream that still remembers that
+/// would drop it without a word.
+fn message_id(message: &Message) -> String {
+    match message.headers.replay() {
+        Some(replay) => format!("{replay}/{}", message.id),
+        None => message.id.to_string(),
+    }
 }
 
 #[async_trait]

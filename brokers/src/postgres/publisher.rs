@@ -112,7 +112,7 @@ fn message(outgoing: &Outgoing) -> Result<Message, String> {
     }
     let mut message = (*outgoing.message).clone();
     message.topic = outgoing.destination.clone();
-    message.validate().map_err(|fault| fault.to_string())?;
+    message.validate_relayed().map_err(|fault| fault.to_string())?;
     Ok(message)
 }
 

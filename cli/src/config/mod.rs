@@ -7,7 +7,7 @@ mod settings;
 mod topics;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use outbox::Settings;
@@ -70,6 +70,9 @@ impl fmt::Display for Databases {
     }
 }
 
+/// The variable that names the file.
+const CONFIG: &str = "OUTBOX_CONFIG";
+
 /// The relay's name when none is given.
 const RELAY: &str = "default";
 
@@ -84,6 +87,27 @@ const TICK: Duration = Duration::from_millis(1);
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 impl Config {
+    /// The configuration of this process, from the file that the argument or else a variable names, its environment, and
+    /// flags.
+    pub(crate) fn of_process(
+        path: Option<&Path>,
+        flags: &[(&'static str, Option<&str>)],
+        topic_flags: TopicFlags<'_>,
+    ) -> Result<Self, Failure> {
+        let named = file_of_process(path)?;
+        Config::read(named.as_deref(), variables_of_process(), flags, topic_flags)
+    }
+
+    /// The database alone, as [`of_process`](Self::of_process) has it, for what needs no broker.
+    pub(crate) fn databases_of_process(
+        path: Option<&Path>,
+        flags: &[(&'static str, Option<&str>)],
+    ) -> Result<Databases, Failure> {
+        let named = file_of_process(path)?;
+        let (layer, _) = layers(named.as_deref(), variables_of_process(), flags)?;
+        databases(&layer)?.ok_or_else(no_database)
+    }
+
     /// Reads the file, then the environment, then the flags, each on top of the one before.
     pub(crate) fn read(
         path: Option<&Path>,
@@ -91,23 +115,14 @@ impl Config {
         flags: &[(&'static str, Option<&str>)],
         topic_flags: TopicFlags<'_>,
     ) -> Result<Self, Failure> {
-        let (layer, topics) = match path {
-            Some(path) => file::read(path)?,
-            None => (Layer::default(), Topics::default()),
-        };
-        let topics = topics.under(topic_flags)?;
-        let layer =
-            layer.under(Layer::from_environment(variables)?).under(Layer::from_flags(flags.iter().copied()));
-        Config::from_layer(&layer, &topics)
+        let (layer, topics) = layers(path, variables, flags)?;
+        Config::from_layer(&layer, &topics.under(topic_flags)?)
     }
 
     fn from_layer(layer: &Layer, topics: &Topics) -> Result<Self, Failure> {
-        let missing = |what: &str, how: &str| Failure::usage(format!("no {what}: {how}"));
-        let databases = databases(layer)?.ok_or_else(|| {
-            missing("database", "set DATABASE_URL, or `database` in the file, or --database @FILE")
-        })?;
+        let databases = databases(layer)?.ok_or_else(no_database)?;
         let broker = layer.url("broker")?.ok_or_else(|| {
-            missing("broker", &format!("--broker, OUTBOX_BROKER, or `broker` in the file: {FORMS}"))
+            Failure::usage(format!("no broker: --broker, OUTBOX_BROKER, or `broker` in the file: {FORMS}"))
         })?;
         let name = "a name of a-z 0-9 . _ -, beginning with a letter or digit, at most 63 characters";
         let config = Config {
@@ -153,6 +168,37 @@ fn databases(layer: &Layer) -> Result<Option<Databases>, Failure> {
         return Err(Failure::usage(format!("{path}: names no database")));
     }
     Ok(Some(Databases::Many(urls, connections.map_or(CONNECTIONS, |connections| connections as usize))))
+}
+
+fn no_database() -> Failure {
+    Failure::usage("no database: set DATABASE_URL, or `database` in the file, or --database @FILE")
+}
+
+fn file_of_process(path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    match path {
+        Some(path) => Ok(Some(path.to_owned())),
+        None => Ok(crate::database::variable(CONFIG)?.map(PathBuf::from)),
+    }
+}
+
+/// A variable that is not UTF-8 is none of ours.
+fn variables_of_process() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+fn layers(
+    path: Option<&Path>,
+    variables: impl Iterator<Item = (String, String)>,
+    flags: &[(&'static str, Option<&str>)],
+) -> Result<(Layer, Topics), Failure> {
+    let (layer, topics) = match path {
+        Some(path) => file::read(path)?,
+        None => (Layer::default(), Topics::default()),
+    };
+    let layer =
+        layer.under(Layer::from_environment(variables)?).under(Layer::from_flags(flags.iter().copied()));
+    Ok((layer, topics))
 }
 
 /// The relay's own settings, and what must hold between them.

@@ -136,19 +136,11 @@ what was on the wire may be published again. SIGHUP ends it at once too.
 Exit codes: 0 stopped when asked; 1 refused to run, or the broker refused it; 2 wrong usage or configuration; 3 the
 database cannot be reached at the start; 4 the schema is missing or does not fit this build.";
 
-/// The variable that names the file.
-const CONFIG: &str = "OUTBOX_CONFIG";
-
 impl Args {
     /// The whole configuration: file, environment, flags.
     pub(super) fn config(&self) -> Result<Config, Failure> {
-        let named = crate::database::variable(CONFIG)?.map(PathBuf::from);
-        let path = self.config.as_deref().or(named.as_deref());
-        // A variable that is not UTF-8 is none of ours.
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let topics = TopicFlags { routes: &self.route, policies: &self.policy };
-        Config::read(path, variables, &self.given(), topics)
+        Config::of_process(self.config.as_deref(), &self.given(), topics)
     }
 
     fn given(&self) -> [(&'static str, Option<&str>); 25] {

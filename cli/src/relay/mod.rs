@@ -1,7 +1,7 @@
 //! `outbox relay`: the daemon. Reads its configuration, checks the database, runs until it is told to stop.
 
 mod flags;
-mod publisher;
+pub(crate) mod publisher;
 
 use std::convert::Infallible;
 

@@ -18,11 +18,11 @@ use crate::exit::{Failure, chain};
 const BROKER_CONNECTIONS: u32 = 8;
 
 /// Any broker's publisher.
-pub(super) struct AnyPublisher(Box<dyn Publisher>);
+pub(crate) struct AnyPublisher(Box<dyn Publisher>);
 
 /// The publisher of the configuration's broker. One that is down is no failure: the relay waits for it. `stop` is
 /// cancelled when waiting has no sense: standard output does not come back.
-pub(super) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyPublisher, Failure> {
+pub(crate) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyPublisher, Failure> {
     let publisher: Box<dyn Publisher> = match &config.broker {
         Broker::File(path) => Box::new(FilePublisher::new(path)),
         Broker::StandardOutput => {

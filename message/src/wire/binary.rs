@@ -126,6 +126,7 @@ mod tests {
             value in "[^\\x00-\\x1f\\x7f]{0,60}",
             payload in proptest::collection::vec(any::<u8>(), 0..200),
             micros in 0_i64..250_000_000_000_000_000,
+            replay in "[a-z0-9][a-z0-9._-]{0,62}",
         ) {
             let cause = Message::new("t", "k", "").with_header("traceparent", "00-x");
             let mut message = Message::new(topic, kind, payload)
@@ -135,6 +136,7 @@ mod tests {
                 .caused_by(&cause);
             message.key = key.map(Into::into);
             prop_assume!(message.validate().is_ok());
+            message.headers.insert(crate::limits::REPLAY, replay);
             for binding in [HTTP, NATS, KAFKA, AMQP, REDIS] {
                 let headers = binding.encode(&message);
                 if binding.percent_encoded {
@@ -164,6 +166,8 @@ mod tests {
             message.clone().with_header("h30", "é".repeat(140)).validate().is_err(),
             "the headers are full"
         );
+        message.headers.insert(crate::limits::REPLAY, "n".repeat(63));
+        message.validate_relayed().unwrap();
         let headers: usize =
             NATS.encode(&message).iter().map(|(name, value)| name.len() + value.len() + 4).sum();
         assert!(headers + message.payload.len() < 1_048_576, "{headers}");
@@ -223,6 +227,8 @@ mod tests {
             ("host", "h"),
             ("host", "twice"),
             ("x y", "z"),
+            ("outbox-other", "1"),
+            ("outbox-replay", "No Name"),
         ];
         let message = decode(&NATS, &headers, "x").unwrap();
         assert_eq!(message.headers.iter().collect::<Vec<_>>(), [("host", "h"), ("sequence", "12")]);

@@ -79,7 +79,8 @@ impl Attributes {
 
     /// Takes a header that is no attribute; one outside the rules is dropped.
     pub(crate) fn header(&mut self, name: &str, value: String) {
-        if limits::header_name(name).is_ok() && limits::header_value(&value).is_ok() {
+        let marks = name == limits::REPLAY && limits::operation(&value).is_ok();
+        if marks || (limits::header_name(name).is_ok() && limits::header_value(&value).is_ok()) {
             self.headers.insert(name, value);
         }
     }
@@ -115,7 +116,7 @@ impl Attributes {
         message.correlation = self.correlation.and_then(|text| text.parse().ok()).unwrap_or(id);
         message.causation = self.causation.and_then(|text| text.parse().ok());
         message.headers = self.headers;
-        message.validate()?;
+        message.validate_relayed()?;
         Ok(message)
     }
 }

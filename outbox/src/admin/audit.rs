@@ -17,10 +17,12 @@ pub struct AuditEntry {
     pub who: String,
     /// The database's role that did it, as the server knows it.
     pub role: String,
-    /// `redrive`, `skip`, `pause`, `resume` or `retire`.
+    /// `redrive`, `skip`, `pause`, `resume`, `retire`, `replay` or `cancel`.
     pub action: String,
     /// Of which relay.
     pub relay: Option<String>,
+    /// Of which replay.
+    pub replay: Option<String>,
     /// Of a redrive: what names the hold. Of a skip: where the message stands in the log.
     pub position: Option<i64>,
     /// The message, or the first that was held.
@@ -46,6 +48,7 @@ fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {
         role: row.try_get("role")?,
         action: row.try_get("action")?,
         relay: row.try_get("relay")?,
+        replay: row.try_get("replay")?,
         position: row.try_get("position")?,
         message_id: row.try_get("message_id")?,
         reason: row.try_get("reason")?,

@@ -24,9 +24,13 @@ pub use lease::Lease;
 pub use progress::{CursorRecord, Progress};
 pub use reader::{Reader, RecordCommand};
 pub use row::LogMessage;
+pub(crate) use row::{Names, decode};
 pub use share::{Move, Share};
 pub use snapshot::{NotSnapshot, Snapshot};
+pub(crate) use snapshot::{leaf, leaf_end};
 pub use start::Start;
+pub(crate) use start::position_at;
+pub(crate) use store::preflight;
 pub use store::{Cursor, NewHold, Record, Store};
 pub use window::{Look, PageRange, Reading, Seen, Window};
 

@@ -92,12 +92,12 @@ const LEAVES: i64 = 16;
 
 /// The leaf that holds `position`. A page reads one leaf, by its name: the planner and the lock table never see the
 /// others, and no estimate of how many rows a condition on the leaf would keep can spoil the plan.
-pub(super) fn leaf(position: i64) -> i64 {
+pub(crate) fn leaf(position: i64) -> i64 {
     (position >> LEAF_BITS) & (LEAVES - 1)
 }
 
 /// The last position of the leaf that holds `position`, in this lap of the ring.
-pub(super) fn leaf_end(position: i64) -> i64 {
+pub(crate) fn leaf_end(position: i64) -> i64 {
     (((position >> LEAF_BITS) + 1) << LEAF_BITS) - 1
 }
 

@@ -2,11 +2,12 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
+use sqlx::postgres::PgConnection;
 
+use super::Refusal;
 use super::connection::LogConnection;
 use super::snapshot::Snapshot;
 use super::window::Seen;
-use super::{LogError, Refusal};
 
 /// Where a relay that has no cursors yet begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,7 +44,13 @@ impl Start {
         let now = Seen { snapshot: look.snapshot, bound };
         let position = match self {
             Start::AtPosition(position) => position,
-            Start::AtTime(moment) => position_at(log, moment).await?.unwrap_or(look.last_position + 1),
+            Start::AtTime(moment) => {
+                let place = position_at(log.connection(), moment).await?;
+                if place.ahead {
+                    return Err(Refusal::StartAhead);
+                }
+                place.position.unwrap_or(look.last_position + 1)
+            }
             _ => return Ok(Place { seen: now, until: None, after: 0 }),
         };
         if position > look.last_position + 1 {
@@ -54,9 +61,27 @@ impl Start {
     }
 }
 
-/// The position of the first visible message that was enqueued at or after a moment.
-async fn position_at(log: &mut LogConnection, moment: DateTime<Utc>) -> Result<Option<i64>, Refusal> {
+/// The place of a moment in the log.
+#[derive(Debug)]
+pub(crate) struct Moment {
+    /// The position of the first visible message that was enqueued at or after it; `None`: there is none.
+    pub(crate) position: Option<i64>,
+    /// A position below which none was, visible or not.
+    pub(crate) floor: i64,
+    /// Whether it is yet to come.
+    pub(crate) ahead: bool,
+}
+
+/// Looks a moment up.
+pub(crate) async fn position_at(
+    connection: &mut PgConnection,
+    moment: DateTime<Utc>,
+) -> Result<Moment, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/position_at.sql")).bind(moment).persistent(false);
-    let row = query.fetch_one(log.connection()).await.map_err(LogError::from)?;
-    if row.try_get("ahead")? { Err(Refusal::StartAhead) } else { Ok(row.try_get("position")?) }
+    let row = query.fetch_one(connection).await?;
+    Ok(Moment {
+        position: row.try_get("position")?,
+        floor: row.try_get("floor")?,
+        ahead: row.try_get("ahead")?,
+    })
 }

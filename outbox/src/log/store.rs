@@ -362,7 +362,8 @@ impl Store {
     }
 }
 
-async fn preflight(connection: &mut PgConnection, relay: &str) -> Result<(), Refusal> {
+/// Whether the log can be read safely, by a relay or, without a name, by somebody else.
+pub(crate) async fn preflight(connection: &mut PgConnection, relay: &str) -> Result<(), Refusal> {
     migrations::Schema::Outbox.check(connection).await?;
     let row = sqlx::query(sql!("preflight")).bind(relay).fetch_one(connection).await?;
     for (fact, reason) in [

@@ -258,7 +258,7 @@ fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {
 }
 
 /// An error's text as it is kept: cut at a character's end.
-pub(super) fn shorten(error: &str) -> &str {
+pub(crate) fn shorten(error: &str) -> &str {
     error.get(..ERROR_BYTES).unwrap_or_else(|| {
         let end = (0..=ERROR_BYTES.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
         &error[..end.unwrap_or(0)]

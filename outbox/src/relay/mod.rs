@@ -20,7 +20,9 @@ use uuid::Uuid;
 pub use backoff::Backoff;
 pub(crate) use backoff::chance;
 use busy::Busy;
+pub(crate) use holds::shorten;
 pub use policies::{Policies, Policy};
+pub(crate) use routes::Router;
 pub use routes::{InvalidRoute, Pattern, Routes};
 pub use settings::Settings;
 

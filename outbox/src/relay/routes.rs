@@ -1,6 +1,7 @@
 //! Where a topic goes: patterns of topics, and templates of destinations. No I/O.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -45,6 +46,12 @@ impl Pattern {
             }
         }
         words.next().is_none()
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words.join("."))
     }
 }
 

@@ -175,7 +175,7 @@ fn headers() -> Vec<(String, String)> {
         "nats-msg-id",
         "nats",
         "webhook-id",
-        "outbox-replay",
+        "outbox-other",
         "outbox",
         "Ce-id",
     ];
@@ -243,6 +243,36 @@ async fn rust_function_and_table_agree_on_messages_with_several_changes() {
         assert_eq!(function.is_some(), refused, "{function:?} {}", short(&message));
         assert_eq!(table.is_some(), refused, "{table:?} {}", short(&message));
     }
+}
+
+#[tokio::test]
+async fn the_mark_of_a_replay_is_taken_by_the_table_alone() {
+    let database = Database::new("mark_of_a_replay").await;
+    let mut connection = database.connect().await;
+    connection.execute(JUDGES).await.expect("two judges");
+    // Full, but for the mark.
+    let full = Message::new("orders", "order.placed", "{}").with_header("a", "v".repeat(16_384 - 9));
+    for (name, taken) in [
+        ("monthly-2.b_c", true),
+        (&*"n".repeat(63), true),
+        (&"n".repeat(64), false),
+        ("", false),
+        ("Monthly", false),
+        ("a b", false),
+        ("a\n", false),
+    ] {
+        let message = full.clone().with_header("outbox-replay", name);
+        let (function, table) = verdicts(&mut connection, &message).await;
+        assert_eq!((function.is_some(), message.validate().is_err()), (true, true), "{name:?}");
+        assert_eq!(
+            (table.is_none(), message.validate_relayed().is_ok()),
+            (taken, taken),
+            "{name:?}: {table:?}"
+        );
+    }
+    // One byte more than full is too much, mark or no mark.
+    let fuller = full.with_header("outbox-replay", "monthly-2").with_header("a", "v".repeat(16_384 - 8));
+    assert!(fuller.validate_relayed().is_err() && verdicts(&mut connection, &fuller).await.1.is_some());
 }
 
 /// The same numbers every time (the generator of Knuth's MMIX).

@@ -1,4 +1,5 @@
--- The position of the first message that was enqueued at or after a moment, or null, and whether the moment is yet to come.
+-- The position of the first visible message that was enqueued at or after a moment, or null; a position below which none
+-- was, visible or not; and whether the moment is yet to come.
 -- Times have no index; they follow positions closely, so the place is found by halving. Closely: a writer draws the position
 -- a little before it reads the clock, and a clock may be set. So it is halved for a second earlier, and from there each row
 -- is looked at. $1 the moment.
@@ -20,6 +21,7 @@ place as (
     select least(max(low), min(high)) as low from halving
 )
 select $1::timestamptz > clock_timestamp() as ahead,
+    (select low from place) as floor,
     (
         select m.position
         from outbox.message m

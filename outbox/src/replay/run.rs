@@ -1,0 +1,339 @@
+//! Works at a replay: a page of the log, batches to the broker, a record now and then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use message::{Outcomes, Outgoing, PublishError, Publisher, limits};
+use sqlx::AssertSqlSafe;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::job::{self, Job, Progress, Then};
+use super::queue::{Done, Item, Queue};
+use super::rate::Rate;
+use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
+use crate::Routes;
+use crate::log::{LogMessage, Names, decode, leaf, leaf_end, preflight};
+use crate::relay::{Router, chance, shorten};
+
+/// How often it says how far it is.
+const TELL: Duration = Duration::from_secs(10);
+
+/// Works at the replay until it is finished or stopped.
+pub(super) async fn run<P: Publisher + 'static>(
+    replay: Replay<P>,
+    stop: &CancellationToken,
+) -> Result<Replayed, ReplayError> {
+    let (filter, routes) = match begin(&replay).await? {
+        Begun::Running(filter, routes) => (filter, routes),
+        Begun::Finished(replayed) => return Ok(replayed),
+    };
+    let job = job::claim(&replay.pool, &replay.name, replay.settings.lease).await?;
+    let (epoch, now) = (job.epoch, Instant::now());
+    let mut worker = Worker {
+        progress: Progress { after: job.after, ..Progress::default() },
+        read_to: job.after,
+        length: 0,
+        rate: replay.settings.rate.map(|rate| Rate::new(rate, now)),
+        router: Router::new(routes),
+        names: Names::default(),
+        recorded_at: now,
+        told_at: now,
+        failures: 0,
+        replay: &replay,
+        filter,
+        job,
+        stop,
+    };
+    let worked = tokio::select! {
+        worked = worker.work() => worked,
+        () = keep(&replay, epoch) => return Err(lost(&replay).await),
+    };
+    match &worked {
+        Ok(true) => worker.record(Then::Finishes).await?,
+        Ok(false) => worker.record(Then::Stops(None)).await?,
+        Err(ReplayError::Rejected { source, .. }) => {
+            let reason = source.to_string();
+            worker.record(Then::Stops(Some(shorten(&reason)))).await?;
+        }
+        // Nothing more can be recorded; whoever goes on waits for the lease.
+        Err(_) => {}
+    }
+    let Job { published, skipped, after, .. } = worker.job;
+    worked.map(|finished| Replayed { published, skipped, after, finished })
+}
+
+/// What there is to do.
+enum Begun {
+    /// To publish this, to there.
+    Running(Filter, Routes),
+    /// Nothing: whoever runs it once more learns that it is done.
+    Finished(Replayed),
+}
+
+/// What the replay is to publish, and where to: as it began, be that now.
+async fn begin<P>(replay: &Replay<P>) -> Result<Begun, ReplayError> {
+    let mut connection = replay.pool.acquire().await?;
+    preflight(&mut connection, "").await.map_err(ReplayError::Refused)?;
+    drop(connection);
+    let Replay { name, pool, who, .. } = replay;
+    let recorded = match job::load(pool, name).await? {
+        Some(recorded) => recorded,
+        None => {
+            let filter = replay.filter.as_ref().ok_or(ReplayError::NotBegun)?;
+            let (destination, reason) = (replay.destination.as_deref(), replay.reason.as_deref());
+            job::begin(pool, name, filter, destination, who, reason).await?;
+            job::load(pool, name).await?.ok_or(ReplayError::NotBegun)?
+        }
+    };
+    let other = replay.filter.as_ref().is_some_and(|filter| *filter != recorded.filter)
+        || replay.destination.is_some() && replay.destination != recorded.destination;
+    match recorded.state.as_str() {
+        _ if other => return Err(ReplayError::OtherFilter),
+        "cancelled" => return Err(ReplayError::Cancelled),
+        "finished" => return Ok(Begun::Finished(recorded.replayed)),
+        _ => {}
+    }
+    let routes = match &recorded.destination {
+        Some(template) => everything_to(template).map_err(|error| sqlx::Error::Decode(error.into()))?,
+        None => replay.settings.routes.clone(),
+    };
+    Ok(Begun::Running(recorded.filter, routes))
+}
+
+/// Every topic goes to one destination.
+pub(super) fn everything_to(template: &str) -> Result<Routes, crate::InvalidRoute> {
+    Routes::default().with(">", template)
+}
+
+/// Renews the lease for as long as it is this process's.
+async fn keep<P>(replay: &Replay<P>, epoch: i64) {
+    let lease = replay.settings.lease;
+    loop {
+        tokio::time::sleep(lease / 4).await;
+        match Job::renew(&replay.pool, &replay.name, epoch, lease).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            // The record says whether it is still ours: safety does not depend on the lease.
+            Err(error) => tracing::warn!(replay = replay.name, %error, "the lease was not renewed"),
+        }
+    }
+}
+
+/// Why the replay is no longer this process's.
+async fn lost<P>(replay: &Replay<P>) -> ReplayError {
+    match job::load(&replay.pool, &replay.name).await {
+        Ok(Some(recorded)) if recorded.state == "cancelled" => ReplayError::Cancelled,
+        Ok(_) => ReplayError::Busy,
+        Err(error) => error.into(),
+    }
+}
+
+struct Worker<'a, P> {
+    replay: &'a Replay<P>,
+    filter: Filter,
+    job: Job,
+    progress: Progress,
+    /// The log is read up to here.
+    read_to: i64,
+    /// How long messages were of late.
+    length: usize,
+    rate: Option<Rate>,
+    router: Router,
+    names: Names,
+    recorded_at: Instant,
+    told_at: Instant,
+    failures: u32,
+    stop: &'a CancellationToken,
+}
+
+impl<P: Publisher + 'static> Worker<'_, P> {
+    /// Whether all is published; `false`: stopped.
+    async fn work(&mut self) -> Result<bool, ReplayError> {
+        if !self.broker_is_ready().await? {
+            return Ok(false);
+        }
+        while self.read_to < self.job.to_position {
+            let queue = self.page().await?;
+            if self.stop.is_cancelled() || !self.publish(queue).await? {
+                return Ok(false);
+            }
+            self.progress.after = self.read_to;
+            self.record_if_due().await?;
+        }
+        Ok(true)
+    }
+
+    async fn broker_is_ready(&mut self) -> Result<bool, ReplayError> {
+        loop {
+            match self.replay.publisher.check().await {
+                Ok(()) => return Ok(true),
+                Err(error @ PublishError::Rejected(_)) => return Err(ReplayError::Broker(error)),
+                Err(error) => {
+                    if !self.waits(&error.to_string()).await {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the next messages of one leaf.
+    async fn page(&mut self) -> Result<Queue, ReplayError> {
+        let end = leaf_end(self.read_to + 1).min(self.job.to_position);
+        // Not many more than a page's bytes hold, if they go on as they were.
+        let ReplaySettings { page, page_bytes, .. } = self.replay.settings;
+        let limit = (page_bytes / self.length.max(1) + 1).clamp(1, page.max(1));
+        let sql = include_str!("sql/page.sql").replace("/*leaf*/", &leaf(end).to_string());
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.job.seen).bind(self.read_to).bind(end);
+        let query = self.filter.bind(query.bind(i64::try_from(limit).unwrap_or(i64::MAX)));
+        let mut rows = query.persistent(false).fetch(&self.replay.pool);
+        let (mut messages, mut bytes): (Vec<LogMessage>, usize) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await? {
+            let log = decode(&row, &mut self.names)?;
+            bytes += log.message.payload.len();
+            messages.push(log);
+            if bytes >= page_bytes {
+                break;
+            }
+        }
+        drop(rows);
+        let more = messages.len() >= limit || bytes >= page_bytes;
+        self.read_to = messages.last().filter(|_| more).map_or(end, |last| last.position);
+        self.length = bytes / messages.len().max(1);
+        let items: Vec<Item> = messages.into_iter().map(|log| self.item(log)).collect();
+        Ok(Queue::new(self.replay.publisher.pipelining(), items))
+    }
+
+    fn item(&mut self, log: LogMessage) -> Item {
+        let mut message = (*log.message).clone();
+        message.headers.insert(limits::REPLAY, &*self.replay.name);
+        let destination = self.router.route(&message.topic);
+        Item::new(log.position, Outgoing { destination, message: Arc::new(message) })
+    }
+
+    /// Publishes a page. `false`: stopped before its end.
+    async fn publish(&mut self, mut queue: Queue) -> Result<bool, ReplayError> {
+        let settings = &self.replay.settings;
+        while !queue.is_empty() {
+            if self.stop.is_cancelled() {
+                return Ok(false);
+            }
+            let mut batch = queue.next(settings.batch.max(1));
+            match self.rate.as_mut().map(|rate| rate.take(batch.len(), Instant::now())) {
+                Some(Ok(allowed)) => batch.truncate(allowed),
+                Some(Err(wait)) => {
+                    self.record_if_due().await?;
+                    if self.rests(wait).await {
+                        return Ok(false);
+                    }
+                    continue;
+                }
+                None => {}
+            }
+            let results = self.send(&queue, &batch).await;
+            let settled = queue.settle(&batch, results);
+            for (place, error) in settled.rejected {
+                let position = queue.at(place).position;
+                if !settings.skip_rejected {
+                    let id = queue.at(place).outgoing.message.id;
+                    self.pass(&mut queue);
+                    return Err(ReplayError::Rejected { position, id, source: error });
+                }
+                tracing::warn!(replay = self.replay.name, position, %error, "given up");
+                queue.skip(place, shorten(&error.to_string()).to_owned());
+            }
+            self.pass(&mut queue);
+            self.record_if_due().await?;
+            match settled.unavailable {
+                None => self.failures = 0,
+                Some(reason) if !self.waits(&reason).await => return Ok(false),
+                Some(_) => {}
+            }
+        }
+        Ok(true)
+    }
+
+    async fn send(&self, queue: &Queue, places: &[usize]) -> Vec<Result<(), PublishError>> {
+        let batch: Vec<Outgoing> = places.iter().map(|place| queue.at(*place).outgoing.clone()).collect();
+        let (sender, mut outcomes) = mpsc::unbounded_channel();
+        let publish = self.replay.publisher.publish(&batch, Outcomes::new(0, sender));
+        // Dropped in time, what the publisher has not reported counts as unknown.
+        let _ = tokio::time::timeout(self.replay.settings.publish_timeout, publish).await;
+        let unknown = || Err(PublishError::Unknown("the publisher did not say".to_owned()));
+        let mut results: Vec<Option<Result<(), PublishError>>> = vec![None; batch.len()];
+        while let Ok(outcome) = outcomes.try_recv() {
+            let reported = outcome.index.map_or(0..batch.len(), |index| index..index + 1);
+            for result in results.get_mut(reported).into_iter().flatten() {
+                result.get_or_insert_with(|| outcome.result.clone());
+            }
+        }
+        results.into_iter().map(|result| result.unwrap_or_else(unknown)).collect()
+    }
+
+    /// Counts what is done up to the first message that is not.
+    fn pass(&mut self, queue: &mut Queue) {
+        let mut published = 0;
+        for (item, done) in queue.passed() {
+            self.progress.after = item.position;
+            match done {
+                Done::Published => published += 1,
+                Done::Skipped(reason) => {
+                    self.progress.skipped.push((item.position, item.outgoing.message.id, reason));
+                }
+            }
+        }
+        self.progress.published += published;
+        metrics::counter!("outbox_replayed_total", "replay" => self.replay.name.clone())
+            .increment(published.unsigned_abs());
+    }
+
+    /// Waits while the broker is unavailable, longer each time. `false`: stopped meanwhile.
+    async fn waits(&mut self, reason: &str) -> bool {
+        self.failures += 1;
+        let pause = self.replay.settings.unavailable.after(self.failures, chance());
+        tracing::warn!(
+            replay = self.replay.name,
+            reason,
+            ?pause,
+            "the broker is unavailable, or does not say"
+        );
+        !self.rests(pause).await
+    }
+
+    /// Whether it was stopped meanwhile.
+    async fn rests(&self, pause: Duration) -> bool {
+        tokio::select! {
+            () = self.stop.cancelled() => true,
+            () = tokio::time::sleep(pause) => false,
+        }
+    }
+
+    async fn record_if_due(&mut self) -> Result<(), ReplayError> {
+        let settings = &self.replay.settings;
+        let many = usize::try_from(self.progress.published).unwrap_or(usize::MAX) >= settings.max_unrecorded;
+        let moved = self.progress.after > self.job.after;
+        if moved && (many || self.recorded_at.elapsed() >= settings.record_interval) {
+            self.record(Then::Goes(settings.lease)).await?;
+        }
+        Ok(())
+    }
+
+    async fn record(&mut self, then: Then<'_>) -> Result<(), ReplayError> {
+        let Replay { name, pool, who, .. } = self.replay;
+        if !self.job.record(pool, name, who, &self.progress, then).await? {
+            return Err(lost(self.replay).await);
+        }
+        self.progress.published = 0;
+        self.progress.skipped.clear();
+        self.recorded_at = Instant::now();
+        if self.told_at.elapsed() >= TELL {
+            self.told_at = self.recorded_at;
+            let Job { published, skipped, after, to_position, .. } = self.job;
+            tracing::info!(replay = name, published, skipped, after, to_position, "goes on");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+-- Makes a process the one that works at a replay, unless another does. The epoch shuts out whoever did. $1 name, $2 lease
+-- in seconds. No row: it is another's, or not to be worked at.
+update outbox.replay r
+set epoch = r.epoch + 1, expires_at = clock_timestamp() + make_interval(secs => $2)
+where r.name = $1 and r.state = 'running' and (r.expires_at is null or r.expires_at <= clock_timestamp())
+returning r.epoch, r.after, r.to_position, r.published, r.skipped, r.seen::text as seen,
+    r.era <> (select max(c.era) from outbox.cluster c)
+        or pg_snapshot_xmax(r.seen) > pg_snapshot_xmax(pg_current_snapshot()) as restored
