@@ -96,6 +96,9 @@ async fn raw_publish(subject: &str, headers: &str, payload: &[u8]) {
     }
 }
 
+#[path = "broker_nats/faults.rs"]
+mod faults;
+
 mod conformance {
     tests::conformance_tests!(super::nats);
 }
@@ -239,133 +242,4 @@ async fn an_address_never_shows_its_password() {
     let mut subscriber = NatsSubscriber::new(client, "s", "g");
     let error = subscriber.receive(1).await.expect_err("nobody there");
     assert!(!error.to_string().contains("s3cret"), "{error}");
-}
-
-/// A server of this test's own, to be killed.
-async fn own() -> (servers::Nats, Nats) {
-    let server = servers::Nats::start_own().expect("a NATS server: run tests/run, which installs one");
-    let client = connect(&server.url()).await.expect("an address");
-    client.flush().await.expect("our own server answers");
-    let nats = Nats { client, name: "own".to_owned() };
-    nats.publisher().check().await.expect("the stream is made");
-    (server, nats)
-}
-
-/// As a relay does: again until it is confirmed. Answers how often something was not.
-async fn publish_until_confirmed(publisher: &dyn Publisher, mut batch: Vec<Outgoing>) -> usize {
-    let mut failures = 0;
-    while !batch.is_empty() {
-        let results = publish_all(publisher, &batch).await;
-        let failed = |result: &Result<(), PublishError>| {
-            assert!(!matches!(result, Err(PublishError::Rejected(_))), "{result:?}");
-            result.is_err()
-        };
-        batch = results.iter().zip(batch).filter(|(result, _)| failed(result)).map(|(_, o)| o).collect();
-        failures += batch.len();
-        if !batch.is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-    failures
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_server_loses_nothing_that_it_confirmed_and_no_order() {
-    const ROUNDS: usize = 300;
-    const KEYS: usize = 10;
-    let (mut server, nats) = own().await;
-    let sent = keyed(ROUNDS * KEYS, KEYS);
-    let progress = tokio::sync::watch::Sender::new(0);
-
-    let publisher = nats.publisher().with_ack_wait(Duration::from_secs(1));
-    let publishing = async {
-        let mut failures = 0;
-        for (round, messages) in sent.chunks(KEYS).enumerate() {
-            let batch = messages.iter().cloned().map(|message| nats.outgoing(message)).collect();
-            failures += publish_until_confirmed(&publisher, batch).await;
-            progress.send_replace(round);
-        }
-        failures
-    };
-    let arrived = std::cell::Cell::new(0);
-    let mut confirmed = progress.subscribe();
-    let receiving = async {
-        // A subscriber that lives through the kills can stand still for ever: not mended yet, see docs/guarantees.md.
-        confirmed.wait_for(|round| *round + 1 >= ROUNDS).await.expect("it publishes");
-        let mut subscriber = nats.subscriber("g").await;
-        let (mut seen, mut received) = (HashSet::new(), Vec::new());
-        while seen.len() < sent.len() {
-            let Ok(deliveries) = subscriber.receive(20).await else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            };
-            for delivery in deliveries {
-                let message = delivery.received.as_ref().expect("a message").clone();
-                if seen.insert(message.id) {
-                    received.push(message);
-                    arrived.set(received.len());
-                }
-                // One that is not taken comes again.
-                let _ = delivery.acknowledge().await;
-            }
-        }
-        received
-    };
-    let mut published = progress.subscribe();
-    let killing = tokio::spawn(async move {
-        for kill in 1..=3 {
-            published.wait_for(|round| *round >= kill * ROUNDS / 4).await.expect("it publishes");
-            tokio::task::block_in_place(|| {
-                server.kill().expect("our own server");
-                server.restart().expect("it starts again");
-            });
-        }
-        server
-    });
-    let all = async { tokio::join!(publishing, receiving, killing) };
-    // After each kill the subscriber waits until the server has delivered again what it may have lost sight of.
-    let Ok((failures, received, server)) = tokio::time::timeout(3 * PATIENCE, all).await else {
-        panic!("round {} published, {} messages received", *progress.borrow(), arrived.get());
-    };
-    drop(server.expect("the server was killed and started"));
-    assert!(failures > 0, "no kill was felt");
-    assert_in_order(&received, sent.len());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stands_still_makes_the_outcome_unknown() {
-    let (mut server, nats) = own().await;
-    let publisher = nats.publisher().with_ack_wait(Duration::from_millis(500));
-    server.pause().expect("our own server");
-    // The signal may need a moment.
-    for message in keyed(1_000, 1) {
-        let batch = vec![nats.outgoing(message)];
-        let results = publish_all(&publisher, &batch).await;
-        if results[0].is_err() {
-            assert!(matches!(&results[0], Err(PublishError::Unknown(_))), "{results:?}");
-            server.resume().expect("our own server");
-            assert_eq!(publish_until_confirmed(&publisher, batch).await, 0);
-            return;
-        }
-    }
-    panic!("the server does not stand still");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_unavailable_is_not_sent_later_behind_the_relays_back() {
-    let (mut server, nats) = own().await;
-    let sent = keyed(2, 1);
-    let (lost, kept) = (nats.outgoing(sent[0].clone()), nats.outgoing(sent[1].clone()));
-    let publisher = nats.publisher();
-    server.kill().expect("our own server");
-    // The connection notices by itself, or by what is sent over it.
-    while publisher.check().await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let results = publish_all(&publisher, &[lost]).await;
-    assert!(matches!(&results[0], Err(PublishError::Unavailable(_))), "{results:?}");
-    tokio::task::block_in_place(|| server.restart()).expect("it starts again");
-    publish_until_confirmed(&publisher, vec![kept]).await;
-    let received = receive_all(&mut *nats.subscriber("g").await, 1).await;
-    assert_eq!(received[0].id, sent[1].id);
 }

@@ -2,48 +2,42 @@
 
 use std::time::Duration;
 
-use async_nats::connection::State;
 use async_nats::jetstream::AckKind;
 use async_nats::{Client, Request, Subject};
 use async_trait::async_trait;
 use message::{Acknowledge, SubscribeError};
 
+use super::connect::{answer, connected, connects};
+use super::hold::Place;
 use super::subscriber::{Shared, lock};
-
-/// How long the server may take for an answer.
-pub(super) const REQUEST: Duration = Duration::from_secs(5);
-/// The same, over another connection than the delivery came by. A server that was restarted may have forgotten the
-/// delivery, and then says nothing at all; the message comes again, so little is won by waiting.
-const STALE: Duration = Duration::from_millis(250);
-
-/// How often the client has connected.
-pub(super) fn connects(client: &Client) -> u64 {
-    client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed)
-}
 
 pub(super) struct Answer {
     client: Client,
     hold: Shared,
-    number: u64,
+    place: Place,
     reply: Subject,
     connects: u64,
     answered: bool,
 }
 
 impl Answer {
-    /// `connects`: of the connection that the delivery came by.
-    pub(super) fn new(client: Client, hold: Shared, number: u64, reply: Subject, connects: u64) -> Self {
-        Answer { client, hold, number, reply, connects, answered: false }
+    /// `connects`: of the connection over which the server was last known to have delivered this.
+    pub(super) fn new(client: Client, hold: Shared, place: Place, reply: Subject, connects: u64) -> Self {
+        Answer { client, hold, place, reply, connects, answered: false }
     }
 
     async fn send(&self, kind: AckKind) -> Result<(), SubscribeError> {
-        if self.client.connection_state() != State::Connected {
-            return Err(SubscribeError::Unavailable("nats: not connected".to_owned()));
+        connected(&self.client)?;
+        if connects(&self.client) != self.connects {
+            // A server that was restarted may have forgotten the delivery, and then says nothing at all.
+            let sent = self.client.publish(self.reply.clone(), kind.into()).await;
+            let text =
+                sent.map_or_else(|error| error.to_string(), |()| "the connection was lost since".to_owned());
+            return Err(SubscribeError::Unavailable(format!("nats: {text}")));
         }
-        let patience = if connects(&self.client) == self.connects { REQUEST } else { STALE };
-        let request = Request::new().payload(kind.into()).timeout(Some(patience));
-        let answer = self.client.send_request(self.reply.clone(), request).await;
-        answer.map(drop).map_err(|error| SubscribeError::Unavailable(format!("nats: {}", error.kind())))
+        let request = self.client.send_request(self.reply.clone(), Request::new().payload(kind.into()));
+        let taken = answer(&self.client, request).await?;
+        taken.map(drop).map_err(|error| SubscribeError::Unavailable(format!("nats: {}", error.kind())))
     }
 }
 
@@ -51,15 +45,15 @@ impl Answer {
 impl Acknowledge for Answer {
     async fn acknowledge(mut self: Box<Self>) -> Result<(), SubscribeError> {
         self.answered = true;
-        lock(&self.hold).done(self.number);
-        self.send(AckKind::Ack).await?;
-        lock(&self.hold).acknowledged(self.number);
-        Ok(())
+        if !lock(&self.hold).done(self.place) {
+            return Err(SubscribeError::Unavailable("nats: the stream has another message there".to_owned()));
+        }
+        self.send(AckKind::Ack).await
     }
 
     async fn retry_after(mut self: Box<Self>, delay: Duration) -> Result<(), SubscribeError> {
         self.answered = true;
-        lock(&self.hold).comes_again(self.number);
+        lock(&self.hold).comes_again(self.place);
         self.send(AckKind::Nak(Some(delay))).await
     }
 
@@ -71,7 +65,7 @@ impl Acknowledge for Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if !self.answered {
-            lock(&self.hold).comes_again(self.number);
+            lock(&self.hold).comes_again(self.place);
         }
     }
 }

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use message::SubscribeError;
+use tokio::time::sleep;
 
 /// How long connecting and each request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the connection is another: a client tells that only to who made it.
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// The servers' addresses are no such thing. The text never shows them: they may hold a password.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +43,40 @@ pub async fn connect(servers: &str) -> Result<Client, ConnectError> {
         .connect(addresses)
         .await
         .map_err(|error| ConnectError::Client(error.kind()))
+}
+
+/// How often the client has connected.
+pub(super) fn connects(client: &Client) -> u64 {
+    client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+/// An error while there is no connection.
+pub(super) fn connected(client: &Client) -> Result<(), SubscribeError> {
+    match client.connection_state() {
+        State::Connected => Ok(()),
+        _ => Err(SubscribeError::Unavailable("nats: not connected".to_owned())),
+    }
+}
+
+/// The answer to `request`, if it comes in time, and while the connection lives: what a lost connection took along is
+/// never answered, and the client waits for it all the same.
+pub(super) async fn answer<T>(
+    client: &Client,
+    request: impl Future<Output = T>,
+) -> Result<T, SubscribeError> {
+    let connection = connects(client);
+    let lost = async {
+        while connects(client) == connection && connected(client).is_ok() {
+            sleep(LOOK).await;
+        }
+    };
+    let no_answer = |why: &str| Err(SubscribeError::Unavailable(format!("nats: {why}")));
+    tokio::select! {
+        biased;
+        answer = request => Ok(answer),
+        () = lost => no_answer("the connection was lost"),
+        () = sleep(PATIENCE) => no_answer("no answer in time"),
+    }
 }
 
 fn log(event: &Event) {

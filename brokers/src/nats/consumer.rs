@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{self, Context, ErrorCode};
 use message::SubscribeError;
-use tokio::time::timeout;
 
-use super::answer::REQUEST;
+use super::connect::answer;
 
 /// The server pins one client within such a group; ours has only one.
 pub(super) const PRIORITY_GROUP: &str = "active";
 
 pub(super) struct Wanted {
     stream: String,
-    group: String,
+    pub(super) group: String,
     pub(super) subjects: Vec<String>,
     pub(super) ack_wait: Duration,
     pub(super) takeover: Duration,
@@ -35,13 +35,22 @@ impl Wanted {
         }
     }
 
+    /// The stream's and the consumer's.
+    pub(super) fn name(&self) -> (&str, &str) {
+        (&self.stream, &self.group)
+    }
+
     /// Creates the consumer, or changes it to what is wanted.
-    pub(super) async fn make(&self, context: &Context) -> Result<PullConsumer, SubscribeError> {
+    pub(super) async fn make(
+        &self,
+        client: &Client,
+        context: &Context,
+    ) -> Result<PullConsumer, SubscribeError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         if self.group.is_empty() || !self.group.bytes().all(plain) {
             return Err(SubscribeError::Refused("group: letters, digits, _ and - only".to_owned()));
         }
-        let stream = timeout(REQUEST, context.get_stream(&self.stream)).await.map_err(|_| no_answer())?;
+        let stream = answer(client, context.get_stream(&self.stream)).await?;
         let stream = stream.map_err(|error| match error.kind() {
             GetStreamErrorKind::JetStream(answer) if answer.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 SubscribeError::Unavailable(format!("stream {}: is missing", self.stream))
@@ -51,8 +60,8 @@ impl Wanted {
             }
             _ => SubscribeError::Unavailable(format!("stream {}: {error}", self.stream)),
         })?;
-        let made = timeout(REQUEST, stream.create_consumer(self.config())).await.map_err(|_| no_answer())?;
-        let consumer = made.map_err(|error| match error.kind() {
+        let consumer = answer(client, stream.create_consumer(self.config())).await?;
+        let consumer = consumer.map_err(|error| match error.kind() {
             ConsumerErrorKind::JetStream(answer) => self.refused(&answer),
             kind => SubscribeError::Unavailable(format!("group {}: {kind}", self.group)),
         })?;
@@ -100,8 +109,4 @@ impl Wanted {
             None
         }
     }
-}
-
-pub(super) fn no_answer() -> SubscribeError {
-    SubscribeError::Unavailable("nats: no answer in time".to_owned())
 }

@@ -3,24 +3,26 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::connection::State;
-use async_nats::jetstream::consumer::pull::{MessagesErrorKind, Stream};
-use async_nats::jetstream::consumer::{PullConsumer, pull};
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::consumer::{Info, PullConsumer};
+use async_nats::jetstream::{self, AckKind, Context};
 use async_nats::{Client, header};
 use async_trait::async_trait;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::future::BoxFuture;
 use message::{Delivery, Malformed, Message, SubscribeError, Subscriber, wire};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::answer::{Answer, REQUEST, connects};
+use super::answer::Answer;
+use super::connect::{answer, connected, connects};
 use super::consumer;
-use super::hold::Hold;
+use super::hold::{Hold, Place, Tell};
+use super::pull::Pull;
+use super::requests::Heard;
 
-/// How often the server is asked whether everything under way is here, while it is not.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How often it is looked, while nothing arrives, whether the connection is another, the requests are lost or the doubt
+/// is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Messages asked of the server at a time.
-const PULL: usize = 200;
+const BATCH: usize = 200;
 
 /// Receives from a stream for one group, which is a durable consumer of that name. Needs a server of version 2.11.
 ///
@@ -28,8 +30,17 @@ const PULL: usize = 200;
 /// subscribers without regard to keys, so several at once could not keep a key in order. The server pins one client;
 /// the others stand by, and one takes over when the active one has not asked for messages for
 /// [`takeover`](Self::with_takeover_after). It hands nothing out before every message that the last one had is answered
-/// or has come again, which takes up to the [ack wait](Self::with_ack_wait). More groups, each with subjects of its own,
-/// are the way to share work between processes.
+/// or has come again, which takes up to the [ack wait](Self::with_ack_wait), longer only while what the last one has in
+/// hand is [extended](Delivery::extend). More groups, each with subjects of its own, are the way to share work between
+/// processes.
+///
+/// **It lives through the loss of its connection and of its server.** A server that was killed may have forgotten the
+/// last deliveries and acknowledgements, and messages may have been lost on their way here. Nothing is handed out before
+/// those have come again, which takes up to the ack wait as above; a server that was stopped in order, and a lost
+/// connection that took nothing along, make nobody wait. In rare cases the server first waits for somebody who is gone,
+/// up to the takeover. What was received over a connection that is lost may come again; answering it sends the answer
+/// and says `Unavailable`, because a server that forgot the delivery never says anything. A copy of what this subscriber
+/// was told is acknowledged is not handed out again.
 ///
 /// Order per key holds across retries, lost connections and takeovers: a message that is sent back
 /// ([`retry_after`](Delivery::retry_after)), or dropped without an answer, holds back the later ones of its key that
@@ -42,8 +53,10 @@ pub struct NatsSubscriber {
     context: Context,
     wanted: consumer::Wanted,
     pull: Option<Pull>,
+    /// As wanted when it was looked at last.
+    consumer: Option<PullConsumer>,
+    asking: Option<BoxFuture<'static, Result<Info, SubscribeError>>>,
     hold: Shared,
-    pin: Option<String>,
     connects: u64,
 }
 
@@ -53,12 +66,6 @@ pub(super) type Shared = Arc<Mutex<Hold<Arrived>>>;
 pub(super) struct Arrived {
     received: Result<Message, Malformed>,
     reply: async_nats::Subject,
-    connects: u64,
-}
-
-struct Pull {
-    consumer: PullConsumer,
-    messages: Stream,
 }
 
 pub(super) fn lock(hold: &Shared) -> MutexGuard<'_, Hold<Arrived>> {
@@ -75,8 +82,9 @@ impl NatsSubscriber {
             client,
             wanted: consumer::Wanted::new(stream.into(), group.into()),
             pull: None,
+            consumer: None,
+            asking: None,
             hold: Arc::new(Mutex::new(Hold::new())),
-            pin: None,
             connects: 0,
         }
     }
@@ -105,75 +113,83 @@ impl NatsSubscriber {
         self
     }
 
-    /// Pulls, if it does not yet. Cancelled half-way it starts again.
-    async fn pull(&mut self) -> Result<(), SubscribeError> {
+    /// Makes what there must be before anything can be asked for. Cancelled half-way it starts again.
+    async fn prepare(&mut self) -> Result<(), SubscribeError> {
+        if self.consumer.is_none() {
+            self.consumer = Some(self.wanted.make(&self.client, &self.context).await?);
+        }
         if self.pull.is_none() {
-            if self.client.connection_state() != State::Connected {
-                return Err(SubscribeError::Unavailable("nats: not connected".to_owned()));
-            }
-            let consumer = self.wanted.make(&self.context).await?;
-            let expires = self.wanted.takeover / 3;
-            let messages = consumer
-                .stream()
-                .max_messages_per_batch(PULL.min(self.wanted.max_ack_pending as usize))
-                .expires(expires)
-                .heartbeat(expires / 3)
-                .group(consumer::PRIORITY_GROUP)
-                .messages();
-            let messages = timeout(REQUEST, messages).await.map_err(|_| consumer::no_answer())?;
-            let messages = messages.map_err(|error| SubscribeError::Unavailable(format!("nats: {error}")))?;
-            self.pull = Some(Pull { consumer, messages });
+            let (name, wanted) = (self.wanted.name(), &self.wanted);
+            let most = BATCH.min(wanted.max_ack_pending as usize);
+            self.pull = Some(Pull::open(&self.client, name, most, wanted.takeover).await?);
         }
         Ok(())
     }
 
-    /// Takes in one thing that the server sent. It does not wait, so that nothing is lost half-way.
-    fn arrive(
-        &mut self,
-        next: Option<Result<jetstream::Message, pull::MessagesError>>,
-    ) -> Result<(), SubscribeError> {
-        match next {
-            Some(Ok(message)) => {
-                self.watch_connection();
-                self.hold_back(message);
-                Ok(())
-            }
-            Some(Err(error)) if error.kind() == MessagesErrorKind::MissingHeartbeat => {
-                if self.client.connection_state() == State::Connected {
-                    return Ok(());
-                }
-                Err(SubscribeError::Unavailable("nats: not connected".to_owned()))
-            }
-            failed => {
-                // What the pull had received is dropped with it.
-                self.pull = None;
-                lock(&self.hold).doubt();
-                let why = failed.and_then(Result::err).map_or("ended".to_owned(), |error| error.to_string());
-                Err(SubscribeError::Unavailable(format!("nats: pulling messages: {why}")))
-            }
+    /// Takes in what has arrived, without waiting. Not while an answer is awaited that must be compared with what is here
+    /// now, unless the connection took it along.
+    fn take_in(&mut self) -> Result<(), SubscribeError> {
+        if self.asking.is_some() && connects(&self.client) == self.connects {
+            return Ok(());
         }
-    }
-
-    /// A connection that was lost may have swallowed messages that come again later than those behind them.
-    fn watch_connection(&mut self) {
+        self.asking = None;
+        while let Some(message) = self.pull.as_mut().and_then(Pull::next_now) {
+            self.hear(message)?;
+        }
+        // Only now: what came over another connection than what is here is not handed out before this was seen.
         let connects = connects(&self.client);
+        let Some(pull) = &mut self.pull else { return Ok(()) };
         if connects != self.connects {
             self.connects = connects;
+            pull.forget_requests();
             lock(&self.hold).doubt();
+        } else if pull.is_silent() {
+            tracing::info!(group = %self.wanted.group, "nats gives no sign of life, asking again");
+            self.look_again();
         }
+        Ok(())
     }
 
-    fn hold_back(&mut self, message: jetstream::Message) {
-        let Ok(number) = message.info().map(|info| info.stream_sequence) else {
+    /// Something is not as it was.
+    fn look_again(&mut self) {
+        self.consumer = None;
+        if let Some(pull) = &mut self.pull {
+            pull.forget_requests();
+        }
+        lock(&self.hold).doubt();
+    }
+
+    fn hear(&mut self, message: async_nats::Message) -> Result<(), SubscribeError> {
+        let Some(pull) = &mut self.pull else { return Ok(()) };
+        match pull.hear(&message) {
+            Heard::Nothing => {}
+            Heard::Message => self.keep(message),
+            Heard::Unpinned => lock(&self.hold).void(),
+            Heard::Refused(why) => {
+                self.look_again();
+                return Err(SubscribeError::Unavailable(format!("nats: {why}")));
+            }
+            Heard::Gone(why) => {
+                self.look_again();
+                lock(&self.hold).forget();
+                return Err(SubscribeError::Unavailable(format!("nats: {why}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, message: async_nats::Message) {
+        let message = jetstream::Message { message, context: self.context.clone() };
+        let info = message.info().map(|info| {
+            let place = Place { number: info.stream_sequence, stored_at: info.published.into() };
+            (place, info.consumer_sequence)
+        });
+        let (Ok((place, count)), Some(reply)) = (info, message.reply.clone()) else {
             return tracing::warn!("nats delivered something that is no JetStream message");
         };
         let headers = message.headers.as_ref();
-        let pin = headers.and_then(|headers| headers.get_last(header::NATS_PIN_ID)).map(ToString::to_string);
-        let mut hold = lock(&self.hold);
-        if pin != self.pin {
-            hold.forget();
-            self.pin = pin;
-        }
+        // The last: whoever published it may have written one, too.
+        let pin = headers.and_then(|headers| headers.get_last(header::NATS_PIN_ID));
         let named = headers.into_iter().flat_map(async_nats::HeaderMap::iter);
         let pairs = named.flat_map(|(name, values)| {
             let name: &str = name.as_ref();
@@ -181,58 +197,97 @@ impl NatsSubscriber {
         });
         let received = wire::binary::NATS.decode(pairs, message.payload.clone(), &message.subject);
         let key = received.as_ref().ok().and_then(|message| message.key.clone());
-        let Some(reply) = message.message.reply else { return };
-        hold.arrive(number, key, Arrived { received, reply, connects: self.connects });
+        let mut hold = lock(&self.hold);
+        hold.follow(pin.map(async_nats::HeaderValue::as_str), count);
+        hold.arrive(place, key, Arrived { received, reply });
     }
 
-    /// Asks the server how many messages are under way, if something here waits for that.
+    /// Asks the server how many messages are under way, if something here waits for that. Cancelled, it goes on awaiting
+    /// the same answer when it is called again.
     async fn settle(&mut self) -> Result<(), SubscribeError> {
-        let waits = lock(&self.hold).waits_in_doubt();
-        if let (true, Some(pull)) = (waits, &self.pull) {
-            let info = timeout(REQUEST, pull.consumer.get_info()).await.map_err(|_| consumer::no_answer())?;
-            let info = info.map_err(|error| SubscribeError::Unavailable(format!("nats: {error}")))?;
-            lock(&self.hold).settle(info.num_ack_pending);
+        if self.asking.is_none() && lock(&self.hold).waits_in_doubt() {
+            let (Some(consumer), client) = (self.consumer.clone(), self.client.clone()) else {
+                return Ok(());
+            };
+            self.asking = Some(Box::pin(async move {
+                let info = answer(&client, consumer.get_info()).await?;
+                info.map_err(|error| SubscribeError::Unavailable(format!("nats: {error}")))
+            }));
         }
+        let Some(asking) = &mut self.asking else { return Ok(()) };
+        let info = asking.await;
+        self.asking = None;
+        let info = info.inspect_err(|_| self.look_again())?;
+        let group = info.priority_groups.iter().find(|group| group.group == consumer::PRIORITY_GROUP);
+        let pin = group.and_then(|group| group.pinned_client_id.as_deref());
+        lock(&self.hold).settle(pin.filter(|pin| !pin.is_empty()), info.num_ack_pending);
         Ok(())
+    }
+
+    /// Answers what is not handed out. An answer that is lost does no harm: the message comes again.
+    async fn tell(&mut self) -> Result<(), SubscribeError> {
+        loop {
+            let Some((tell, Arrived { reply, .. })) = lock(&self.hold).tell() else { return Ok(()) };
+            let kind = match tell {
+                Tell::Acknowledged => AckKind::Ack,
+                Tell::SentBack => AckKind::Nak(None),
+            };
+            let sent = self.client.publish(reply, kind.into()).await;
+            sent.map_err(|error| SubscribeError::Unavailable(format!("nats: {error}")))?;
+        }
+    }
+
+    async fn ask(&mut self) -> Result<(), SubscribeError> {
+        let (pin, enough) = {
+            let hold = lock(&self.hold);
+            (hold.pin().map(ToOwned::to_owned), hold.has_some() && hold.waiting() >= BATCH / 2)
+        };
+        match &mut self.pull {
+            Some(pull) => pull.ask(pin.as_deref(), enough).await,
+            None => Ok(()),
+        }
     }
 
     fn take(&self, max: usize) -> Vec<Delivery> {
         let taken = lock(&self.hold).take(max);
-        let deliver = |(number, Arrived { received, reply, connects })| {
-            let answer = Answer::new(self.client.clone(), self.hold.clone(), number, reply, connects);
+        let deliver = |(place, Arrived { received, reply })| {
+            let answer = Answer::new(self.client.clone(), self.hold.clone(), place, reply, self.connects);
             Delivery::new(received, Box::new(answer))
         };
         taken.into_iter().map(deliver).collect()
+    }
+
+    async fn wait(&mut self) -> Result<(), SubscribeError> {
+        let Some(pull) = &mut self.pull else { return Ok(()) };
+        let next = tokio::select! {
+            next = pull.next() => next,
+            () = sleep(LOOK_AGAIN) => return Ok(()),
+        };
+        match next {
+            Some(message) => self.hear(message),
+            None => {
+                self.pull = None;
+                Err(SubscribeError::Unavailable("nats: the client is closed".to_owned()))
+            }
+        }
     }
 }
 
 #[async_trait]
 impl Subscriber for NatsSubscriber {
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscribeError> {
-        let max = max.max(1);
         loop {
-            self.pull().await?;
-            self.watch_connection();
-            let ready = self.take(max);
+            connected(&self.client)?;
+            self.prepare().await?;
+            self.take_in()?;
+            self.settle().await?;
+            self.tell().await?;
+            self.ask().await?;
+            let ready = self.take(max.max(1));
             if !ready.is_empty() {
                 return Ok(ready);
             }
-            let Some(pull) = &mut self.pull else { continue };
-            let waits_in_doubt = lock(&self.hold).waits_in_doubt();
-            let next = tokio::select! {
-                next = pull.messages.next() => Some(next),
-                () = sleep(ASK_AGAIN), if waits_in_doubt => None,
-            };
-            if let Some(next) = next {
-                self.arrive(next)?;
-            }
-            // What else is there already, so that the doubt can end and a batch is a batch.
-            for _ in 1..max.max(PULL) {
-                let Some(pull) = &mut self.pull else { break };
-                let Some(next) = pull.messages.next().now_or_never() else { break };
-                self.arrive(next)?;
-            }
-            self.settle().await?;
+            self.wait().await?;
         }
     }
 }
