@@ -197,7 +197,7 @@ async fn a_policy_of_skip_gives_the_message_up_and_the_key_goes_on() {
         let relay = start(pool, broker.publisher(), settings);
         let metric = |number: usize| Message::new("metrics.cpu", "k", number.to_string()).with_key("bad");
         let given_up = metric(1);
-        write(pool, &[given_up.clone()]).await;
+        write(pool, std::slice::from_ref(&given_up)).await;
         until("given up", || async { !admin::audit(pool, None, 10).await.unwrap().is_empty() }).await;
         broker.accept_key("bad");
         write(pool, &[metric(2), metric(3)]).await;
