@@ -98,7 +98,7 @@ async fn a_held_key_that_meets_others_again_waits_again_and_counts_nothing() {
     let mut connection = service.pool.acquire().await.unwrap();
     for round in 1..=2 {
         let hold = service.held().await[0].hold;
-        assert!(inbox::admin::redrive(&mut connection, CONSUMER, hold).await.unwrap());
+        assert!(inbox::admin::redrive(&mut connection, CONSUMER, hold, "test", None).await.unwrap());
         let key = eventually("it is tried, and waits again", || async {
             let held = service.held().await;
             // While it is tried, its time is that of a try.
