@@ -18,6 +18,7 @@ mod url;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 pub(crate) use answer::on_socket as answers_on_socket;
@@ -108,6 +109,30 @@ pub enum StartError {
     /// No port could be bound.
     #[error("no free port on 127.0.0.1")]
     NoPort,
+    /// Only an installed server of our own is copied, by its own `pg_basebackup`.
+    #[error("a given server, or one in Docker, is not copied")]
+    NotCopied,
+    /// `pg_basebackup` failed.
+    #[error("pg_basebackup failed")]
+    Copy(#[source] NotDone),
+}
+
+/// Why a program of PostgreSQL's did not do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramError {
+    /// The server was given by the environment.
+    #[error(transparent)]
+    NotOurs(#[from] NotOurs),
+    /// The server is in Docker, and so are its programs.
+    #[error("the server is in Docker")]
+    InDocker,
+    /// It did not start.
+    #[error("not launched")]
+    Launch(#[from] LaunchError),
+    /// It failed.
+    #[error("it failed")]
+    Failed(#[from] NotDone),
 }
 
 /// Why a server did not come back.
@@ -170,6 +195,28 @@ impl PostgresOptions {
         let mut own = Own { process, program, port: 0, password, data, settings };
         own.serve(self.port)?;
         Ok(Postgres(Origin::Own(Box::new(own))))
+    }
+
+    /// A physical copy of a server of our own as it is now (`pg_basebackup`), with its password. It is started by
+    /// [`Postgres::restart`], after what it shall recover to is written into [`Postgres::data`].
+    pub fn copy_of(self, original: &Postgres) -> Result<Postgres, StartError> {
+        self.copied(original, &[])
+    }
+
+    /// The same, as a standby that streams from the original when it is started.
+    pub fn standby_of(self, original: &Postgres) -> Result<Postgres, StartError> {
+        self.copied(original, &["--write-recovery-conf"])
+    }
+
+    fn copied(self, original: &Postgres, arguments: &[&str]) -> Result<Postgres, StartError> {
+        let Some(own) = original.own() else { return Err(StartError::NotCopied) };
+        let Program::Installed(installed) = &own.program else { return Err(StartError::NotCopied) };
+        let mut process = Process::new("outbox-postgres", Signal::Interrupt)?;
+        let data = process.folder().join("data");
+        installed.copy(&mut process, &data, own.process.folder(), own.port, arguments)?;
+        let (program, password) = (Program::Installed(installed.clone()), own.password.clone());
+        let (settings, port) = (self.all_settings(), self.port.unwrap_or_default());
+        Ok(Postgres(Origin::Own(Box::new(Own { process, program, port, password, data, settings }))))
     }
 
     fn all_settings(&self) -> Vec<(String, String)> {
@@ -259,6 +306,23 @@ impl Postgres {
         self.own().map(|own| own.process.folder())
     }
 
+    /// The data directory of our own server.
+    pub fn data(&self) -> Option<&Path> {
+        self.own().map(|own| own.data.as_path())
+    }
+
+    /// Runs a program of our own server's PostgreSQL while that is stopped, as its user and in its folder:
+    /// `pg_upgrade`, `pg_resetwal`.
+    pub fn program(&mut self, name: &str, arguments: &[&str]) -> Result<(), ProgramError> {
+        self.stop()?;
+        let own = self.own_mut()?;
+        let Program::Installed(installed) = &own.program else { return Err(ProgramError::InDocker) };
+        let mut command = Command::new(installed.bin.join(name));
+        command.args(arguments);
+        own.process.launch(&command)?;
+        Ok(own.process.done(installed::PROGRAM)?)
+    }
+
     /// The id of our own server's first process, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.own().and_then(|own| own.process.pid())
@@ -283,8 +347,8 @@ impl Postgres {
     pub fn restart(&mut self) -> Result<(), RestartError> {
         self.stop()?;
         let own = self.own_mut()?;
-        let port = own.port;
-        Ok(own.serve(Some(port))?)
+        let port = Some(own.port).filter(|port| *port > 0);
+        Ok(own.serve(port)?)
     }
 
     fn end_by(&mut self, signal: Signal) -> Result<(), NotOurs> {

@@ -120,3 +120,33 @@ fn a_kept_directory_opens_again() {
     let second = PostgresOptions::new().kept_at(kept.path()).start().unwrap();
     assert_eq!(ask(&second, "select word from kept").unwrap(), "here");
 }
+
+#[test]
+fn a_copy_holds_what_was_there_and_a_standby_follows() {
+    let original = Postgres::start_own().unwrap();
+    let write = |word: &str| ask(&original, &format!("create table {word} ()")).unwrap();
+    write("before");
+    let mut copy = PostgresOptions::new().copy_of(&original).unwrap();
+    let mut standby = PostgresOptions::new().standby_of(&original).unwrap();
+    write("after");
+    copy.restart().unwrap();
+    standby.restart().unwrap();
+    assert_ne!(copy.port(), original.port());
+    let tables =
+        "select string_agg(relname, ' ' order by relname) from pg_class where relname in ('before', 'after')";
+    assert_eq!(ask(&copy, tables).unwrap(), "before");
+    assert_eq!(ask(&copy, "select pg_is_in_recovery()").unwrap(), "f");
+    eventually("the standby follows", || ask(&standby, tables).is_ok_and(|tables| tables == "after before"));
+    assert_eq!(ask(&standby, "select pg_is_in_recovery()").unwrap(), "t");
+}
+
+#[test]
+fn a_program_of_the_server_works_on_its_data_while_that_is_stopped() {
+    let mut postgres = Postgres::start_own().unwrap();
+    let data = postgres.data().unwrap().to_str().unwrap().to_owned();
+    postgres.program("pg_resetwal", &["--next-transaction-id=30000", &data]).unwrap();
+    postgres.restart().unwrap();
+    let next = ask(&postgres, "select pg_snapshot_xmax(pg_current_snapshot())").unwrap();
+    assert!(next.parse::<u64>().unwrap() >= 30_000, "{next}");
+    assert!(postgres.program("pg_resetwal", &["--no-such-option"]).is_err());
+}

@@ -10,8 +10,11 @@ use std::time::Duration;
 use super::{StartError, random_password};
 use crate::process::{Process, User, private_folder};
 
+/// How long a program that prepares a server may take.
+pub(super) const PROGRAM: Duration = Duration::from_secs(120);
+
 /// A folder that holds `postgres` and `initdb`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Installed {
     pub(super) bin: PathBuf,
     pub(super) version: String,
@@ -49,8 +52,29 @@ impl Installed {
             "--no-sync",
         ]);
         process.launch(&initdb)?;
-        process.done(Duration::from_secs(120)).map_err(StartError::Initdb)?;
+        process.done(PROGRAM).map_err(StartError::Initdb)?;
         Ok(password)
+    }
+
+    /// Makes the data directory as a copy of the server's that answers on this port, in this folder.
+    pub(super) fn copy(
+        &self,
+        process: &mut Process,
+        data: &Path,
+        original: &Path,
+        port: u16,
+        arguments: &[&str],
+    ) -> Result<(), StartError> {
+        let failed = |source| StartError::Prepare { path: data.to_owned(), source };
+        if let Some(user) = User::unprivileged()? {
+            process.run_as(user).map_err(failed)?;
+        }
+        private_folder(data, process.user()).map_err(failed)?;
+        let mut backup = Command::new(self.bin.join("pg_basebackup"));
+        backup.arg("--pgdata").arg(data).arg("--host").arg(original).args(["--port", &port.to_string()]);
+        backup.args(["--username=postgres", "--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
+        process.launch(backup.args(arguments))?;
+        process.done(PROGRAM).map_err(StartError::Copy)
     }
 
     pub(super) fn command(
