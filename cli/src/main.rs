@@ -16,6 +16,7 @@ mod output;
 mod parked;
 mod relay;
 mod relays;
+mod repair;
 mod replay;
 mod replays;
 mod schema;
@@ -50,6 +51,7 @@ enum Command {
     Trace(trace::Args),
     Replay(Box<replay::Args>),
     Replays(replays::Args),
+    Repair(repair::Args),
     #[command(subcommand)]
     Bench(bench::Command),
 }
@@ -107,6 +109,7 @@ fn run(cli: Cli) -> Result<(), exit::Failure> {
             Command::Trace(args) => trace::run(args).await,
             Command::Replay(args) => replay::run(*args).await,
             Command::Replays(args) => replays::run(args).await,
+            Command::Repair(args) => repair::run(args).await,
             Command::Bench(command) => bench::run(command).await,
         }
     });

@@ -165,7 +165,7 @@ async fn a_late_record_changes_nothing_of_a_shard_that_was_lost_and_all_of_the_o
     let take = "update outbox.cursor set owner = $1, epoch = epoch + 1 where relay = 'default' and shard = 0";
     sqlx::query(take).bind(new).execute(pool).await.unwrap();
     write(pool, &[message("a", 1)]).await;
-    let seen = Seen { snapshot: log.look("default").await.unwrap().snapshot, bound: 1 };
+    let seen = Seen { era: 1, snapshot: log.look("default").await.unwrap().snapshot, bound: 1 };
     let cursor = |shard| CursorRecord { shard, seen: seen.clone(), until: None, after: 0 };
     let record = Record { cursors: vec![cursor(0), cursor(1)], ..Record::default() };
     assert_eq!(zombie.record(log.connection(), record).await.unwrap(), [0]);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use outbox::log::{LogConnection, LogError, Reading, Seen, Snapshot};
+use outbox::log::{Eras, LogConnection, LogError, Reading};
 use sqlx::postgres::PgPool;
 
 use crate::exit::{Failure, chain};
@@ -19,10 +19,10 @@ async fn measure(pool: &PgPool, passes: usize) -> Result<f64, LogError> {
     let mut log = LogConnection::open(pool).await?;
     let mut times = Vec::new();
     for _ in 0..passes {
-        let nothing = Seen { snapshot: Snapshot::nothing(), bound: 0 };
-        let mut reading = Reading::new((0..SHARDS).collect(), nothing);
+        let eras = Eras::default();
+        let mut reading = Reading::new((0..SHARDS).collect(), eras.beginning());
         let look = log.look("bench").await?;
-        reading.advance(1, &look, 0);
+        reading.advance(1, &look, 0, &eras);
         while let (Some(window), Some(range)) = (reading.window().cloned(), reading.page()) {
             let began = Instant::now();
             let (messages, full) =

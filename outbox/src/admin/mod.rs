@@ -1,10 +1,12 @@
-//! What an operator asks and does: how far relays are, which keys are held, redrive and skip, pause, resume and retire.
+//! What an operator asks and does: how far relays are, which keys are held, redrive and skip, pause, resume and
+//! retire, repair after a restore.
 //!
 //! Whatever changes something says who decided it, and stands in [`audit()`] as soon as it is done, in the same transaction.
 //! There is no way to change a held message: it is published as it was enqueued, or skipped.
 
 mod audit;
 mod relays;
+mod repair;
 
 use chrono::{DateTime, Utc};
 use message::MessageId;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 
 pub use audit::{AuditEntry, audit};
 pub use relays::{StateError, pause, resume, retire};
+pub use repair::{RepairError, Survey, repair, survey};
 
 /// How far one relay is.
 #[derive(Debug, Clone)]

@@ -5,6 +5,7 @@
 
 mod append;
 mod connection;
+mod eras;
 mod lease;
 mod pace;
 mod progress;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use append::{append, check_appendable};
 pub use connection::{LogConnection, LogError, Page};
+pub use eras::{Era, Eras};
 pub use lease::Lease;
 pub use progress::{CursorRecord, Progress};
 pub use reader::{Reader, RecordCommand};
@@ -85,15 +87,20 @@ pub enum Refusal {
     Unlogged,
     /// The database was restored into another cluster, where its transaction ids mean nothing.
     #[error(
-        "the log was written in another cluster (a restored dump?): its transaction ids mean nothing here"
+        "the log was written in another cluster (a restored dump?), its transaction ids mean nothing here: `outbox repair`"
     )]
     OtherCluster,
-    /// The cluster went back to before the cursor was recorded.
-    #[error("a cursor is ahead of the cluster's transaction ids (a restore to an earlier time?)")]
-    CursorAhead,
     /// A new relay was to begin with something that is yet to come.
     #[error("the relay is to start beyond the end of the log")]
     StartAhead,
+    /// The cluster gives out again the transaction ids that the log and its cursors rest on.
+    #[error("the cluster's transaction ids are behind the log or a cursor (a restore?): `outbox repair`")]
+    IdsBehind,
+    /// The sequence gives out again positions that the log holds.
+    #[error(
+        "the sequence of outbox.message.position is behind the log (a restore in part?): `outbox repair`"
+    )]
+    PositionsBehind,
     /// The relay is retired.
     #[error("the relay is retired")]
     Retired,

@@ -80,7 +80,10 @@ impl Progress {
             if !front.all_read || !front.under_way.is_empty() {
                 return;
             }
-            self.seen = front.window.until.clone();
+            let seen = front.window.until.passed();
+            // Recorded even if there was no message: else its leaves would be kept for this cursor until one comes.
+            self.moved |= seen.era != self.seen.era;
+            self.seen = seen;
             self.windows.pop_front();
         }
     }
@@ -142,10 +145,11 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use super::super::snapshot::Snapshot;
     use super::*;
 
     fn seen(xmax: u64) -> Seen {
-        Seen { snapshot: format!("{xmax}:{xmax}:").parse().unwrap(), bound: 0 }
+        Seen { era: 1, snapshot: format!("{xmax}:{xmax}:").parse().unwrap(), bound: 0 }
     }
 
     fn window(id: u64) -> Arc<Window> {
@@ -185,6 +189,29 @@ mod tests {
         assert_eq!((progress.cursor().seen, progress.cursor().after), (seen(10), 4));
         progress.finish(1, 5);
         assert_eq!(progress.cursor(), CursorRecord { shard: 0, seen: seen(30), until: None, after: 0 });
+    }
+
+    #[test]
+    fn the_end_of_an_era_is_recorded_as_the_beginning_of_the_next_and_not_before_all_of_it_is_delivered() {
+        let mut progress = Progress::new(0, seen(10));
+        let end = Seen { era: 1, snapshot: Snapshot::everything(), bound: 100 };
+        let last = Arc::new(Window { id: 1, seen: seen(10), until: end.clone() });
+        progress.read(&last, 100, true);
+        progress.begin(5);
+        progress.settle();
+        let mut record = progress.cursor();
+        assert_eq!((record.seen, record.until, record.after), (seen(10), Some(end), 4));
+        progress.finish(1, 5);
+        record = progress.record().unwrap();
+        assert_eq!(
+            (record.seen, record.until),
+            (Seen { era: 2, snapshot: Snapshot::nothing(), bound: 100 }, None)
+        );
+
+        let mut progress = Progress::new(0, seen(10));
+        progress.read(&last, 100, true);
+        progress.settle();
+        assert_eq!(progress.record().unwrap().seen.era, 2, "also if nothing was left of it");
     }
 
     #[test]

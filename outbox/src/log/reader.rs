@@ -98,7 +98,7 @@ impl Reader {
                 return;
             }
             self.windows += 1;
-            reading.resume(self.windows, until.clone(), record.after, look);
+            reading.resume(self.windows, until.clone(), record.after, look, self.store.eras());
         } else if let Some(other) = self.readings.iter_mut().find(|other| other.is_beside(&reading)) {
             other.join(reading);
             return;
@@ -171,7 +171,7 @@ impl Reader {
         let mut opened = false;
         for reading in &mut self.readings {
             self.windows += 1;
-            opened |= reading.advance(self.windows, &look, self.proven);
+            opened |= reading.advance(self.windows, &look, self.proven, self.store.eras());
         }
         if !opened {
             self.rest();
@@ -243,7 +243,8 @@ impl Reader {
             messages,
             last,
         };
-        let send = !page.messages.is_empty() || self.sent;
+        // The end of an era is told also if nothing was left of it, to be recorded.
+        let send = !page.messages.is_empty() || self.sent || (last && page.window.until.is_end());
         self.found |= send;
         self.sent = send && !last;
         if last {

@@ -6,6 +6,7 @@ use sqlx::postgres::PgConnection;
 
 use super::Refusal;
 use super::connection::LogConnection;
+use super::eras::Eras;
 use super::snapshot::Snapshot;
 use super::window::Seen;
 
@@ -33,15 +34,19 @@ pub(super) struct Place {
 
 impl Start {
     /// The cursor that stands there.
-    pub(super) async fn place(self, log: &mut LogConnection, relay: &str) -> Result<Place, Refusal> {
-        let nothing = Seen { snapshot: Snapshot::nothing(), bound: 0 };
+    pub(super) async fn place(
+        self,
+        log: &mut LogConnection,
+        relay: &str,
+        eras: &Eras,
+    ) -> Result<Place, Refusal> {
         if self == Start::Beginning {
-            return Ok(Place { seen: nothing, until: None, after: 0 });
+            return Ok(Place { seen: eras.beginning(), until: None, after: 0 });
         }
         let bound = log.prove_bound().await?;
         // Before a time is looked up: what commits in between is not visible here, hence not passed over.
         let look = log.look(relay).await?;
-        let now = Seen { snapshot: look.snapshot, bound };
+        let now = Seen { era: eras.present(), snapshot: look.snapshot, bound };
         let position = match self {
             Start::AtPosition(position) => position,
             Start::AtTime(moment) => {
@@ -56,8 +61,15 @@ impl Start {
         if position > look.last_position + 1 {
             return Err(Refusal::StartAhead);
         }
-        // As if a relay had begun at the beginning and had delivered up to there what is visible now.
-        Ok(Place { seen: nothing, until: Some(now), after: (position - 1).max(0) })
+        // As if a relay had begun at the beginning of that era and had delivered up to there what is visible now, or, of an
+        // era that has ended, all that there is.
+        let era = eras.of(position);
+        let seen = Seen { era, snapshot: Snapshot::nothing(), bound: eras.edge(era) };
+        let until = match eras.end(era) {
+            Some(end) => Seen { era, snapshot: Snapshot::everything(), bound: end },
+            None => now,
+        };
+        Ok(Place { seen, until: Some(until), after: (position - 1).max(0) })
     }
 }
 

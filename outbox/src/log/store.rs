@@ -8,6 +8,7 @@ use sqlx::{Connection, Row};
 use uuid::Uuid;
 
 use super::connection::LogConnection;
+use super::eras::{Era, Eras};
 use super::progress::CursorRecord;
 use super::row::LogMessage;
 use super::snapshot::{NotSnapshot, column};
@@ -76,6 +77,7 @@ pub struct Store {
     relay: String,
     process: Uuid,
     shards: i16,
+    eras: Eras,
     owned: Vec<(i16, i64, String)>,
 }
 
@@ -93,7 +95,7 @@ impl Store {
         start: Start,
         lease: Duration,
     ) -> Result<Self, Refusal> {
-        preflight(connection.connection(), relay).await?;
+        preflight(connection.connection()).await?;
         sqlx::query(sql!("register")).bind(relay).bind(shards).execute(connection.connection()).await?;
         let row = sqlx::query(sql!("relay")).bind(relay).fetch_one(connection.connection()).await?;
         let shards: i16 = row.try_get("shards")?;
@@ -101,21 +103,6 @@ impl Store {
             "retired" => return Err(Refusal::Retired),
             "paused" => return Err(Refusal::Paused),
             _ => {}
-        }
-        let begun: bool =
-            sqlx::query_scalar(sql!("has_cursors")).bind(relay).fetch_one(connection.connection()).await?;
-        if !begun {
-            let place = start.place(connection, relay).await?;
-            sqlx::query(sql!("create_cursors"))
-                .bind(relay)
-                .bind(i32::from(shards))
-                .bind(place.seen.snapshot.to_string())
-                .bind(place.seen.bound)
-                .bind(place.until.as_ref().map(|until| until.snapshot.to_string()))
-                .bind(place.until.as_ref().map(|until| until.bound))
-                .bind(place.after)
-                .execute(connection.connection())
-                .await?;
         }
         sqlx::query(sql!("join"))
             .bind(process)
@@ -125,7 +112,25 @@ impl Store {
             .bind(lease.as_secs_f64())
             .execute(connection.connection())
             .await?;
-        Ok(Store { relay: relay.to_owned(), process, shards, owned: Vec::new() })
+        // From here on a repair finds this process alive, and ends no era while it is.
+        let eras = eras(connection.connection()).await?;
+        let begun: bool =
+            sqlx::query_scalar(sql!("has_cursors")).bind(relay).fetch_one(connection.connection()).await?;
+        if !begun {
+            let place = start.place(connection, relay, &eras).await?;
+            sqlx::query(sql!("create_cursors"))
+                .bind(relay)
+                .bind(i32::from(shards))
+                .bind(place.seen.snapshot.to_string())
+                .bind(place.seen.bound)
+                .bind(place.until.as_ref().map(|until| until.snapshot.to_string()))
+                .bind(place.until.as_ref().map(|until| until.bound))
+                .bind(place.after)
+                .bind(place.seen.era)
+                .execute(connection.connection())
+                .await?;
+        }
+        Ok(Store { relay: relay.to_owned(), process, shards, eras, owned: Vec::new() })
     }
 
     /// The relay.
@@ -136,6 +141,11 @@ impl Store {
     /// The number of shards of the relay.
     pub fn shards(&self) -> i16 {
         self.shards
+    }
+
+    /// The eras of the log.
+    pub fn eras(&self) -> &Eras {
+        &self.eras
     }
 
     /// This process.
@@ -317,6 +327,7 @@ impl Store {
             .bind(known.iter().map(|known| until(known.0).map(|seen| seen.bound)).collect::<Vec<_>>())
             .bind(known.iter().map(|known| known.0.after).collect::<Vec<_>>())
             .bind(synchronous_commit)
+            .bind(known.iter().map(|known| known.0.seen.era).collect::<Vec<_>>())
             // Planned for the table as it is: a plan kept from when it was two pages scans all of it later.
             .persistent(false)
             .fetch_all(&mut *connection)
@@ -336,6 +347,7 @@ impl Store {
                 .bind(until(record).map(|seen| seen.snapshot.to_string()))
                 .bind(until(record).map(|seen| seen.bound))
                 .bind(record.after)
+                .bind(record.seen.era)
                 .fetch_optional(&mut *connection)
                 .await?;
             match row {
@@ -362,10 +374,17 @@ impl Store {
     }
 }
 
-/// Whether the log can be read safely, by a relay or, without a name, by somebody else.
-pub(crate) async fn preflight(connection: &mut PgConnection, relay: &str) -> Result<(), Refusal> {
+async fn eras(connection: &mut PgConnection) -> Result<Eras, sqlx::Error> {
+    let rows = sqlx::query(sql!("eras")).fetch_all(connection).await?;
+    let era =
+        |row: &PgRow| Ok(Era { era: row.try_get("era")?, first_position: row.try_get("first_position")? });
+    Ok(Eras::new(rows.iter().map(era).collect::<Result<_, sqlx::Error>>()?))
+}
+
+/// Whether the log can be read safely.
+pub(crate) async fn preflight(connection: &mut PgConnection) -> Result<(), Refusal> {
     migrations::Schema::Outbox.check(connection).await?;
-    let row = sqlx::query(sql!("preflight")).bind(relay).fetch_one(connection).await?;
+    let row = sqlx::query(sql!("preflight")).fetch_one(connection).await?;
     for (fact, reason) in [
         ("replica", Refusal::Replica),
         ("other_encoding", Refusal::OtherEncoding),
@@ -373,7 +392,8 @@ pub(crate) async fn preflight(connection: &mut PgConnection, relay: &str) -> Res
         ("cached_positions", Refusal::CachedPositions),
         ("unlogged", Refusal::Unlogged),
         ("other_cluster", Refusal::OtherCluster),
-        ("cursor_ahead", Refusal::CursorAhead),
+        ("ids_behind", Refusal::IdsBehind),
+        ("positions_behind", Refusal::PositionsBehind),
     ] {
         if row.try_get::<bool, _>(fact)? {
             return Err(reason);
@@ -386,10 +406,11 @@ fn cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
     let shard = row.try_get("shard")?;
     let seen = column(row, "seen")?.ok_or_else(|| sqlx::Error::Decode(NotSnapshot.into()))?;
     let until_bound: Option<i64> = row.try_get("until_l")?;
+    let era = row.try_get("era")?;
     let record = CursorRecord {
         shard,
-        seen: Seen { snapshot: seen, bound: row.try_get("seen_l")? },
-        until: column(row, "until")?.zip(until_bound).map(|(snapshot, bound)| Seen { snapshot, bound }),
+        seen: Seen { era, snapshot: seen, bound: row.try_get("seen_l")? },
+        until: column(row, "until")?.zip(until_bound).map(|(snapshot, bound)| Seen { era, snapshot, bound }),
         after: row.try_get("after")?,
     };
     Ok(Cursor {

@@ -6,11 +6,14 @@
 
 use std::collections::BTreeMap;
 
+use super::eras::Eras;
 use super::snapshot::{Snapshot, leaf_end, leaves_between};
 
 /// A snapshot, and a position that no transaction unseen by it and begun after it can have drawn, nor any below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
+    /// The era in which it was taken, and means something.
+    pub era: i32,
     /// What is visible.
     pub snapshot: Snapshot,
     /// The lower bound of what is new.
@@ -89,8 +92,8 @@ impl Reading {
     }
 
     /// Opens the recorded window again, delivered up to `after`.
-    pub fn resume(&mut self, id: u64, until: Seen, after: i64, look: &Look) {
-        self.begin(id, until, look);
+    pub fn resume(&mut self, id: u64, until: Seen, after: i64, look: &Look, eras: &Eras) {
+        self.begin(id, until, look, eras);
         for shard in self.shards.clone() {
             self.resume_beside(shard, after);
         }
@@ -119,30 +122,21 @@ impl Reading {
         delivered.is_some_and(|after| position <= *after)
     }
 
-    /// Opens the next window, if the look shows that there may be something in it. `proven` is a bound for every
-    /// snapshot taken since it was proven, this one included.
-    ///
-    /// Idle means: no position was drawn above the bound of what is seen, and no transaction that was running then has
-    /// finished. That the sequence has not moved since the last look would not do: its last position may belong to
-    /// a transaction that was, and is, open.
-    pub fn advance(&mut self, id: u64, look: &Look, proven: i64) -> bool {
-        let late = !self.seen.snapshot.finished_since(&look.snapshot).is_empty();
-        if look.last_position <= self.seen.bound && !late {
-            return false;
-        }
-        self.begin(id, Seen { snapshot: look.snapshot.clone(), bound: proven }, look);
-        true
+    /// Opens the next window, if the look shows that there may be something in it ([`Eras::next`]).
+    pub fn advance(&mut self, id: u64, look: &Look, proven: i64, eras: &Eras) -> bool {
+        let next = eras.next(&self.seen, look, proven);
+        next.map(|until| self.begin(id, until, look, eras)).is_some()
     }
 
-    fn begin(&mut self, id: u64, until: Seen, look: &Look) {
+    fn begin(&mut self, id: u64, until: Seen, look: &Look, eras: &Eras) {
         let stragglers = self.seen.snapshot.finished_since(&until.snapshot);
         let floor = |xid: &u64| self.floors.get(xid).copied().unwrap_or(0);
         let lowest = stragglers.iter().map(floor).min().unwrap_or(self.seen.bound);
         let window = std::sync::Arc::new(Window { id, seen: self.seen.clone(), until });
-        let begins = lowest.min(self.seen.bound);
+        let begins = lowest.min(self.seen.bound).max(eras.edge(self.seen.era));
         self.open = Some(Open {
             window,
-            high: look.last_position,
+            high: eras.end(self.seen.era).unwrap_or(look.last_position),
             begins,
             after: begins,
             stragglers,
@@ -214,7 +208,7 @@ impl Reading {
     /// The window is read to its end: what it made visible is seen.
     pub fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
-        let until = open.window.until.clone();
+        let until = open.window.until.passed();
         let known = |xid: &u64| {
             // A transaction that began after `seen` has drawn nothing at or below its bound.
             let begun_after = *xid >= self.seen.snapshot.xmax();
@@ -252,25 +246,30 @@ mod tests {
     }
 
     fn reading(snapshot: &str, bound: i64) -> Reading {
-        Reading::new(vec![0], Seen { snapshot: snapshot.parse().unwrap(), bound })
+        Reading::new(vec![0], Seen { era: 1, snapshot: snapshot.parse().unwrap(), bound })
+    }
+
+    /// Opens the next window of a log that was never restored.
+    fn advance(reading: &mut Reading, id: u64, look: &Look, proven: i64) -> bool {
+        reading.advance(id, look, proven, &Eras::default())
     }
 
     #[test]
     fn a_position_held_by_an_open_transaction_is_not_idle() {
         // Position 2 is drawn and not visible: the sequence will not move again, and the next look must look.
         let mut reading = reading("5:5:", 1);
-        assert!(!reading.advance(1, &look("5:5:", 1), 1));
-        assert!(reading.advance(2, &look("5:5:", 2), 1));
+        assert!(!advance(&mut reading, 1, &look("5:5:", 1), 1));
+        assert!(advance(&mut reading, 2, &look("5:5:", 2), 1));
         reading.read(2);
         reading.close();
-        assert!(reading.advance(3, &look("6:6:", 2), 1));
+        assert!(advance(&mut reading, 3, &look("6:6:", 2), 1));
     }
 
     #[test]
     fn a_straggler_is_read_from_below_the_bound() {
         let mut reading = reading("5:7:5", 100);
-        assert!(!reading.advance(1, &look("5:9:5", 100), 100));
-        assert!(reading.advance(1, &look("9:9:", 100), 100));
+        assert!(!advance(&mut reading, 1, &look("5:9:5", 100), 100));
+        assert!(advance(&mut reading, 1, &look("9:9:", 100), 100));
         let page = reading.page().unwrap();
         assert_eq!((page.after, page.to, page.new_after, page.stragglers), (0, 100, 100, vec![5]));
     }
@@ -278,18 +277,18 @@ mod tests {
     #[test]
     fn a_transaction_first_met_running_is_looked_for_above_the_bound_before_it() {
         let mut reading = reading("5:5:", 40);
-        reading.advance(1, &look("6:9:6", 60), 50);
+        advance(&mut reading, 1, &look("6:9:6", 60), 50);
         assert!(reading.read(60));
         reading.close();
         // 6 began after the first snapshot: nothing of it lies at or below 40.
-        reading.advance(2, &look("9:9:", 60), 60);
+        advance(&mut reading, 2, &look("9:9:", 60), 60);
         assert_eq!(reading.page().unwrap().after, 40);
     }
 
     #[test]
     fn far_stragglers_are_asked_for_and_forgotten_if_they_wrote_nothing() {
         let mut reading = reading("5:7:5", 1 << 30);
-        reading.advance(1, &look("9:9:", (1 << 30) + 5), 1 << 30);
+        advance(&mut reading, 1, &look("9:9:", (1 << 30) + 5), 1 << 30);
         assert!(reading.far_stragglers().is_some());
         reading.first_is(None);
         assert_eq!(reading.page().unwrap().after, 1 << 30);
@@ -300,7 +299,7 @@ mod tests {
     fn a_far_straggler_that_wrote_late_does_not_hide_what_others_wrote_before_it() {
         let bound = 3 << 20;
         let mut reading = reading("5:7:5", bound);
-        reading.advance(1, &look("9:9:", bound + 6000), bound);
+        advance(&mut reading, 1, &look("9:9:", bound + 6000), bound);
         assert!(reading.far_stragglers().is_some());
         reading.first_is(Some(bound + 5000));
         assert_eq!(reading.page().unwrap().new_after, bound);

@@ -5,7 +5,7 @@ use outbox::log::{LogMessage, Seen, Window};
 use super::*;
 
 fn seen(xmax: u64) -> Seen {
-    Seen { snapshot: format!("{xmax}:{xmax}:").parse().unwrap(), bound: 0 }
+    Seen { era: 1, snapshot: format!("{xmax}:{xmax}:").parse().unwrap(), bound: 0 }
 }
 
 fn shards(epoch: i64) -> Vec<(i16, i64, Progress)> {

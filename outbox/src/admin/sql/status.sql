@@ -1,23 +1,44 @@
--- How far each relay is. Delivered is what is visible in `seen`, and what is visible in `until` up to `after`; shards
--- that stand at the same place are counted together, each set by one scan above its lower bound.
-with place as (
+-- How far each relay is. Delivered is what is visible in `seen`, and what is visible in `until` up to `after`, within the
+-- cursor's era; nothing of a later one. Shards that stand at the same place are counted together: what lies above the lower
+-- bound, what transactions wrote below it that were running when `seen` was taken, and the later eras.
+with era as (
+    select c.era, c.first_position,
+        coalesce(lead(c.first_position) over (order by c.era) - 1, 9223372036854775807) as last_position
+    from outbox.cluster c
+),
+place as (
     -- Snapshots have no equality; their texts have.
     select c.relay, r.shards, array_agg(c.shard) as owned, c.seen::text::pg_snapshot as seen, c.seen_l,
-        c.until::text::pg_snapshot as until, c.after
+        c.until::text::pg_snapshot as until, c.after, e.first_position, e.last_position
     from outbox.cursor c
     join outbox.relay r on r.name = c.relay
-    group by c.relay, r.shards, c.seen::text, c.seen_l, c.until::text, c.after
+    join era e on e.era = c.era
+    group by c.relay, r.shards, c.seen::text, c.seen_l, c.until::text, c.after, e.first_position, e.last_position
 ),
 backlog as (
     select p.relay, sum(behind.messages)::bigint as messages, min(behind.oldest) as oldest
     from place p
     cross join lateral (
         select count(*) as messages, min(m.enqueued_at) as oldest
-        from outbox.message m
-        where (m.position > p.seen_l or m.tx in (select pg_snapshot_xip(p.seen)))
-            and not pg_visible_in_snapshot(m.tx, p.seen)
-            and not (p.until is not null and pg_visible_in_snapshot(m.tx, p.until) and m.position <= p.after)
-            and (m.slot % p.shards) = any (p.owned)
+        from (
+            select m.tx, m.position, m.slot, m.enqueued_at
+            from outbox.message m
+            where m.position > p.seen_l and m.position <= p.last_position and not pg_visible_in_snapshot(m.tx, p.seen)
+            union all
+            select m.tx, m.position, m.slot, m.enqueued_at
+            from outbox.message m
+            where m.tx = any (array(select pg_snapshot_xip(p.seen)))
+                and m.position >= p.first_position and m.position <= p.seen_l
+            union all
+            select m.tx, m.position, m.slot, m.enqueued_at
+            from outbox.message m
+            where m.position > p.last_position
+        ) m
+        where (m.slot % p.shards) = any (p.owned)
+            and not (
+                p.until is not null and m.position <= least(p.after, p.last_position)
+                and pg_visible_in_snapshot(m.tx, p.until)
+            )
     ) behind
     group by p.relay
 )

@@ -13,4 +13,4 @@ with free as (
 update outbox.cursor c
 set owner = $2, epoch = c.epoch + 1, crashes = c.crashes + case when c.owner <> $2 then 1 else 0 end
 where c.relay = $1 and (c.owner = $2 or c.shard in (select free.shard from free))
-returning c.shard, c.epoch, c.ctid::text, c.seen::text, c.seen_l, c.until::text, c.until_l, c.after, c.crashes
+returning c.shard, c.epoch, c.ctid::text, c.era, c.seen::text, c.seen_l, c.until::text, c.until_l, c.after, c.crashes

@@ -1,4 +1,9 @@
--- What makes it unsafe to read this log: one row of facts. $1 relay.
+-- What makes it unsafe to read this log: one row of facts. Ahead of the cluster's transaction ids is what a statement can
+-- never see in the life that wrote it: a cursor, or one of the last messages, from this snapshot's xmax on. Of every relay:
+-- where one cursor is ahead, the ids that all others rest on are given out again.
+with present as (
+    select c.era, c.system_identifier, c.first_position from outbox.cluster c order by c.era desc limit 1
+)
 select pg_is_in_recovery() as replica,
     current_setting('server_encoding') <> 'UTF8' as other_encoding,
     row_security_active('outbox.message') as hidden_rows,
@@ -7,9 +12,21 @@ select pg_is_in_recovery() as replica,
         select from pg_inherits i join pg_class c on c.oid = i.inhrelid
         where i.inhparent = 'outbox.message'::regclass and c.relpersistence <> 'p'
     ) as unlogged,
-    (select system_identifier from pg_control_system())
-        is distinct from (select c.system_identifier from outbox.cluster c order by c.era desc limit 1) as other_cluster,
+    (select system_identifier from pg_control_system()) is distinct from (select p.system_identifier from present p)
+        as other_cluster,
     exists (
-        select from outbox.cursor c
-        where c.relay = $1 and pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(pg_current_snapshot())
-    ) as cursor_ahead
+        select from outbox.cursor c join present p on p.era = c.era
+        where greatest(pg_snapshot_xmax(c.seen), pg_snapshot_xmax(c.until)) > pg_snapshot_xmax(pg_current_snapshot())
+    ) or exists (
+        select from (
+            select m.tx from outbox.message m
+            where m.position >= (select p.first_position from present p)
+            order by m.position desc
+            limit 1000
+        ) last
+        where last.tx >= pg_snapshot_xmax(pg_current_snapshot())
+    ) as ids_behind,
+    exists (
+        select from outbox.message m
+        where m.position > (select coalesce(pg_sequence_last_value('outbox.message_position_seq'::regclass), 0))
+    ) as positions_behind

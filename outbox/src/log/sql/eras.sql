@@ -1,0 +1,2 @@
+-- The eras of the log, in order.
+select era, first_position from outbox.cluster order by era

@@ -1,0 +1,193 @@
+//! A dump of the log, restored into another cluster: refused by name, repaired, and nothing lost, doubled or overtaken.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod eras_support;
+mod relay_support;
+
+use std::time::Duration;
+
+use brokers::memory::Broker;
+use eras_support::{Cluster, arrived, chain, in_order, message, sorted};
+use outbox::admin::{self, RepairError};
+use outbox::{Settings, log::Start};
+use relay_support::{Running, settings, until, write};
+use sqlx::{Postgres, Transaction};
+use uuid::Uuid;
+
+const KEYS: [&str; 5] = ["k0", "k1", "k2", "k3", "k4"];
+
+async fn kill(relay: Running) {
+    relay.task.abort();
+    assert!(relay.task.await.unwrap_err().is_cancelled());
+}
+
+/// How a relay ends that must not run.
+async fn refused(cluster: &Cluster, name: &str) -> String {
+    chain(&cluster.relay(name, &Broker::new(), settings()).task.await.unwrap().unwrap_err())
+}
+
+/// A relay that runs until it has published so many in all and nothing is pending, and stops politely.
+async fn deliver(cluster: &Cluster, name: &str, broker: &Broker, count: usize) {
+    let relay = cluster.relay(name, broker, settings());
+    broker.wait_for_published(count).await;
+    until("all recorded", || async { cluster.pending(name).await == 0 }).await;
+    relay.stop().await.unwrap();
+}
+
+async fn status_of(cluster: &Cluster, name: &str) -> admin::RelayStatus {
+    let status = admin::status(&cluster.pool).await.unwrap();
+    status.into_iter().find(|status| status.relay == name).unwrap()
+}
+
+/// A first life of a log, in which everything is under way. Its transactions have the ids that those of a fresh cluster
+/// will have, and then some that are far ahead.
+///
+/// `ahead` has delivered all, but for what a transaction left open has written, and holds a key. `lagging` has stopped long
+/// ago. `half` was killed in the middle of a window. The open transaction commits when all three are down.
+struct Life {
+    cluster: Cluster,
+    ahead: Broker,
+    lagging: Broker,
+    half: Broker,
+}
+
+impl Life {
+    async fn lived() -> Self {
+        let cluster = Cluster::new().await;
+        let (ahead, lagging, half) = (Broker::new(), Broker::new(), Broker::new());
+        cluster.write(&KEYS, 1..=60).await;
+        for (name, broker) in [("lagging", &lagging), ("half", &half), ("ahead", &ahead)] {
+            deliver(&cluster, name, broker, 300).await;
+        }
+        cluster
+            .do_sql(
+                "do $$ begin for i in 1..3000 loop perform pg_current_xact_id(); commit; end loop; end $$",
+            )
+            .await;
+
+        let mut open = cluster.pool.begin().await.unwrap();
+        outbox::enqueue_all(&mut open, &[message("late", 1)]).await.unwrap();
+        let mut never = cluster.pool.begin().await.unwrap();
+        outbox::enqueue_all(&mut never, &[message("never", 1)]).await.unwrap();
+        cluster.write(&KEYS, 61..=62).await;
+        deliver(&cluster, "half", &half, 310).await;
+
+        // Half a window: the broker goes away, and then the process.
+        let many: Vec<_> = (63..=100).flat_map(|number| KEYS.map(|key| message(key, number))).collect();
+        write(&cluster.pool, &many).await;
+        let mut few = settings();
+        (few.batch, few.max_on_wire, few.lease) = (4, 4, Duration::from_secs(3600));
+        let relay = cluster.relay("half", &half, few);
+        half.wait_for_published(350).await;
+        half.go_down();
+        let open_window =
+            "select count(*) from outbox.cursor where relay = 'half' and until is not null and after > 0";
+        until("half recorded", || async { cluster.number(open_window).await > 0 }).await;
+        kill(relay).await;
+
+        ahead.reject_key("bad");
+        write(&cluster.pool, &[message("bad", 1), message("bad", 2), message("k0", 101)]).await;
+        let relay = cluster.relay("ahead", &ahead, settings());
+        ahead.wait_for_published(501).await;
+        until("parked", || async { status_of(&cluster, "ahead").await.parked == 1 }).await;
+        until("all recorded", || async { cluster.pending("ahead").await == 0 }).await;
+        relay.stop().await.unwrap();
+        outbox::commit(open).await.unwrap();
+        never.rollback().await.unwrap();
+        Life { cluster, ahead, lagging, half }
+    }
+
+    /// What each relay has yet to deliver, as the first life sees it.
+    async fn owed(&self) -> [Vec<Uuid>; 3] {
+        let owed = async |name| self.cluster.undelivered(name).await;
+        [owed("ahead").await, owed("lagging").await, owed("half").await]
+    }
+
+    fn brokers(&self) -> [(&'static str, &Broker); 3] {
+        [("ahead", &self.ahead), ("lagging", &self.lagging), ("half", &self.half)]
+    }
+}
+
+/// Repairs a log whose relays are dead in truth, if not yet by their leases.
+async fn repair(cluster: &Cluster) -> admin::Survey {
+    cluster.do_sql("update outbox.process set expires_at = clock_timestamp()").await;
+    admin::repair(&cluster.pool).await.unwrap()
+}
+
+/// A transaction whose id a message of an earlier life bears, too.
+async fn homonym(cluster: &Cluster) -> Transaction<'static, Postgres> {
+    for _ in 0..1000 {
+        let mut tx = cluster.pool.begin().await.unwrap();
+        let query = "select count(*) from outbox.message where tx = pg_current_xact_id()";
+        let old: i64 = sqlx::query_scalar(query).fetch_one(&mut *tx).await.unwrap();
+        if old > 0 {
+            return tx;
+        }
+        tx.rollback().await.unwrap();
+    }
+    panic!("no transaction has the id of an old message: the test tests nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_dump_is_refused_and_after_the_repair_nothing_is_lost_doubled_or_overtaken() {
+    let life = Life::lived().await;
+    let owed = life.owed().await;
+    assert!(!owed[0].is_empty() && owed[1].len() > 190 && owed[2].len() > 100);
+    let cluster = life.cluster.dumped().await;
+    let ahead = "select min(pg_snapshot_xmax(seen)::text::bigint) from outbox.cursor where relay = 'ahead'";
+    assert!(cluster.number(ahead).await > cluster.next_id().await + 2000);
+    for (name, _) in life.brokers() {
+        assert!(refused(&cluster, name).await.contains("another cluster"));
+    }
+
+    let found = admin::survey(&cluster.pool).await.unwrap();
+    assert!(found.is_elsewhere() && found.ids_behind && !found.positions_behind && found.written_since == 0);
+    assert!(matches!(admin::repair(&cluster.pool).await, Err(RepairError::Alive { processes: 1, .. })));
+    assert_eq!(cluster.number("select count(*) from outbox.cluster").await, 1);
+    let found = repair(&cluster).await;
+    assert_eq!(found.first_position, found.last_drawn + 1);
+    assert!(matches!(admin::repair(&cluster.pool).await, Err(RepairError::Sound)));
+    for ((name, _), owed) in life.brokers().into_iter().zip(&owed) {
+        assert_eq!(cluster.pending(name).await, owed.len(), "{name}");
+    }
+
+    // New messages, one of them of a transaction that is still open when all relays stop.
+    let mut open = homonym(&cluster).await;
+    outbox::enqueue_all(&mut open, &[message("late", 2)]).await.unwrap();
+    cluster.write(&KEYS, 102..=110).await;
+    write(&cluster.pool, &[message("bad", 3)]).await;
+    let new = cluster.ids_above(found.first_position - 1).await;
+    let bad = cluster.number("select count(*) from outbox.message where key = 'bad' and payload = '3'").await;
+    assert_eq!((new.len(), bad), (46, 1));
+    let mut after = Vec::new();
+    for ((name, before), owed) in life.brokers().into_iter().zip(&owed) {
+        let broker = Broker::new();
+        let held = usize::from(name == "ahead");
+        deliver(&cluster, name, &broker, owed.len() + new.len() - held).await;
+        if held == 1 {
+            let held = admin::held_keys(&cluster.pool, name).await.unwrap();
+            assert_eq!((held.len(), held[0].messages, held[0].is_parked()), (1, 3, true));
+            admin::redrive(&cluster.pool, name, held[0].position).await.unwrap();
+            deliver(&cluster, name, &broker, owed.len() + new.len() + 2).await;
+        }
+        in_order(&[before, &broker]);
+        after.push(broker);
+    }
+    outbox::commit(open).await.unwrap();
+    let late = cluster.ids_above(found.first_position - 1).await.len() - new.len();
+    assert_eq!(late, 1);
+    for (((name, _), owed), broker) in life.brokers().into_iter().zip(&owed).zip(&after) {
+        let held = if name == "ahead" { 2 } else { 0 };
+        deliver(&cluster, name, broker, owed.len() + new.len() + held + 1).await;
+        let mut expected = cluster.ids_above(found.first_position - 1).await;
+        expected.extend(owed);
+        if name == "ahead" {
+            let bad = "select id from outbox.message where key = 'bad' order by position limit 2";
+            let bad: Vec<Uuid> = sqlx::query_scalar(bad).fetch_all(&cluster.pool).await.unwrap();
+            expected.extend(bad);
+        }
+        assert_eq!(sorted(arrived(broker)), sorted(expected), "{name}: each once, and no other");
+    }
+    assert_eq!(cluster.number("select count(*) from outbox.cursor where era = 2").await, 48);
+}
