@@ -10,7 +10,7 @@ use std::time::Duration;
 use brokers::memory::Broker;
 use eras_support::{Cluster, arrived, chain, in_order, message, sorted};
 use outbox::admin::{self, RepairError};
-use outbox::{Settings, log::Start};
+use outbox::log::Start;
 use relay_support::{Running, settings, until, write};
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
@@ -30,7 +30,8 @@ async fn refused(cluster: &Cluster, name: &str) -> String {
 /// A relay that runs until it has published so many in all and nothing is pending, and stops politely.
 async fn deliver(cluster: &Cluster, name: &str, broker: &Broker, count: usize) {
     let relay = cluster.relay(name, broker, settings());
-    broker.wait_for_published(count).await;
+    let so_many = || async { broker.published().len() >= count };
+    until(&format!("{name} has published {count}"), so_many).await;
     until("all recorded", || async { cluster.pending(name).await == 0 }).await;
     relay.stop().await.unwrap();
 }
@@ -78,8 +79,9 @@ impl Life {
         write(&cluster.pool, &many).await;
         let mut few = settings();
         (few.batch, few.max_on_wire, few.lease) = (4, 4, Duration::from_secs(3600));
+        half.delay_confirmations(Duration::from_millis(100));
         let relay = cluster.relay("half", &half, few);
-        half.wait_for_published(350).await;
+        half.wait_for_published(330).await;
         half.go_down();
         let open_window =
             "select count(*) from outbox.cursor where relay = 'half' and until is not null and after > 0";
@@ -190,4 +192,147 @@ async fn a_restored_dump_is_refused_and_after_the_repair_nothing_is_lost_doubled
         assert_eq!(sorted(arrived(broker)), sorted(expected), "{name}: each once, and no other");
     }
     assert_eq!(cluster.number("select count(*) from outbox.cursor where era = 2").await, 48);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_restored_twice_is_read_through_all_its_lives() {
+    let life = Life::lived().await;
+    let owed = life.owed().await;
+    let second = life.cluster.dumped().await;
+    let found = repair(&second).await;
+    second.write(&KEYS, 102..=103).await;
+    let mut open = second.pool.begin().await.unwrap();
+    outbox::enqueue_all(&mut open, &[message("late", 2)]).await.unwrap();
+    // `ahead` lives through the second life; `half` does not; `lagging` is killed in the last window of the first one.
+    let ahead = Broker::new();
+    deliver(&second, "ahead", &ahead, 11).await;
+    let mut few = settings();
+    (few.batch, few.max_on_wire, few.lease) = (4, 4, Duration::from_secs(3600));
+    let lagging = Broker::new();
+    lagging.delay_confirmations(Duration::from_millis(100));
+    let relay = second.relay("lagging", &lagging, few);
+    lagging.wait_for_published(20).await;
+    lagging.go_down();
+    let last_window = "select count(*) from outbox.cursor
+        where relay = 'lagging' and era = 1 and pg_snapshot_xmin(until)::text = '9223372036854775807' and after > 0";
+    until("half a last window is recorded", || async { second.number(last_window).await > 0 }).await;
+    kill(relay).await;
+    outbox::commit(open).await.unwrap();
+    let first_life = found.first_position - 1;
+    let lagging_owes = second.pending("lagging").await;
+
+    let third = second.dumped().await;
+    assert!(refused(&third, "lagging").await.contains("another cluster"));
+    let found = repair(&third).await;
+    assert_eq!((found.era, third.number("select max(era)::bigint from outbox.cluster").await), (2, 3));
+    third.write(&KEYS, 104..=105).await;
+    let (second_life, third_life) =
+        (third.ids_above(first_life).await, third.ids_above(found.first_position - 1).await);
+    assert_eq!((second_life.len(), third_life.len()), (21, 10));
+
+    let (ahead_too, lagging_too, half) = (Broker::new(), Broker::new(), Broker::new());
+    deliver(&third, "ahead", &ahead_too, 11).await;
+    in_order(&[&life.ahead, &ahead, &ahead_too]);
+    let mut expected = second_life.clone();
+    expected.retain(|id| !arrived(&ahead).contains(id));
+    assert_eq!(sorted(arrived(&ahead_too)), sorted(expected));
+
+    deliver(&third, "half", &half, owed[2].len() + 21).await;
+    in_order(&[&life.half, &half]);
+    assert_eq!(sorted(arrived(&half)), sorted([&owed[2][..], &second_life].concat()));
+
+    deliver(&third, "lagging", &lagging_too, lagging_owes + 10).await;
+    in_order(&[&life.lagging, &lagging, &lagging_too]);
+    assert_eq!(arrived(&lagging_too).len(), lagging_owes + 10, "no more than was not recorded");
+    let both = [arrived(&lagging), arrived(&lagging_too)].concat();
+    let mut lost = [&owed[1][..], &second_life].concat();
+    lost.retain(|id| !both.contains(id));
+    assert_eq!(lost, Vec::<Uuid>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_new_after_a_repair_reads_every_life_or_only_the_present() {
+    let life = Cluster::new().await;
+    life.write(&KEYS, 1..=10).await;
+    let cluster = life.dumped().await;
+    let found = repair(&cluster).await;
+    cluster.write(&KEYS, 11..=12).await;
+    let (all, new) = (Broker::new(), Broker::new());
+    let mut from_now = settings();
+    from_now.start = Start::Now;
+    let relay = cluster.relay("new", &new, from_now);
+    until("it has begun", || async {
+        cluster.number("select count(*) from outbox.cursor where relay = 'new' and owner is not null").await
+            == 16
+    })
+    .await;
+    cluster.write(&KEYS, 13..=14).await;
+    new.wait_for_published(10).await;
+    relay.stop().await.unwrap();
+    deliver(&cluster, "all", &all, 70).await;
+    in_order(&[&all]);
+    in_order(&[&new]);
+    assert_eq!(sorted(arrived(&all)), sorted(cluster.ids_above(0).await));
+    assert_eq!(sorted(arrived(&new)), sorted(cluster.ids_above(found.first_position + 9).await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_was_restored_behind_the_log_is_set_ahead() {
+    let life = Cluster::new().await;
+    life.write(&KEYS, 1..=10).await;
+    deliver(&life, "default", &Broker::new(), 50).await;
+    // In the same cluster, too: somebody loaded the rows and not the sequence.
+    for cluster in [life.dumped().await, life] {
+        cluster.do_sql("select setval('outbox.message_position_seq', 7)").await;
+        let refusal = refused(&cluster, "default").await;
+        let found = repair(&cluster).await;
+        assert!(
+            found.positions_behind && (found.is_elsewhere() || refusal.contains("sequence")),
+            "{refusal}"
+        );
+        assert_eq!((found.last_drawn, found.last_written, found.first_position), (7, 50, 51));
+        cluster.write(&["k0"], 11..=11).await;
+        let broker = Broker::new();
+        deliver(&cluster, "default", &broker, 1).await;
+        assert_eq!(arrived(&broker), cluster.ids_above(50).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_services_wrote_between_the_restore_and_the_repair_is_delivered() {
+    let life = Life::lived().await;
+    let owed = life.owed().await;
+    let cluster = life.cluster.dumped().await;
+    cluster.write(&KEYS, 102..=104).await;
+    // In a savepoint the row bears another id than its transaction.
+    let mut tx = cluster.pool.begin().await.unwrap();
+    sqlx::raw_sql("savepoint inner_one").execute(&mut *tx).await.unwrap();
+    outbox::enqueue_all(&mut tx, &[message("k0", 105)]).await.unwrap();
+    outbox::commit(tx).await.unwrap();
+    cluster.write(&KEYS, 106..=107).await;
+    let found = repair(&cluster).await;
+    assert_eq!(found.written_since, 26);
+    let new = cluster.ids_above(found.first_position - 1).await;
+    assert_eq!(new.len(), 26);
+    for ((name, before), owed) in life.brokers().into_iter().zip(&owed) {
+        let broker = Broker::new();
+        deliver(&cluster, name, &broker, owed.len() + new.len()).await;
+        in_order(&[before, &broker]);
+        assert_eq!(sorted(arrived(&broker)), sorted([&owed[..], &new].concat()), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_has_written_and_is_still_open_is_waited_for_and_not_passed_over() {
+    let cluster = Cluster::new().await;
+    cluster.do_sql("update outbox.cluster set system_identifier = 1").await;
+    let mut open = cluster.pool.begin().await.unwrap();
+    outbox::enqueue_all(&mut open, &[message("a", 1)]).await.unwrap();
+    sqlx::raw_sql("prepare transaction 'forgotten'").execute(&mut *open).await.unwrap();
+    drop(open);
+    let busy = admin::repair(&cluster.pool).await.unwrap_err();
+    assert!(matches!(busy, RepairError::Busy(_)), "{}", chain(&busy));
+    cluster.do_sql("commit prepared 'forgotten'").await;
+    let found = admin::repair(&cluster.pool).await.unwrap();
+    assert_eq!((found.last_written, found.first_position), (1, 2));
 }

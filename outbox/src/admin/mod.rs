@@ -51,7 +51,10 @@ pub struct RelayStatus {
 /// # Errors
 /// The database does not answer.
 pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
-    let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(pool).await?;
+    let mut tx = pool.begin().await?;
+    sqlx::query(include_str!("sql/no_jit.sql")).execute(&mut *tx).await?;
+    let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(&mut *tx).await?;
+    tx.commit().await?;
     rows.iter()
         .map(|row| {
             Ok(RelayStatus {

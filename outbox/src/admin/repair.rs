@@ -104,6 +104,7 @@ pub async fn repair(pool: &PgPool) -> Result<Survey, RepairError> {
     let found = survey(pool).await?;
     let mut connection = pool.acquire().await?;
     let mut tx = connection.begin().await?;
+    sqlx::query(include_str!("sql/no_jit.sql")).execute(&mut *tx).await?;
     sqlx::query(include_str!("sql/lock_timeout.sql")).bind(PATIENCE).execute(&mut *tx).await?;
     sqlx::query(include_str!("sql/lock_log.sql")).execute(&mut *tx).await.map_err(locked_out)?;
     // Once more, now that nobody changes anything.

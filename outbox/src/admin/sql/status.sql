@@ -1,6 +1,6 @@
 -- How far each relay is. Delivered is what is visible in `seen`, and what is visible in `until` up to `after`, within the
 -- cursor's era; nothing of a later one. Shards that stand at the same place are counted together: what lies above the lower
--- bound, what transactions wrote below it that were running when `seen` was taken, and the later eras.
+-- bound, and what transactions wrote below it that were running when `seen` was taken.
 with era as (
     select c.era, c.first_position,
         coalesce(lead(c.first_position) over (order by c.era) - 1, 9223372036854775807) as last_position
@@ -23,16 +23,13 @@ backlog as (
         from (
             select m.tx, m.position, m.slot, m.enqueued_at
             from outbox.message m
-            where m.position > p.seen_l and m.position <= p.last_position and not pg_visible_in_snapshot(m.tx, p.seen)
+            where m.position > p.seen_l
+                and (m.position > p.last_position or not pg_visible_in_snapshot(m.tx, p.seen))
             union all
             select m.tx, m.position, m.slot, m.enqueued_at
             from outbox.message m
             where m.tx = any (array(select pg_snapshot_xip(p.seen)))
                 and m.position >= p.first_position and m.position <= p.seen_l
-            union all
-            select m.tx, m.position, m.slot, m.enqueued_at
-            from outbox.message m
-            where m.position > p.last_position
         ) m
         where (m.slot % p.shards) = any (p.owned)
             and not (
