@@ -311,6 +311,14 @@ impl Postgres {
         self.own().map(|own| own.data.as_path())
     }
 
+    /// Where the programs of our own server's PostgreSQL are, unless it is in Docker.
+    pub fn programs(&self) -> Option<&Path> {
+        self.own().and_then(|own| match &own.program {
+            Program::Installed(installed) => Some(installed.bin.as_path()),
+            Program::Docker(_) => None,
+        })
+    }
+
     /// Runs a program of our own server's PostgreSQL while that is stopped, as its user and in its folder:
     /// `pg_upgrade`, `pg_resetwal`.
     pub fn program(&mut self, name: &str, arguments: &[&str]) -> Result<(), ProgramError> {

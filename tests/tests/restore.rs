@@ -8,114 +8,13 @@ mod relay_support;
 use std::time::Duration;
 
 use brokers::memory::Broker;
+use eras_support::life::{KEYS, Life, deliver, kill, refused, repair, settle};
 use eras_support::{Cluster, arrived, chain, in_order, message, sorted};
 use outbox::admin::{self, RepairError};
 use outbox::log::Start;
-use relay_support::{Running, settings, until, write};
+use relay_support::{settings, until, write};
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
-
-const KEYS: [&str; 5] = ["k0", "k1", "k2", "k3", "k4"];
-
-async fn kill(relay: Running) {
-    relay.task.abort();
-    assert!(relay.task.await.unwrap_err().is_cancelled());
-}
-
-/// How a relay ends that must not run.
-async fn refused(cluster: &Cluster, name: &str) -> String {
-    chain(&cluster.relay(name, &Broker::new(), settings()).task.await.unwrap().unwrap_err())
-}
-
-/// A relay that runs until it has published so many in all and nothing is pending, and stops politely.
-async fn deliver(cluster: &Cluster, name: &str, broker: &Broker, count: usize) {
-    let relay = cluster.relay(name, broker, settings());
-    let so_many = || async { broker.published().len() >= count };
-    until(&format!("{name} has published {count}"), so_many).await;
-    until("all recorded", || async { cluster.pending(name).await == 0 }).await;
-    relay.stop().await.unwrap();
-}
-
-async fn status_of(cluster: &Cluster, name: &str) -> admin::RelayStatus {
-    let status = admin::status(&cluster.pool).await.unwrap();
-    status.into_iter().find(|status| status.relay == name).unwrap()
-}
-
-/// A first life of a log, in which everything is under way. Its transactions have the ids that those of a fresh cluster
-/// will have, and then some that are far ahead.
-///
-/// `ahead` has delivered all, but for what a transaction left open has written, and holds a key. `lagging` has stopped long
-/// ago. `half` was killed in the middle of a window. The open transaction commits when all three are down.
-struct Life {
-    cluster: Cluster,
-    ahead: Broker,
-    lagging: Broker,
-    half: Broker,
-}
-
-impl Life {
-    async fn lived() -> Self {
-        let cluster = Cluster::new().await;
-        let (ahead, lagging, half) = (Broker::new(), Broker::new(), Broker::new());
-        cluster.write(&KEYS, 1..=60).await;
-        for (name, broker) in [("lagging", &lagging), ("half", &half), ("ahead", &ahead)] {
-            deliver(&cluster, name, broker, 300).await;
-        }
-        cluster
-            .do_sql(
-                "do $$ begin for i in 1..3000 loop perform pg_current_xact_id(); commit; end loop; end $$",
-            )
-            .await;
-
-        let mut open = cluster.pool.begin().await.unwrap();
-        outbox::enqueue_all(&mut open, &[message("late", 1)]).await.unwrap();
-        let mut never = cluster.pool.begin().await.unwrap();
-        outbox::enqueue_all(&mut never, &[message("never", 1)]).await.unwrap();
-        cluster.write(&KEYS, 61..=62).await;
-        deliver(&cluster, "half", &half, 310).await;
-
-        // Half a window: the broker goes away, and then the process.
-        let many: Vec<_> = (63..=100).flat_map(|number| KEYS.map(|key| message(key, number))).collect();
-        write(&cluster.pool, &many).await;
-        let mut few = settings();
-        (few.batch, few.max_on_wire, few.lease) = (4, 4, Duration::from_secs(3600));
-        half.delay_confirmations(Duration::from_millis(100));
-        let relay = cluster.relay("half", &half, few);
-        half.wait_for_published(330).await;
-        half.go_down();
-        let open_window =
-            "select count(*) from outbox.cursor where relay = 'half' and until is not null and after > 0";
-        until("half recorded", || async { cluster.number(open_window).await > 0 }).await;
-        kill(relay).await;
-
-        ahead.reject_key("bad");
-        write(&cluster.pool, &[message("bad", 1), message("bad", 2), message("k0", 101)]).await;
-        let relay = cluster.relay("ahead", &ahead, settings());
-        ahead.wait_for_published(501).await;
-        until("parked", || async { status_of(&cluster, "ahead").await.parked == 1 }).await;
-        until("all recorded", || async { cluster.pending("ahead").await == 0 }).await;
-        relay.stop().await.unwrap();
-        outbox::commit(open).await.unwrap();
-        never.rollback().await.unwrap();
-        Life { cluster, ahead, lagging, half }
-    }
-
-    /// What each relay has yet to deliver, as the first life sees it.
-    async fn owed(&self) -> [Vec<Uuid>; 3] {
-        let owed = async |name| self.cluster.undelivered(name).await;
-        [owed("ahead").await, owed("lagging").await, owed("half").await]
-    }
-
-    fn brokers(&self) -> [(&'static str, &Broker); 3] {
-        [("ahead", &self.ahead), ("lagging", &self.lagging), ("half", &self.half)]
-    }
-}
-
-/// Repairs a log whose relays are dead in truth, if not yet by their leases.
-async fn repair(cluster: &Cluster) -> admin::Survey {
-    cluster.do_sql("update outbox.process set expires_at = clock_timestamp()").await;
-    admin::repair(&cluster.pool).await.unwrap()
-}
 
 /// A transaction whose id a message of an earlier life bears, too.
 async fn homonym(cluster: &Cluster) -> Transaction<'static, Postgres> {
@@ -170,7 +69,7 @@ async fn a_restored_dump_is_refused_and_after_the_repair_nothing_is_lost_doubled
         if held == 1 {
             let held = admin::held_keys(&cluster.pool, name).await.unwrap();
             assert_eq!((held.len(), held[0].messages, held[0].is_parked()), (1, 3, true));
-            admin::redrive(&cluster.pool, name, held[0].position).await.unwrap();
+            admin::redrive(&cluster.pool, name, held[0].position, "test", None).await.unwrap();
             deliver(&cluster, name, &broker, owed.len() + new.len() + 2).await;
         }
         in_order(&[before, &broker]);
@@ -312,14 +211,8 @@ async fn what_services_wrote_between_the_restore_and_the_repair_is_delivered() {
     cluster.write(&KEYS, 106..=107).await;
     let found = repair(&cluster).await;
     assert_eq!(found.written_since, 26);
-    let new = cluster.ids_above(found.first_position - 1).await;
-    assert_eq!(new.len(), 26);
-    for ((name, before), owed) in life.brokers().into_iter().zip(&owed) {
-        let broker = Broker::new();
-        deliver(&cluster, name, &broker, owed.len() + new.len()).await;
-        in_order(&[before, &broker]);
-        assert_eq!(sorted(arrived(&broker)), sorted([&owed[..], &new].concat()), "{name}");
-    }
+    assert_eq!(cluster.ids_above(found.first_position - 1).await.len(), 26);
+    settle(&cluster, &life, &owed, found.first_position - 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

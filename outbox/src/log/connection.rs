@@ -19,6 +19,7 @@ const PAGE_WITH_STRAGGLERS: &str = include_str!("sql/page_with_stragglers.sql");
 const FIRST_OF: &str = include_str!("sql/first_of.sql");
 const FLUSHED: &str = include_str!("sql/flushed.sql");
 const FLUSH: &str = include_str!("sql/flush.sql");
+const BACKEND: &str = include_str!("sql/backend.sql");
 
 /// Why the log cannot be read on. All that is held in memory is void then: read the recorded cursors again.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +41,7 @@ pub enum LogError {
 #[derive(Debug)]
 pub struct LogConnection {
     connection: PoolConnection<Postgres>,
-    backend: Option<i32>,
+    backend: Option<Box<str>>,
     flushed: i64,
     names: Names,
 }
@@ -65,10 +66,7 @@ impl LogConnection {
     /// See [`LogError`].
     pub async fn look(&mut self, relay: &str) -> Result<Look, LogError> {
         let row = sqlx::query(LOOK).bind(relay).fetch_one(&mut *self.connection).await?;
-        let backend = row.try_get("backend")?;
-        if *self.backend.get_or_insert(backend) != backend {
-            return Err(LogError::ConnectionReplaced);
-        }
+        self.is_same(row.try_get("backend")?)?;
         self.flushed = row.try_get("flushed")?;
         Ok(Look {
             snapshot: column(&row, "snapshot")?.ok_or_else(|| sqlx::Error::Decode(NotSnapshot.into()))?,
@@ -76,6 +74,25 @@ impl LogConnection {
             inserted: row.try_get("inserted")?,
             changes: row.try_get("changes")?,
         })
+    }
+
+    /// Who answered the first look: only there the windows mean something.
+    pub fn backend(&self) -> Option<&str> {
+        self.backend.as_deref()
+    }
+
+    /// Asks whether the one who answered the first look still does.
+    ///
+    /// # Errors
+    /// See [`LogError`].
+    pub async fn check(&mut self) -> Result<(), LogError> {
+        let backend = sqlx::query_scalar(BACKEND).fetch_one(&mut *self.connection).await?;
+        self.is_same(backend)
+    }
+
+    fn is_same(&mut self, backend: String) -> Result<(), LogError> {
+        let same = **self.backend.get_or_insert_with(|| backend.as_str().into()) == *backend;
+        if same { Ok(()) } else { Err(LogError::ConnectionReplaced) }
     }
 
     /// Proves a lower bound for every snapshot taken from now on. Spends a transaction id, so it is not for idle polls.

@@ -13,7 +13,7 @@ use super::window::{Look, Seen};
 
 /// The eras of a log, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Eras(Vec<Era>);
+pub struct Eras(Box<[Era]>);
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +27,14 @@ pub struct Era {
 impl Default for Eras {
     /// Of a log that was never restored.
     fn default() -> Self {
-        Eras(vec![Era { era: 1, first_position: 1 }])
+        Eras::new(vec![Era { era: 1, first_position: 1 }])
     }
 }
 
 impl Eras {
     /// Eras in order, each of which ends where the next one begins.
     pub fn new(eras: Vec<Era>) -> Self {
-        Eras(eras)
+        Eras(eras.into())
     }
 
     /// The one that has not ended.

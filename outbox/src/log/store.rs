@@ -198,23 +198,26 @@ impl Store {
     /// whose lease is lost: nothing is written of them, and everything of the others.
     ///
     /// # Errors
-    /// The database does not answer: whether the record was written is unknown.
+    /// The database does not answer, and whether the record was written is unknown; or another server process answers than
+    /// the one that took the snapshots, and nothing is written.
     pub async fn record(
         &mut self,
-        connection: &mut PgConnection,
+        log: &mut LogConnection,
         mut record: Record,
     ) -> Result<Vec<i16>, LogError> {
+        let backend = log.backend().map(str::to_owned);
+        let backend = backend.as_deref();
         let mut lost = BTreeSet::new();
         loop {
             lost.extend(self.drop_unowned(&mut record));
             let now_lost = if record.holds.is_empty() && record.copies.is_empty() {
                 // A lost record only repeats messages, as a crash a moment earlier would have.
-                self.record_cursors(connection, &record.cursors, "off").await?
+                self.record_cursors(log.connection(), &record.cursors, "off", backend).await?
             } else {
-                let mut tx = connection.begin().await?;
+                let mut tx = log.connection().begin().await?;
                 self.hold(&mut tx, &record.holds).await?;
                 self.copy(&mut tx, &record.copies).await?;
-                let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
+                let lost = self.record_cursors(&mut tx, &record.cursors, "on", backend).await?;
                 // Holds and copies stand under their shards' epochs, or not at all.
                 if lost.is_empty() {
                     tx.commit().await?
@@ -223,6 +226,9 @@ impl Store {
                 }
                 lost
             };
+            if !now_lost.is_empty() {
+                log.check().await?;
+            }
             self.owned.retain(|owned| !now_lost.contains(&owned.0));
             if now_lost.is_empty() || (record.holds.is_empty() && record.copies.is_empty()) {
                 lost.extend(now_lost);
@@ -301,6 +307,7 @@ impl Store {
         connection: &mut PgConnection,
         records: &[CursorRecord],
         synchronous_commit: &str,
+        backend: Option<&str>,
     ) -> Result<Vec<i16>, LogError> {
         let mut lost: Vec<i16> = Vec::new();
         let mut known: Vec<(&CursorRecord, i64, String)> = Vec::with_capacity(records.len());
@@ -328,6 +335,7 @@ impl Store {
             .bind(known.iter().map(|known| known.0.after).collect::<Vec<_>>())
             .bind(synchronous_commit)
             .bind(known.iter().map(|known| known.0.seen.era).collect::<Vec<_>>())
+            .bind(backend)
             // Planned for the table as it is: a plan kept from when it was two pages scans all of it later.
             .persistent(false)
             .fetch_all(&mut *connection)
@@ -348,6 +356,7 @@ impl Store {
                 .bind(until(record).map(|seen| seen.bound))
                 .bind(record.after)
                 .bind(record.seen.era)
+                .bind(backend)
                 .fetch_optional(&mut *connection)
                 .await?;
             match row {

@@ -76,7 +76,7 @@ enum Begun {
 /// What the replay is to publish, and where to: as it began, be that now.
 async fn begin<P>(replay: &Replay<P>) -> Result<Begun, ReplayError> {
     let mut connection = replay.pool.acquire().await?;
-    preflight(&mut connection, "").await.map_err(ReplayError::Refused)?;
+    preflight(&mut connection).await.map_err(ReplayError::Refused)?;
     drop(connection);
     let Replay { name, pool, who, .. } = replay;
     let recorded = match job::load(pool, name).await? {

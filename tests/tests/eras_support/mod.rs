@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "every test file uses a part")]
 
+pub(crate) mod life;
+pub(crate) mod proxy;
+
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
 
