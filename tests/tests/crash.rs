@@ -1,7 +1,7 @@
 //! After a crash of the server the transaction ids that were never logged are given out again. What a relay has seen of
 //! their first owners is worth nothing then, and worse: it hides the second ones.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod eras_support;
 mod relay_support;
