@@ -77,7 +77,8 @@ begin
     end if;
     grant usage on schema outbox to outbox_service, outbox_relay;
     grant select on outbox.schema_version, outbox.origin to outbox_service, outbox_relay;
-    grant select on outbox.origin, outbox.cluster, outbox.relay, outbox.process, outbox.cursor, outbox.held_key
+    grant select on outbox.origin, outbox.cluster, outbox.relay, outbox.process, outbox.cursor, outbox.held_key,
+        outbox.upkeep
         to outbox_relay, outbox_operator, outbox_monitor;
 
     -- A service writes and does not read. It chooses neither `tx` nor `position`, on which every reader's cursor rests,
@@ -94,7 +95,7 @@ begin
         execute format('grant select, truncate on %s to outbox_relay', leaf);
     end loop;
     grant select on sequence outbox.message_position_seq to outbox_relay, outbox_operator, outbox_monitor;
-    grant insert, update (shards, changes) on outbox.relay to outbox_relay;
+    grant insert, update (shards, changes, retention, left_at) on outbox.relay to outbox_relay;
     grant insert, update, delete on outbox.process to outbox_relay;
     grant insert, update on outbox.cursor to outbox_relay;
     grant insert, update, delete on outbox.held_key to outbox_relay;
@@ -102,6 +103,7 @@ begin
     -- It writes down what a policy has given up in its name. Nobody changes what is written down.
     grant insert (who, action, relay, replay, position, message_id, reason) on outbox.audit to outbox_relay, outbox_operator;
     grant select on outbox.audit to outbox_operator, outbox_monitor;
+    grant update (holder, expires_at) on outbox.upkeep to outbox_relay;
 
     grant select (tx, position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
         on outbox.message to outbox_operator, outbox_monitor;

@@ -40,7 +40,7 @@ struct Status {
     consumers: Vec<Consumer>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Relay {
     relay: String,
     state: String,
@@ -53,6 +53,8 @@ struct Relay {
     processes: i64,
     shards: i16,
     owned_shards: i64,
+    pins: Vec<i64>,
+    unattended_since: Option<DateTime<Utc>>,
 }
 
 #[derive(Serialize)]
@@ -95,6 +97,7 @@ fn text(status: &Status, now: DateTime<Utc>) -> String {
         let rows: Vec<Vec<String>> = status.relays.iter().map(Relay::cells).collect();
         let head = ["relay", "state", "pending", "lag", "retrying", "parked", "held", "processes", "shards"];
         text.push_str(&output::table(&head, &rows));
+        text.extend(status.relays.iter().filter_map(|relay| relay.abandoned(now)));
     }
     text.push('\n');
     if status.consumers.is_empty() {
@@ -123,6 +126,19 @@ impl Relay {
             self.processes.to_string(),
             format!("{} of {}", self.owned_shards, self.shards),
         ]
+    }
+}
+
+impl Relay {
+    /// What to say of a relay that nobody runs and that keeps leaves of the log from being emptied.
+    fn abandoned(&self, now: DateTime<Utc>) -> Option<String> {
+        let since = self.unattended_since.filter(|_| !self.pins.is_empty())?;
+        Some(format!(
+            "relay {} pins {} of the 16 leaves of the log, and nobody has run it for {}: run it, or outbox relays retire {0}\n",
+            self.relay,
+            self.pins.len(),
+            passed(now - since),
+        ))
     }
 }
 
@@ -156,6 +172,8 @@ impl From<RelayStatus> for Relay {
             processes: status.processes,
             shards: status.shards,
             owned_shards: status.owned_shards,
+            pins: status.pins,
+            unattended_since: status.unattended_since,
         }
     }
 }
@@ -192,6 +210,15 @@ mod tests {
             processes: 2,
             shards: 16,
             owned_shards: 15,
+            pins: vec![0, 1],
+            unattended_since: None,
+        };
+        let abandoned = Relay {
+            relay: "old".to_owned(),
+            owned_shards: 0,
+            processes: 0,
+            unattended_since: Some(now - TimeDelta::hours(2)),
+            ..relay.clone()
         };
         let consumer = Consumer {
             consumer: "stock".to_owned(),
@@ -204,10 +231,15 @@ mod tests {
         let expected = "\
 relay    state    pending  lag   retrying  parked  held  processes  shards
 default  running  12       1.2s  0         1       3     2          15 of 16
+old      running  12       1.2s  0         1       3     0          0 of 16
+relay old pins 2 of the 16 leaves of the log, and nobody has run it for 2h00m: run it, or outbox relays retire old
 
 consumer  started    retrying  parked  held  oldest
 stock     1m30s ago  0         0       0     -
 ";
-        assert_eq!(text(&Status { relays: vec![relay], consumers: vec![consumer] }, now), expected);
+        assert_eq!(
+            text(&Status { relays: vec![relay, abandoned], consumers: vec![consumer] }, now),
+            expected
+        );
     }
 }

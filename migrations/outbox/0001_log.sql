@@ -90,13 +90,16 @@ create index message_correlation on outbox.message using brin (correlation uuid_
     with (autosummarize = on);
 
 -- A relay is a name with cursors of its own. `changes` counts what its running processes should look at: a process that
--- came, shards that were handed over, another state. They read it with every look at the log.
--- Retired is for good: what such a relay would have published may be gone.
+-- came, shards that were handed over, another state. They read it with every look at the log. Retired is for good: what
+-- such a relay would have published may be gone. `retention` is how long its processes want delivered messages kept, null
+-- until one has said so; the longest of all relays counts. `left_at` is when one of them last said goodbye.
 create table outbox.relay (
     name text primary key check (name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'),
     shards smallint not null default 16 check (shards between 1 and 1024),
     state text not null default 'running' check (state in ('running', 'paused', 'retired')),
     changes bigint not null default 0,
+    retention interval check (retention >= interval '0'),
+    left_at timestamptz,
     created_at timestamptz not null default now()
 );
 
@@ -215,6 +218,16 @@ create table outbox.audit (
     reason text check (octet_length(reason) between 1 and 4096),
     constraint audit_reason check (action <> 'skip' or reason is not null)
 );
+
+-- Who looks after the log as a whole: one process of any relay at a time. It is a lease by this database's clock, so that
+-- the work is not done twice for nothing; that nothing is lost or doubled rests on the statements of the work itself.
+create table outbox.upkeep (
+    holder uuid,
+    expires_at timestamptz,
+    one_row boolean primary key default true check (one_row),
+    constraint upkeep_lease check ((holder is null) = (expires_at is null))
+) with (fillfactor = 10);
+insert into outbox.upkeep default values;
 
 -- A UUIDv7 (RFC 9562) for those who cannot make one, or one that carries another moment than now.
 create function outbox.uuid_v7(moment timestamptz default clock_timestamp()) returns uuid

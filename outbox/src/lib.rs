@@ -9,6 +9,7 @@ mod enqueue;
 mod fleet;
 mod pool;
 mod relay;
+mod upkeep;
 
 pub mod admin;
 pub mod log;
@@ -19,3 +20,4 @@ pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys}
 pub use fleet::Fleet;
 pub use pool::pool_options;
 pub use relay::{Backoff, InvalidRoute, Pattern, Policies, Policy, Relay, RelayError, Routes, Settings};
+pub use upkeep::{Pruned, Upkeep, prune};

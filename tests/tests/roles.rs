@@ -97,6 +97,7 @@ outbox_monitor: outbox.process r
 outbox_monitor: outbox.relay r
 outbox_monitor: outbox.replay r
 outbox_monitor: outbox.schema_version r
+outbox_monitor: outbox.upkeep r
 outbox_operator: inbox u
 outbox_operator: inbox.audit a*r
 outbox_operator: inbox.consumer r
@@ -121,6 +122,7 @@ outbox_operator: outbox.process r
 outbox_operator: outbox.relay rw*
 outbox_operator: outbox.replay arw*
 outbox_operator: outbox.schema_version r
+outbox_operator: outbox.upkeep r
 outbox_relay: outbox u
 outbox_relay: outbox.audit a*
 outbox_relay: outbox.cluster r
@@ -135,6 +137,7 @@ outbox_relay: outbox.process adrw
 outbox_relay: outbox.relay arw*
 outbox_relay: outbox.replay r
 outbox_relay: outbox.schema_version r
+outbox_relay: outbox.upkeep rw*
 outbox_service: outbox u
 outbox_service: outbox.enqueue() X
 outbox_service: outbox.message a*

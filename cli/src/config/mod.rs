@@ -224,6 +224,7 @@ fn settings(layer: &Layer, topics: &Topics) -> Result<Settings, Failure> {
         ("poll_ceiling", TICK, &mut settings.read.poll_ceiling),
         ("publish_timeout", TICK, &mut settings.publish_timeout),
         ("lease", SHORTEST_LEASE, &mut settings.lease),
+        ("retention", Duration::ZERO, &mut settings.retention),
         ("drain", Duration::ZERO, &mut settings.drain),
         ("retry.first", TICK, &mut settings.retry.first),
         ("retry.ceiling", TICK, &mut settings.retry.ceiling),

@@ -26,7 +26,7 @@ const fn setting(key: &'static str, variable: &'static str, flag: &'static str, 
 }
 
 /// Every setting, except the routes, which are a list. Those of the relay itself have the names of `outbox::Settings`.
-pub(super) const SETTINGS: [Setting; 25] = [
+pub(super) const SETTINGS: [Setting; 26] = [
     setting("database", crate::database::VARIABLE, "--database", Kind::Text),
     setting("databases", "OUTBOX_DATABASES", "--databases", Kind::Text),
     setting("connections", "OUTBOX_CONNECTIONS", "--connections", Kind::Count),
@@ -42,6 +42,7 @@ pub(super) const SETTINGS: [Setting; 25] = [
     setting("poll_ceiling", "OUTBOX_POLL_CEILING", "--poll-ceiling", Kind::Duration),
     setting("publish_timeout", "OUTBOX_PUBLISH_TIMEOUT", "--publish-timeout", Kind::Duration),
     setting("lease", "OUTBOX_LEASE", "--lease", Kind::Duration),
+    setting("retention", "OUTBOX_RETENTION", "--retention", Kind::Duration),
     setting("drain", "OUTBOX_DRAIN", "--drain", Kind::Duration),
     setting("retry.max_attempts", "OUTBOX_RETRY_MAX_ATTEMPTS", "--retry-max-attempts", Kind::Count),
     setting("retry.first", "OUTBOX_RETRY_FIRST", "--retry-first", Kind::Duration),

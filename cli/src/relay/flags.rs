@@ -75,6 +75,9 @@ pub(crate) struct Args {
     /// How long a process may be silent before another takes its shards
     #[arg(long, value_name = "DURATION", help_heading = "Failure")]
     lease: Option<String>,
+    /// How long delivered messages stay in the log, at least until it comes round to their place
+    #[arg(long, value_name = "DURATION", help_heading = "Pace")]
+    retention: Option<String>,
     /// How long a stop waits for what is on the wire; shorter than your supervisor's patience
     #[arg(long, value_name = "DURATION", help_heading = "Failure")]
     drain: Option<String>,
@@ -143,7 +146,7 @@ impl Args {
         Config::of_process(self.config.as_deref(), &self.given(), topics)
     }
 
-    fn given(&self) -> [(&'static str, Option<&str>); 25] {
+    fn given(&self) -> [(&'static str, Option<&str>); 26] {
         [
             ("database", self.database.as_deref()),
             ("databases", self.databases.as_deref()),
@@ -162,6 +165,7 @@ impl Args {
             ("poll_ceiling", self.poll_ceiling.as_deref()),
             ("publish_timeout", self.publish_timeout.as_deref()),
             ("lease", self.lease.as_deref()),
+            ("retention", self.retention.as_deref()),
             ("drain", self.drain.as_deref()),
             ("retry.max_attempts", self.retry_max_attempts.as_deref()),
             ("retry.first", self.retry_first.as_deref()),

@@ -14,6 +14,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 use uuid::Uuid;
 
+use crate::upkeep;
 pub use audit::{AuditEntry, audit};
 pub use relays::{StateError, pause, resume, retire};
 pub use repair::{RepairError, Survey, repair, survey};
@@ -44,6 +45,10 @@ pub struct RelayStatus {
     pub parked: i64,
     /// Messages held behind such keys.
     pub held_messages: i64,
+    /// Leaves of the log that hold messages it has not delivered, by number: they are not emptied.
+    pub pins: Vec<i64>,
+    /// Since when none of its processes has lived; `None`: one does.
+    pub unattended_since: Option<DateTime<Utc>>,
 }
 
 /// How far each relay of the database is.
@@ -51,14 +56,17 @@ pub struct RelayStatus {
 /// # Errors
 /// The database does not answer.
 pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
+    let mut pins = upkeep::pins(pool).await?;
     let mut tx = pool.begin().await?;
     sqlx::query(include_str!("sql/no_jit.sql")).execute(&mut *tx).await?;
     let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(&mut *tx).await?;
     tx.commit().await?;
     rows.iter()
         .map(|row| {
+            let relay: String = row.try_get("relay")?;
             Ok(RelayStatus {
-                relay: row.try_get("relay")?,
+                pins: pins.remove(&relay).unwrap_or_default(),
+                relay,
                 state: row.try_get("state")?,
                 pending: row.try_get("pending")?,
                 oldest: row.try_get("oldest")?,
@@ -69,6 +77,7 @@ pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
                 retrying: row.try_get("retrying")?,
                 parked: row.try_get("parked")?,
                 held_messages: row.try_get("held_messages")?,
+                unattended_since: row.try_get("unattended_since")?,
             })
         })
         .collect()

@@ -92,9 +92,9 @@ pub(super) fn column(row: &PgRow, name: &str) -> Result<Option<Snapshot>, sqlx::
     text.map(|text| text.parse().map_err(|error: NotSnapshot| sqlx::Error::Decode(error.into()))).transpose()
 }
 
-/// Positions per leaf of the ring, as a power of two. The schema's partition key says the same.
+/// Positions per leaf of the ring, as a power of two, and its leaves. The schema's partition key says the same.
 const LEAF_BITS: u32 = 20;
-const LEAVES: i64 = 16;
+pub(crate) const LEAVES: i64 = 16;
 
 /// The leaf that holds `position`. A page reads one leaf, by its name: the planner and the lock table never see the
 /// others, and no estimate of how many rows a condition on the leaf would keep can spoil the plan.

@@ -27,6 +27,7 @@ pub use routes::{InvalidRoute, Pattern, Routes};
 pub use settings::Settings;
 
 use crate::log::{Refusal, Start};
+use crate::upkeep::Upkeep;
 use session::{Ended, Session};
 
 /// How often a paused relay looks whether it is resumed.
@@ -68,7 +69,7 @@ pub struct Relay<P> {
 }
 
 impl<P: Publisher + 'static> Relay<P> {
-    /// The relay `name` of the database behind `pool`, which needs three connections for it and guards them as
+    /// The relay `name` of the database behind `pool`, which needs four connections for it and guards them as
     /// [`pool_options`](crate::pool_options) do.
     pub fn new(name: impl Into<String>, pool: PgPool, publisher: P) -> Self {
         let (publisher, busy) = (Arc::new(publisher), Arc::new(Busy::default()));
@@ -104,17 +105,28 @@ impl<P: Publisher + 'static> Relay<P> {
     /// # Errors
     /// See [`RelayError`]. A database that cannot be reached is an error only at the start.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
+        let Settings { retention, lease, drain, .. } = self.settings;
+        let over = stop.child_token();
+        let mut upkeep = Upkeep::new(self.pool.clone(), &self.name, retention, lease).spawn(over.clone());
+        let ended = self.deliver(&stop).await;
+        over.cancel();
+        // Bounded as all of a stop: the upkeep is free when its lease ends.
+        let _ = tokio::time::timeout(drain, upkeep.join_next()).await;
+        ended
+    }
+
+    async fn deliver(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         let process = Uuid::now_v7();
-        if !self.broker_is_ready(&stop).await? {
+        if !self.broker_is_ready(stop).await? {
             return Ok(());
         }
         let (mut begun, mut paused, mut failures) = (false, false, 0);
         loop {
-            let failed: Refusal = match Session::open(&self, process, &stop).await {
+            let failed: Refusal = match Session::open(self, process, stop).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(session)) => {
                     (begun, paused, failures) = (true, false, 0);
-                    match session.run(&stop).await {
+                    match session.run(stop).await {
                         Ok(Ended::Stopped) => return Ok(()),
                         Ok(Ended::Shared) => continue,
                         Ok(Ended::LeaseLost) => {
@@ -132,7 +144,7 @@ impl<P: Publisher + 'static> Relay<P> {
                     if !std::mem::replace(&mut paused, true) {
                         tracing::info!(relay = self.name, "paused: it goes on when it is resumed");
                     }
-                    if self.rests(PAUSED, &stop).await {
+                    if self.rests(PAUSED, stop).await {
                         return Ok(());
                     }
                     continue;
@@ -151,7 +163,7 @@ impl<P: Publisher + 'static> Relay<P> {
                 ?pause,
                 "the database failed: starting over"
             );
-            if self.rests(pause, &stop).await {
+            if self.rests(pause, stop).await {
                 return Ok(());
             }
         }

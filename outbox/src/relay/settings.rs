@@ -26,8 +26,11 @@ pub struct Settings {
     pub max_bytes: usize,
     /// How often progress is recorded. A crash repeats what was confirmed since.
     pub record_interval: Duration,
-    /// How long a process may be silent before another takes its shards.
+    /// How long a process may be silent before another takes its shards, and the upkeep of the log if it has it.
     pub lease: Duration,
+    /// How long messages are kept in the log when every relay has delivered them, if the log does not come round to
+    /// their place before: it keeps the last twelve million or so. The longest of all relays of the database counts.
+    pub retention: Duration,
     /// How long a stop waits for what is on the wire.
     pub drain: Duration,
     /// How long a publisher may take for a batch before its outcome counts as unknown.
@@ -73,6 +76,7 @@ impl Default for Settings {
             max_bytes: 64 << 20,
             record_interval: ms(100),
             lease: ms(10_000),
+            retention: ms(3 * 86_400_000),
             drain: ms(10_000),
             publish_timeout: ms(30_000),
             routes: Routes::default(),

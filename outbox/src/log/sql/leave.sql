@@ -5,4 +5,4 @@ with released as (
 gone as (
     delete from outbox.process where id = $2
 )
-update outbox.relay set changes = changes + 1 where name = $1
+update outbox.relay set changes = changes + 1, left_at = clock_timestamp() where name = $1

@@ -1,0 +1,196 @@
+//! The upkeep of a log: what must be done for it as a whole, by one process at a time, whichever relay that process runs.
+//!
+//! A lease in the database says whose turn it is. It spares the work of doing things twice, and nothing more: each thing
+//! is safe if two do it at once.
+
+mod prune;
+
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgPool};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub(crate) use prune::pins;
+pub use prune::{Pruned, prune};
+
+use prune::{summarize, sweep};
+
+/// How long the goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// The clocks of two statements differ a little.
+const AFTER_THE_END: Duration = Duration::from_millis(20);
+/// A relay that is new is known to the database when its first session begins.
+const SAY_AGAIN: Duration = Duration::from_millis(25);
+/// How often the leaves are looked over while messages are written, and while none are.
+const SWEEP: Duration = Duration::from_secs(5);
+const IDLE_SWEEP: Duration = Duration::from_secs(60);
+/// How often at most the newest blocks are summarized.
+const SUMMARY: Duration = Duration::from_secs(60);
+/// A sweep that took long, over leaves that are pinned, is not begun again before so many times as long.
+const SWEEP_SHARE: u32 = 20;
+/// Failures in a row after which somebody should know.
+const WORTH_A_WARNING: u32 = 3;
+
+/// A process's part in the upkeep of one log.
+#[derive(Debug)]
+pub struct Upkeep {
+    pool: PgPool,
+    relay: String,
+    retention: Duration,
+    lease: Duration,
+    holder: Uuid,
+    /// The database knows how long this relay wants messages kept; until then, how long to wait before the next attempt.
+    said: bool,
+    say_again: Duration,
+    /// Whether the lease is ours, and when to try for it again.
+    held: bool,
+    try_at: Instant,
+    sweep_at: Instant,
+    last_position: Option<i64>,
+    summarized: Option<Instant>,
+}
+
+impl Upkeep {
+    /// Takes part in the upkeep of the log behind `pool`, for a relay that wants delivered messages kept for `retention`.
+    /// Who has not been heard of for `lease` is relieved.
+    pub fn new(pool: PgPool, relay: impl Into<String>, retention: Duration, lease: Duration) -> Self {
+        let now = Instant::now();
+        Upkeep {
+            pool,
+            relay: relay.into(),
+            retention,
+            lease,
+            holder: Uuid::now_v7(),
+            said: false,
+            say_again: SAY_AGAIN,
+            held: false,
+            try_at: now,
+            sweep_at: now,
+            last_position: None,
+            summarized: None,
+        }
+    }
+
+    /// Works until it is told to stop, then hands over. Goes on through failures of the database.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let next = match self.round(&stop).await {
+                Ok(next) => {
+                    if failures >= WORTH_A_WARNING {
+                        tracing::info!(relay = self.relay, "the upkeep of the log goes on");
+                    }
+                    failures = 0;
+                    next
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == WORTH_A_WARNING {
+                        tracing::warn!(relay = self.relay, %error, "the upkeep of the log fails: no leaf is emptied");
+                    } else {
+                        tracing::debug!(relay = self.relay, %error, "the upkeep of the log failed");
+                    }
+                    self.try_at = Instant::now() + self.lease / 2;
+                    self.sweep_at = self.sweep_at.max(self.try_at);
+                    self.try_at
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+        if self.held {
+            let let_go = sqlx::query(include_str!("sql/let_go.sql")).bind(self.holder).execute(&self.pool);
+            if !matches!(tokio::time::timeout(GOODBYE, let_go).await, Ok(Ok(_))) {
+                tracing::debug!(relay = self.relay, "the upkeep is free when its lease ends");
+            }
+        }
+    }
+
+    /// Starts [`run`](Self::run) as a task of its own, which ends when what is answered is dropped.
+    pub(crate) fn spawn(self, stop: CancellationToken) -> JoinSet<()> {
+        let mut task = JoinSet::new();
+        task.spawn(self.run(stop));
+        task
+    }
+
+    /// Does what is due, and answers when something is due again.
+    async fn round(&mut self, stop: &CancellationToken) -> Result<Instant, sqlx::Error> {
+        // What is begun on a connection is finished; only a pool that has none to give is not waited for.
+        let Some(connection) = stop.run_until_cancelled(self.pool.acquire()).await else {
+            return Ok(self.try_at);
+        };
+        let mut connection = connection?;
+        if self.try_at <= Instant::now() {
+            self.hold(&mut connection).await?;
+        }
+        if !self.held {
+            return Ok(self.try_at);
+        }
+        if self.sweep_at <= Instant::now() {
+            self.sweep(&mut connection, stop).await?;
+        }
+        Ok(self.try_at.min(self.sweep_at))
+    }
+
+    /// Takes the lease if nobody has it, or renews it.
+    async fn hold(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        if !self.said {
+            let say = sqlx::query_scalar(include_str!("sql/want_kept.sql")).bind(&self.relay);
+            self.said = say.bind(self.retention.as_secs_f64()).fetch_one(&mut *connection).await?;
+        }
+        let hold = sqlx::query(include_str!("sql/hold.sql")).bind(self.holder).bind(self.lease.as_secs_f64());
+        let row = hold.fetch_one(connection).await?;
+        let held: bool = row.try_get("is_held")?;
+        if held && !self.held {
+            tracing::debug!(relay = self.relay, "this process has the upkeep of the log");
+            self.sweep_at = Instant::now();
+        }
+        self.held = held;
+        let ends_in: f64 = row.try_get::<Option<f64>, _>("ends_in")?.unwrap_or_default();
+        let half = self.lease / 2;
+        // A lease that is about to end may not be renewed.
+        let ends_in = Duration::try_from_secs_f64(ends_in).unwrap_or_default() + AFTER_THE_END;
+        let pause = match (self.said, held) {
+            (false, _) => {
+                self.say_again *= 2;
+                half.min(self.say_again)
+            }
+            (true, true) => half,
+            (true, false) => half.min(ends_in),
+        };
+        self.try_at = Instant::now() + pause;
+        Ok(())
+    }
+
+    async fn sweep(
+        &mut self,
+        connection: &mut PgConnection,
+        stop: &CancellationToken,
+    ) -> Result<(), sqlx::Error> {
+        let began = Instant::now();
+        let swept = sweep(&mut *connection, stop).await?;
+        let Pruned { emptied, pinned, locked } = &swept.pruned;
+        if !emptied.is_empty() {
+            tracing::info!(leaves = ?emptied, "leaves of the log are emptied: every relay has delivered them");
+        }
+        tracing::debug!(?emptied, ?pinned, ?locked, "leaves looked over");
+        let moved = self.last_position != swept.last_position;
+        if let Some(last) = swept.last_position.filter(|_| moved)
+            && self.summarized.is_none_or(|at| at.elapsed() >= SUMMARY)
+        {
+            summarize(connection, last).await?;
+            self.summarized = Some(Instant::now());
+        }
+        self.last_position = swept.last_position;
+        let busy = moved || !locked.is_empty();
+        let pause = if busy { SWEEP } else { IDLE_SWEEP };
+        self.sweep_at = Instant::now() + pause.max(began.elapsed() * SWEEP_SHARE);
+        Ok(())
+    }
+}
