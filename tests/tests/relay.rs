@@ -427,6 +427,8 @@ async fn a_message_that_kills_its_process_parks_and_the_others_of_its_shard_are_
             () = until("parked", parked) => {
                 write(pool, &[message("k5", 3)]).await;
                 broker.wait_for_published(33).await;
+                let one_held = || async { outbox::admin::held_keys(pool, "default").await.unwrap().len() == 1 };
+                until("all others are released", one_held).await;
                 relay.stop().await.unwrap();
                 break;
             }

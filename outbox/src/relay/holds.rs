@@ -128,8 +128,10 @@ impl<P: Publisher> Holds<P> {
 
     /// Drains a held key as far as it goes.
     async fn attempt(&self, due: Due) -> Result<(), sqlx::Error> {
-        // Long enough that nobody takes it for due while the publisher is still at it.
-        let again = self.settings.publish_timeout * 2;
+        // If the process ends with the attempt, the key waits as after any failure. Nobody takes it for due meanwhile: only
+        // this task tries it, and it ends its round first.
+        let before = u32::try_from(due.attempts).unwrap_or_default();
+        let again = self.settings.retry.after(before.saturating_add(1), backoff::chance());
         loop {
             let row = sqlx::query(include_str!("sql/begin_attempt.sql"))
                 .bind(&self.relay)
