@@ -52,6 +52,11 @@ impl Lease {
         }
     }
 
+    /// Has the lease renewed at once: what was seen last is too old to decide by.
+    pub fn look_again(&self) {
+        self.nudge.notify_one();
+    }
+
     /// Renews the lease four times while it lasts, when a look has seen a change, and when another process is about to be dead.
     /// Returns `Ok` when the process was taken for dead, and an error when the lease could not be renewed for so long
     /// that somebody may soon think so.

@@ -65,6 +65,7 @@ pub(super) struct Session<'a, P> {
     epochs: BTreeMap<i16, i64>,
     acquired: Instant,
     share: watch::Receiver<Share>,
+    lease: Arc<Lease>,
     lanes: Lanes,
     router: Router,
     progress: BTreeMap<i16, Progress>,
@@ -183,7 +184,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let (held_count, held_receiver) = watch::channel(held.len());
         let holds_stop = CancellationToken::new();
         let share = lease.shares();
-        let reader = Reader::new(log, store, cursors, settings.read.clone(), lease).await?;
+        let reader = Reader::new(log, store, cursors, settings.read.clone(), Arc::clone(&lease)).await?;
         tasks.spawn(async move { Task::Reader(reader.run(page_sender, record_receiver).await) });
         let holds = Holds {
             relay: relay.name.clone(),
@@ -206,6 +207,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             epochs,
             acquired: Instant::now(),
             share,
+            lease,
             lanes,
             router: Router::new(settings.routes.clone()),
             progress,
@@ -315,7 +317,9 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let (lost, shares_anew) = {
             let share = self.share.borrow_and_update();
             if share.renewed < self.acquired {
-                // Read before these shards were acquired.
+                // Read before these shards were acquired. What it says of others may be news all the same, and no look at
+                // the log would bring it again.
+                self.lease.look_again();
                 return;
             }
             let lost = self.epochs.iter().filter(|(shard, epoch)| !share.owns(**shard, **epoch));
