@@ -246,6 +246,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut outcomes = Vec::new();
         self.relay.busy.is_at_work();
+        // What came between the look that these shards were acquired by and now is in no later change.
+        self.lease.look_again();
         loop {
             let wake_at = self.wake_at();
             let room = self.lanes.len() + self.unrecorded() < self.settings.max_unrecorded
