@@ -39,6 +39,8 @@ struct Tracked {
     all_read: bool,
     /// Positions in order, and whether each is finished.
     under_way: VecDeque<(i64, bool)>,
+    /// Finished and no longer under way.
+    done: usize,
 }
 
 impl Tracked {
@@ -58,8 +60,9 @@ impl Progress {
     /// its messages are [begun](Self::begin).
     pub fn read(&mut self, window: &Arc<Window>, read_to: i64, last: bool) {
         if self.windows.back().is_none_or(|tracked| tracked.window.id != window.id) {
-            let window = Arc::clone(window);
-            self.windows.push_back(Tracked { window, read_to, all_read: last, under_way: VecDeque::new() });
+            let (window, under_way) = (Arc::clone(window), VecDeque::new());
+            let tracked = Tracked { window, read_to, all_read: last, under_way, done: 0 };
+            self.windows.push_back(tracked);
         }
         if let Some(tracked) = self.windows.back_mut() {
             tracked.read_to = read_to;
@@ -99,6 +102,7 @@ impl Progress {
         }
         while tracked.under_way.front().is_some_and(|entry| entry.1) {
             tracked.under_way.pop_front();
+            tracked.done += 1;
             self.moved = true;
         }
         self.settle();
@@ -116,9 +120,11 @@ impl Progress {
     /// What to record, if the cursor has moved past a message since the last call.
     pub fn record(&mut self) -> Option<CursorRecord> {
         std::mem::take(&mut self.moved).then(|| {
-            // What is finished behind a message under way stays unrecorded.
+            // What is finished behind a message under way stays unrecorded, and so does all that is finished of later
+            // windows.
             let behind = |tracked: &Tracked| tracked.under_way.iter().filter(|entry| entry.1).count();
-            self.finished = self.windows.iter().map(behind).sum();
+            let later = self.windows.iter().skip(1).map(|tracked| tracked.done).sum::<usize>();
+            self.finished = self.windows.iter().map(behind).sum::<usize>() + later;
             self.cursor()
         })
     }
@@ -154,6 +160,23 @@ mod tests {
 
     fn window(id: u64) -> Arc<Window> {
         Arc::new(Window { id, seen: seen(id * 10), until: seen(id * 10 + 10) })
+    }
+
+    #[test]
+    fn what_is_finished_behind_a_message_under_way_is_unrecorded_in_later_windows_too() {
+        let mut progress = Progress::new(3, seen(10));
+        progress.read(&window(1), 9, true);
+        [4, 6].into_iter().for_each(|position| progress.begin(position));
+        progress.read(&window(2), 19, true);
+        [11, 12].into_iter().for_each(|position| progress.begin(position));
+        progress.finish(1, 6);
+        progress.finish(2, 11);
+        progress.finish(2, 12);
+        assert_eq!(progress.record().unwrap().after, 3);
+        assert_eq!(progress.unrecorded(), 3);
+        progress.finish(1, 4);
+        progress.record();
+        assert_eq!(progress.unrecorded(), 0);
     }
 
     #[test]
