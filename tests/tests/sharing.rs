@@ -128,6 +128,33 @@ async fn a_process_beyond_the_number_of_shards_stands_by_and_takes_over_at_once(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_was_thought_dead_before_it_had_a_shard_joins_again() {
+    let database = Database::new("sharing_forgotten").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let mut settings = patient();
+    settings.shards = 1;
+    // Renewed every half a second, and seen to be forgotten.
+    settings.lease = Duration::from_secs(2);
+    let first = start(pool, broker.publisher(), settings.clone());
+    until_owned(pool, &[1]).await;
+    let second = start(pool, broker.publisher(), settings);
+    until("both joined", || async { processes(pool).await == 2 }).await;
+    let forget =
+        "delete from outbox.process p where not exists (select from outbox.cursor c where c.owner = p.id)";
+    sqlx::query(forget).execute(pool).await.unwrap();
+    until("both joined again", || async { processes(pool).await == 2 }).await;
+    first.stop().await.unwrap();
+    write(pool, &[message("a", 1)]).await;
+    broker.wait_for_published(1).await;
+    second.stop().await.unwrap();
+}
+
+async fn processes(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("select count(*) from outbox.process").fetch_one(pool).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_paused_relay_lets_go_and_goes_on_when_it_is_resumed() {
     let database = Database::new("sharing_paused").await;
     let pool = database.pool();

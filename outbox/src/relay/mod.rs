@@ -122,10 +122,10 @@ impl<P: Publisher + 'static> Relay<P> {
         }
         let (mut begun, mut paused, mut failures) = (false, false, 0);
         loop {
-            let failed: Refusal = match Session::open(self, process, stop).await {
+            let failed: Refusal = match Session::open(self, process, stop, &mut begun).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(session)) => {
-                    (begun, paused, failures) = (true, false, 0);
+                    (paused, failures) = (false, 0);
                     match session.run(stop).await {
                         Ok(Ended::Stopped) => return Ok(()),
                         Ok(Ended::Shared) => continue,

@@ -106,17 +106,20 @@ pub(super) struct Session<'a, P> {
 
 impl<'a, P: Publisher + 'static> Session<'a, P> {
     /// Joins the relay and takes its share of the shards, waiting while there is none for it. `None`: stopped while
-    /// waiting.
+    /// waiting. Says when it has `joined`: what fails afterwards may be over by itself, as when it stood still and was
+    /// thought dead before it had a shard.
     pub(super) async fn open(
         relay: &'a Relay<P>,
         process: Uuid,
         stop: &CancellationToken,
+        joined: &mut bool,
     ) -> Result<Option<Self>, Refusal> {
         let settings = &relay.settings;
         let mut log = LogConnection::open(&relay.pool).await?;
         let mut store =
             Store::join(&mut log, &relay.name, process, settings.shards, settings.start, settings.lease)
                 .await?;
+        *joined = true;
         let lease = Lease::begin(relay.pool.clone(), relay.name.clone(), process, settings.lease).await?;
         // Thought dead between two statements: it must join again before it may own anything.
         let lease = Arc::new(lease.ok_or(LogError::ConnectionReplaced)?);
