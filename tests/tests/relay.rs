@@ -151,6 +151,29 @@ async fn a_polite_stop_makes_no_duplicate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_repeats_nothing_that_was_confirmed_before_an_earlier_message_was_sent() {
+    let database = Database::new("relay_stop_gap").await;
+    let broker = Broker::new();
+    let mut settings = settings();
+    settings.shards = 1;
+    let relay = start(database.pool(), broker.publisher().one_per_key(), settings.clone());
+    broker.hold_confirmations();
+    // While the first one of `a` is on the wire the second waits, and `b`, which comes after it, does not.
+    write(database.pool(), &[message("a", 1), message("a", 2), message("b", 1)]).await;
+    broker.wait_for_published(2).await;
+    assert_eq!((numbers(&broker, "a"), numbers(&broker, "b")), (vec![1], vec![1]));
+    relay.token.cancel();
+    broker.release_confirmations();
+    relay.task.await.unwrap().unwrap();
+    let relay = start(database.pool(), broker.publisher().one_per_key(), settings);
+    broker.wait_for_published(3).await;
+    write(database.pool(), &[message("c", 1)]).await;
+    until("the last one is there", || async { !numbers(&broker, "c").is_empty() }).await;
+    relay.stop().await.unwrap();
+    assert_eq!((numbers(&broker, "a"), numbers(&broker, "b")), (vec![1, 2], vec![1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_message_holds_its_key_and_a_redrive_delivers_it_in_order() {
     let database = Database::new("relay_held").await;
     let pool = database.pool();

@@ -39,8 +39,9 @@ struct Tracked {
     all_read: bool,
     /// Positions in order, and whether each is finished.
     under_way: VecDeque<(i64, bool)>,
-    /// Finished and no longer under way.
+    /// Finished and no longer under way, and the last one that is finished.
     done: usize,
+    last_done: Option<i64>,
 }
 
 impl Tracked {
@@ -61,7 +62,7 @@ impl Progress {
     pub fn read(&mut self, window: &Arc<Window>, read_to: i64, last: bool) {
         if self.windows.back().is_none_or(|tracked| tracked.window.id != window.id) {
             let (window, under_way) = (Arc::clone(window), VecDeque::new());
-            let tracked = Tracked { window, read_to, all_read: last, under_way, done: 0 };
+            let tracked = Tracked { window, read_to, all_read: last, under_way, done: 0, last_done: None };
             self.windows.push_back(tracked);
         }
         if let Some(tracked) = self.windows.back_mut() {
@@ -98,6 +99,7 @@ impl Progress {
         };
         if let Ok(index) = tracked.under_way.binary_search_by_key(&position, |entry| entry.0) {
             tracked.under_way[index].1 = true;
+            tracked.last_done = tracked.last_done.max(Some(position));
             self.finished += 1;
         }
         while tracked.under_way.front().is_some_and(|entry| entry.1) {
@@ -115,6 +117,17 @@ impl Progress {
             Ordering::Equal => position <= front.after(),
             Ordering::Greater => false,
         })
+    }
+
+    /// The last message finished that the cursor has not passed, as (window, position): until all before it are finished
+    /// too, whoever takes over repeats it.
+    pub fn stranded(&self) -> Option<(u64, i64)> {
+        let of = |tracked: &Tracked| tracked.last_done.map(|position| (tracked.window.id, position));
+        self.windows
+            .iter()
+            .rev()
+            .find_map(of)
+            .filter(|(window, position)| !self.has_passed(*window, *position))
     }
 
     /// What to record, if the cursor has moved past a message since the last call.
@@ -169,14 +182,16 @@ mod tests {
         [4, 6].into_iter().for_each(|position| progress.begin(position));
         progress.read(&window(2), 19, true);
         [11, 12].into_iter().for_each(|position| progress.begin(position));
+        assert_eq!(progress.stranded(), None);
         progress.finish(1, 6);
+        assert_eq!(progress.stranded(), Some((1, 6)));
         progress.finish(2, 11);
         progress.finish(2, 12);
         assert_eq!(progress.record().unwrap().after, 3);
-        assert_eq!(progress.unrecorded(), 3);
+        assert_eq!((progress.unrecorded(), progress.stranded()), (3, Some((2, 12))));
         progress.finish(1, 4);
         progress.record();
-        assert_eq!(progress.unrecorded(), 0);
+        assert_eq!((progress.unrecorded(), progress.stranded()), (0, None));
     }
 
     #[test]

@@ -292,6 +292,23 @@ impl Lanes {
         }
     }
 
+    /// Lets go of all that is not wanted and neither on the wire nor to be copied. What comes after it in its lane must not be
+    /// wanted either.
+    pub(crate) fn retain(&mut self, wanted: impl Fn(&Item) -> bool) {
+        let mut unwanted = Vec::new();
+        for queued in std::mem::take(&mut self.queue) {
+            match queued {
+                Queued::Message(item) if !wanted(&item) => unwanted.push(item),
+                queued => self.queue.push_back(queued),
+            }
+        }
+        for lane in self.lanes.values_mut() {
+            let beyond = lane.waiting.iter().position(|item| !wanted(item)).unwrap_or(lane.waiting.len());
+            unwanted.extend(lane.waiting.drain(beyond..));
+        }
+        self.let_go(&unwanted);
+    }
+
     /// The messages to be copied to held keys, each with the position that names its hold, of the holds wanted.
     pub(crate) fn take_copies(&mut self, wanted: impl Fn(i64) -> bool) -> Vec<(i64, Item)> {
         let (taken, left): (Vec<_>, _) =
@@ -411,6 +428,23 @@ mod tests {
         let copies = lanes.take_copies(|_| true);
         assert_eq!((copies[0].0, copies[0].1.log.position), (1, 5));
         assert_eq!(lanes.len(), 1);
+    }
+
+    #[test]
+    fn what_is_let_go_is_never_sent_and_what_is_wanted_is() {
+        let keys = [Some("a"), Some("a"), Some("a"), Some("b"), None, Some("a")];
+        let keys: Vec<_> = (1..).zip(keys).collect();
+        let mut lanes = lanes(Pipelining::OnePerKey, &keys);
+        let batch = lanes.batch(2);
+        assert_eq!(positions(&batch), [1, 4]);
+        lanes.retain(|item| item.log.position < 3);
+        assert_eq!(lanes.len(), 3);
+        batch.iter().for_each(|item| drop(lanes.confirm(item)));
+        let batch = lanes.batch(10);
+        assert_eq!(positions(&batch), [2]);
+        lanes.confirm(&batch[0]);
+        assert!(lanes.batch(10).is_empty());
+        assert_eq!((lanes.len(), lanes.bytes()), (0, 0));
     }
 
     #[test]

@@ -100,8 +100,10 @@ pub(super) struct Session<'a, P> {
     /// No further attempt at a held message begins; and its task has ended.
     holds_stop: CancellationToken,
     holds_ended: bool,
-    /// Nothing more is read or sent; what is on the wire is waited for, until then.
+    /// Nothing more is read; what is on the wire is waited for, until then.
     ending: Option<(Ended, Instant)>,
+    /// The last message of each shard that was sent before, as (window, position): only what lies before it is still sent.
+    ends_at: BTreeMap<i16, (u64, i64)>,
 }
 
 impl<'a, P: Publisher + 'static> Session<'a, P> {
@@ -240,6 +242,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             holds_stop,
             holds_ended: false,
             ending: None,
+            ends_at: BTreeMap::new(),
         })
     }
 
@@ -287,9 +290,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             }
             self.wake();
             if let Some((ended, deadline)) = self.ending {
-                if self.batches.is_empty() || Instant::now() >= deadline {
+                self.copies_from_lanes();
+                let stranded = self.progress.values().any(|progress| progress.stranded().is_some());
+                if (self.batches.is_empty() && !stranded) || Instant::now() >= deadline {
                     return self.leave(ended).await;
                 }
+                self.send();
                 continue;
             }
             self.send();
@@ -302,11 +308,35 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         }
     }
 
-    /// Nothing more is read or sent; what is on the wire is waited for.
+    /// Nothing more is read, and what is on the wire is waited for. Nothing more is sent, either, but what lies before
+    /// something that was sent: the cursor cannot pass that otherwise, and the next owner would repeat it.
     fn end(&mut self, ended: Ended) {
         self.pages = None;
         self.holds_stop.cancel();
         self.ending = Some((ended, Instant::now() + self.settings.drain));
+        let stranded = |(shard, progress): (&i16, &Progress)| Some((*shard, progress.stranded()?));
+        self.ends_at = self.progress.iter().filter_map(stranded).collect();
+        for item in self.batches.values().flat_map(|batch| batch.items.iter().flatten()) {
+            let (shard, place) = (item.log.slot % self.shards, (item.window, item.log.position));
+            if self.progress.contains_key(&shard) {
+                let last = self.ends_at.entry(shard).or_insert(place);
+                *last = place.max(*last);
+            }
+        }
+        self.let_go_beyond_the_end();
+    }
+
+    fn let_go_beyond_the_end(&mut self) {
+        let (shards, ends_at) = (self.shards, &self.ends_at);
+        let wanted = |item: &Item| {
+            let last = ends_at.get(&(item.log.slot % shards));
+            last.is_some_and(|last| (item.window, item.log.position) < *last)
+        };
+        self.lanes.retain(wanted);
+        self.resting.retain(|(_, resting)| match resting {
+            Resting::Alone(item) => wanted(item),
+            Resting::Lane(_) => true,
+        });
     }
 
     fn ends_with(&self, ended: Ended) -> bool {
@@ -347,8 +377,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             self.epochs.remove(shard);
             self.progress.remove(shard);
         }
-        if self.ending.is_none() {
-            self.end(Ended::Shared);
+        match self.ending {
+            None => self.end(Ended::Shared),
+            Some(_) => {
+                self.ends_at.retain(|shard, _| !shards.contains(shard));
+                self.let_go_beyond_the_end();
+            }
         }
     }
 

@@ -93,6 +93,9 @@ impl<P: Publisher + 'static> Session<'_, P> {
                     tracing::info!(relay = self.relay.name, position, "the key is free again");
                     if let Some(Some(key)) = self.held.remove(&position) {
                         self.lanes.release(&key);
+                        if self.ending.is_some() {
+                            self.let_go_beyond_the_end();
+                        }
                     }
                     self.held_count.send_replace(self.held.len());
                 }
