@@ -150,6 +150,13 @@ async fn a_transaction_whose_connection_died_before_its_commit_is_not_committed_
     sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(database.admin()).await.unwrap();
     // Found before COMMIT was sent: certain.
     assert!(matches!(outbox::commit(tx).await, Err(CommitError::NotCommitted(_))));
-    let status = outbox::transaction_status(&pool, id.parse().unwrap()).await.unwrap();
+    // The server says good-bye before it ends the transaction: `InProgress` means ask again.
+    let id = id.parse().unwrap();
+    let status = loop {
+        match outbox::transaction_status(&pool, id).await.unwrap() {
+            TransactionStatus::InProgress => tokio::task::yield_now().await,
+            ended => break ended,
+        }
+    };
     assert_eq!(status, TransactionStatus::NotCommitted);
 }
