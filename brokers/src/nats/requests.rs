@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use async_nats::StatusCode;
 
-/// The server pins whoever asks, until it has asked for nothing this many times as long as a request waits: two may be
-/// lost.
+/// Requests, one after the other, in the time after which the server takes us for gone.
 const IN_A_TAKEOVER: u32 = 3;
 /// Signs of life while a request waits.
 const HEARTBEATS: u32 = 3;
 
+/// The server's word.
 const DELETED: &str = "Consumer Deleted";
 
 pub(super) struct Requests {

@@ -39,8 +39,8 @@ const BATCH: usize = 200;
 /// those have come again, which takes up to the ack wait as above; a server that was stopped in order, and a lost
 /// connection that took nothing along, make nobody wait. In rare cases the server first waits for somebody who is gone,
 /// up to the takeover. What was received over a connection that is lost may come again; answering it sends the answer
-/// and says `Unavailable`, because a server that forgot the delivery never says anything. A copy of what this subscriber
-/// was told is acknowledged is not handed out again.
+/// and says `Unavailable`, because a server that forgot the delivery never says anything. A copy of what was
+/// acknowledged here is not handed out again.
 ///
 /// Order per key holds across retries, lost connections and takeovers: a message that is sent back
 /// ([`retry_after`](Delivery::retry_after)), or dropped without an answer, holds back the later ones of its key that
@@ -55,6 +55,7 @@ pub struct NatsSubscriber {
     pull: Option<Pull>,
     /// As wanted when it was looked at last.
     consumer: Option<PullConsumer>,
+    /// What the server was asked and has not answered yet.
     asking: Option<BoxFuture<'static, Result<Info, SubscribeError>>>,
     hold: Shared,
     connects: u64,
@@ -144,13 +145,13 @@ impl NatsSubscriber {
             pull.forget_requests();
             lock(&self.hold).doubt();
         } else if pull.is_silent() {
-            tracing::info!(group = %self.wanted.group, "nats gives no sign of life, asking again");
+            tracing::warn!(group = %self.wanted.group, "nats gives no sign of life, asking again");
             self.look_again();
         }
         Ok(())
     }
 
-    /// Something is not as it was.
+    /// Something is not as it was: nothing is handed out before the server has said what it remembers.
     fn look_again(&mut self) {
         self.consumer = None;
         if let Some(pull) = &mut self.pull {

@@ -174,6 +174,16 @@ async fn publish(nats: &Nats, messages: &[Message]) {
     }
 }
 
+async fn reconnect(client: &Client) {
+    let connects = || client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
+    let before = connects();
+    client.force_reconnect().await.expect("a client");
+    // The client gives no sign of it.
+    while connects() == before {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 fn message(delivery: &Delivery) -> &Message {
     delivery.received.as_ref().expect("a message")
 }
@@ -181,14 +191,15 @@ fn message(delivery: &Delivery) -> &Message {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_connection_that_takes_nothing_along_makes_nobody_wait() {
     let nats = nats().await;
-    let sent = keyed(40, 4);
+    // More than are asked for at a time.
+    let sent = keyed(500, 50);
     let mut subscriber = patient(&nats);
     publish(&nats, &sent[..20]).await;
     let mut deliveries = Vec::new();
     while deliveries.len() < 20 {
         deliveries.extend(receive(&mut subscriber, 20).await);
     }
-    nats.client.force_reconnect().await.expect("a client");
+    reconnect(&nats.client).await;
     // Only then: what is delivered over the connection that goes down would be lost with it.
     let connects = || nats.client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
     let again = async {
@@ -198,8 +209,8 @@ async fn a_lost_connection_that_takes_nothing_along_makes_nobody_wait() {
     };
     timeout(PATIENCE, again).await.expect("it connects again");
     publish(&nats, &sent[20..]).await;
-    while deliveries.len() < 40 {
-        deliveries.extend(receive(&mut subscriber, 20).await);
+    while deliveries.len() < sent.len() {
+        deliveries.extend(receive(&mut subscriber, 100).await);
     }
     assert_in_order(deliveries.iter().map(message), sent.len());
 }
@@ -281,4 +292,68 @@ async fn a_group_that_is_deleted_receives_everything_again() {
     let delete = format!("$JS.API.CONSUMER.DELETE.{}.g", nats.name);
     nats.client.request(delete, "".into()).await.expect("the server deletes it");
     assert_in_order(&receive_and_acknowledge(&mut subscriber, 20).await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_died_with_its_server_is_made_again_at_once() {
+    let (mut server, nats) = own().await;
+    let mut subscriber = patient(&nats);
+    // Nothing is there: the request waits at the server.
+    assert!(timeout(Duration::from_millis(500), subscriber.receive(1)).await.is_err());
+    tokio::task::block_in_place(|| {
+        server.kill().expect("our own server");
+        server.restart().expect("it starts again");
+    });
+    publish(&nats, &keyed(1, 1)).await;
+    assert_eq!(receive(&mut subscriber, 1).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_acknowledgement_of_what_the_server_forgot_is_answered_at_once() {
+    let nats = nats().await;
+    publish(&nats, &keyed(1, 1)).await;
+    let delivery = receive(&mut patient(&nats), 1).await.remove(0);
+    reconnect(&nats.client).await;
+    // As a server that lost the deliveries: it knows the consumer, and says nothing to the acknowledgement.
+    let consumer = |verb: &str| format!("$JS.API.CONSUMER.{verb}.{}.g", nats.name);
+    let config = r#"{"durable_name": "g", "ack_policy": "explicit"}"#;
+    let config = format!(r#"{{"stream_name": "{}", "config": {config}}}"#, nats.name);
+    nats.client.request(consumer("DELETE"), "".into()).await.expect("the server deletes it");
+    nats.client.request(consumer("DURABLE.CREATE"), config.into()).await.expect("the server makes it");
+    // Less than an answer may take.
+    let answer = timeout(Duration::from_secs(3), delivery.acknowledge()).await.expect("an answer");
+    assert!(matches!(&answer, Err(SubscribeError::Unavailable(_))), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_got_the_number_of_an_acknowledged_one_is_not_taken_for_it() {
+    let (mut server, nats) = own().await;
+    let sent = keyed(4, 1);
+    let store = server.folder().expect("our own server").join("store");
+    let earlier = store.with_extension("earlier");
+    let mut subscriber = patient(&nats);
+    let mut stopped = |meanwhile: &dyn Fn()| {
+        tokio::task::block_in_place(|| {
+            server.stop().expect("our own server");
+            meanwhile();
+            server.restart().expect("it starts again");
+        });
+    };
+    publish(&nats, &sent[..2]).await;
+    assert_in_order(&receive_and_acknowledge(&mut subscriber, 2).await, 2);
+    stopped(&|| copy(&store, &earlier));
+    publish(&nats, &sent[2..3]).await;
+    assert_eq!(receive_and_acknowledge(&mut subscriber, 1).await[0].id, sent[2].id);
+    // The machine fails, and the last message had not reached the disk.
+    stopped(&|| {
+        std::fs::remove_dir_all(&store).expect("the server's folder");
+        copy(&earlier, &store);
+    });
+    publish(&nats, &sent[3..]).await;
+    assert_eq!(receive_and_acknowledge(&mut subscriber, 1).await[0].id, sent[3].id);
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let copied = std::process::Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.expect("cp").success());
 }
