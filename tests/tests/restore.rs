@@ -12,8 +12,10 @@ use eras_support::life::{KEYS, Life, deliver, kill, refused, repair, settle};
 use eras_support::{Cluster, arrived, chain, in_order, message, sorted};
 use outbox::admin::{self, RepairError};
 use outbox::log::Start;
+use outbox::replay::{Filter, Replay, list, preview};
 use relay_support::{settings, until, write};
 use sqlx::{Postgres, Transaction};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// A transaction whose id a message of an earlier life bears, too.
@@ -173,6 +175,32 @@ async fn a_relay_that_is_new_after_a_repair_reads_every_life_or_only_the_present
     in_order(&[&new]);
     assert_eq!(sorted(arrived(&all)), sorted(cluster.ids_above(0).await));
     assert_eq!(sorted(arrived(&new)), sorted(cluster.ids_above(found.first_position + 9).await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_after_a_repair_publishes_what_was_written_in_every_life() {
+    let life = Cluster::new().await;
+    life.do_sql("do $$ begin for i in 1..2000 loop perform pg_current_xact_id(); commit; end loop; end $$")
+        .await;
+    life.write(&KEYS, 1..=10).await;
+    let cluster = life.dumped().await;
+    repair(&cluster).await;
+    cluster.write(&KEYS, 11..=12).await;
+    let future = "select count(*) from outbox.message where tx >= pg_snapshot_xmax(pg_current_snapshot())";
+    assert_eq!(cluster.number(future).await, 50, "the old ids are far ahead");
+    let broker = Broker::new();
+    let filter = Filter::default().with_topic("orders".parse().unwrap());
+    let replay = Replay::new("again", cluster.pool.clone(), broker.publisher(), "ada").with_filter(filter);
+    broker.go_down();
+    let replay = tokio::spawn(replay.run(CancellationToken::new()));
+    let begun = || async { !list(&cluster.pool).await.unwrap().is_empty() };
+    until("it has begun", begun).await;
+    assert_eq!(preview(&cluster.pool, "again", None).await.unwrap().messages, 60);
+    broker.come_up();
+    let replayed = replay.await.unwrap().unwrap();
+    assert_eq!(replayed.published, 60);
+    in_order(&[&broker]);
+    assert_eq!(sorted(arrived(&broker)), sorted(cluster.ids_above(0).await));
 }
 
 #[tokio::test(flavor = "multi_thread")]
