@@ -115,7 +115,7 @@ fn text(survey: &Survey, repaired: bool) -> String {
     }
     if survey.processes > 0 {
         lines.push(format!(
-            "{} relay processes are alive, or were when the dump was made, for {} s at most: stop them first",
+            "relay processes alive, or alive when the dump was made: {}; stop them first, or wait {} s",
             survey.processes, survey.alive_for
         ));
     }

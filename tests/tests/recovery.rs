@@ -8,11 +8,13 @@ mod relay_support;
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::time::Duration;
 
 use brokers::memory::Broker;
 use eras_support::life::{KEYS, Life, deliver, kill, refused, repair, settle};
 use eras_support::{Cluster, arrived, in_order, message, restore, sorted};
 use outbox::admin::{self, RepairError};
+use outbox::log::{CursorRecord, LogConnection, Record, Seen, Snapshot, Start, Store};
 use relay_support::{settings, until};
 use servers::PostgresOptions;
 use uuid::Uuid;
@@ -196,13 +198,30 @@ async fn an_upgraded_cluster_keeps_its_ids_and_is_repaired_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_era_is_recorded_also_where_the_row_has_moved() {
+    let cluster = Cluster::new().await;
+    let mut log = LogConnection::open(&cluster.pool).await.unwrap();
+    let lease = Duration::from_secs(3600);
+    let mut store =
+        Store::join(&mut log, "default", Uuid::now_v7(), 2, Start::Beginning, lease).await.unwrap();
+    store.acquire(log.connection(), 2).await.unwrap();
+    cluster.do_sql("insert into outbox.cluster select 2, system_identifier, 1 from outbox.cluster").await;
+    cluster.do_sql("update outbox.cursor set crashes = 0 where shard = 1").await;
+    let seen = Seen { era: 2, snapshot: Snapshot::nothing(), bound: 0 };
+    let cursor = |shard| CursorRecord { shard, seen: seen.clone(), until: None, after: 0 };
+    let record = Record { cursors: vec![cursor(0), cursor(1)], ..Record::default() };
+    assert_eq!(store.record(&mut log, record).await.unwrap(), Vec::<i16>::new());
+    assert_eq!(cluster.number("select count(*) from outbox.cursor where era = 2").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_was_thought_dead_when_the_era_ended_records_nothing_in_the_old_one() {
     let cluster = Cluster::new().await;
     let broker = Broker::new();
     cluster.write(&KEYS, 1..=2).await;
     broker.hold_confirmations();
     let mut patient = settings();
-    patient.lease = std::time::Duration::from_secs(3600);
+    patient.lease = Duration::from_secs(3600);
     let zombie = cluster.relay("default", &broker, patient);
     broker.wait_for_published(10).await;
     // The cluster goes back under it, as far as the log can tell, and its lease is over.

@@ -66,7 +66,7 @@ pub enum RepairError {
     Replica,
     /// Relays read the log with what they know of it.
     #[error(
-        "{processes} relay processes are alive, or were when the dump was made: stop them, or wait {alive_for} s"
+        "relay processes alive, or alive when the dump was made: {processes}; stop them, or wait {alive_for} s"
     )]
     Alive {
         /// How many.

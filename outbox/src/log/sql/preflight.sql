@@ -3,6 +3,9 @@
 -- where one cursor is ahead, the ids that all others rest on are given out again.
 with present as (
     select c.era, c.system_identifier, c.first_position from outbox.cluster c order by c.era desc limit 1
+),
+last as materialized (
+    select m.position, m.tx from outbox.message m order by m.position desc limit 1000
 )
 select pg_is_in_recovery() as replica,
     current_setting('server_encoding') <> 'UTF8' as other_encoding,
@@ -18,15 +21,10 @@ select pg_is_in_recovery() as replica,
         select from outbox.cursor c join present p on p.era = c.era
         where greatest(pg_snapshot_xmax(c.seen), pg_snapshot_xmax(c.until)) > pg_snapshot_xmax(pg_current_snapshot())
     ) or exists (
-        select from (
-            select m.tx from outbox.message m
-            where m.position >= (select p.first_position from present p)
-            order by m.position desc
-            limit 1000
-        ) last
+        select from last join present p on last.position >= p.first_position
         where last.tx >= pg_snapshot_xmax(pg_current_snapshot())
     ) as ids_behind,
     exists (
-        select from outbox.message m
-        where m.position > (select coalesce(pg_sequence_last_value('outbox.message_position_seq'::regclass), 0))
+        select from last
+        where last.position > (select coalesce(pg_sequence_last_value('outbox.message_position_seq'::regclass), 0))
     ) as positions_behind
