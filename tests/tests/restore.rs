@@ -63,6 +63,9 @@ async fn a_restored_dump_is_refused_and_after_the_repair_nothing_is_lost_doubled
     let new = cluster.ids_above(found.first_position - 1).await;
     let bad = cluster.number("select count(*) from outbox.message where key = 'bad' and payload = '3'").await;
     assert_eq!((new.len(), bad), (46, 1));
+    for ((name, _), owed) in life.brokers().into_iter().zip(&owed) {
+        assert_eq!(cluster.pending(name).await, owed.len() + new.len(), "{name}");
+    }
     let mut after = Vec::new();
     for ((name, before), owed) in life.brokers().into_iter().zip(&owed) {
         let broker = Broker::new();
@@ -152,8 +155,11 @@ async fn a_log_restored_twice_is_read_through_all_its_lives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_is_new_after_a_repair_reads_every_life_or_only_the_present() {
+async fn a_relay_that_is_new_after_a_repair_reads_every_life_or_from_a_place_in_one() {
     let life = Cluster::new().await;
+    // The old ids are far ahead of those of now.
+    life.do_sql("do $$ begin for i in 1..2000 loop perform pg_current_xact_id(); commit; end loop; end $$")
+        .await;
     life.write(&KEYS, 1..=10).await;
     let cluster = life.dumped().await;
     let found = repair(&cluster).await;
@@ -175,6 +181,32 @@ async fn a_relay_that_is_new_after_a_repair_reads_every_life_or_only_the_present
     in_order(&[&new]);
     assert_eq!(sorted(arrived(&all)), sorted(cluster.ids_above(0).await));
     assert_eq!(sorted(arrived(&new)), sorted(cluster.ids_above(found.first_position + 9).await));
+
+    let (mut at, some) = (settings(), Broker::new());
+    at.start = Start::AtPosition(46);
+    let relay = cluster.relay("some", &some, at);
+    until("the rest of it", || async { some.published().len() >= 25 }).await;
+    until("all recorded", || async { cluster.pending("some").await == 0 }).await;
+    relay.stop().await.unwrap();
+    in_order(&[&some]);
+    assert_eq!(sorted(arrived(&some)), sorted(cluster.ids_above(45).await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_owes_nothing_of_an_era_records_that_it_has_left_it() {
+    let life = Cluster::new().await;
+    life.write(&KEYS, 1..=2).await;
+    deliver(&life, "default", &Broker::new(), 10).await;
+    let cluster = life.dumped().await;
+    repair(&cluster).await;
+    let broker = Broker::new();
+    let relay = cluster.relay("default", &broker, settings());
+    until("every shard has left it", || async {
+        cluster.number("select count(*) from outbox.cursor where era = 2 and until is null").await == 16
+    })
+    .await;
+    relay.stop().await.unwrap();
+    assert_eq!(arrived(&broker), Vec::<Uuid>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use outbox::admin;
 use uuid::Uuid;
 
 use super::{Cluster, arrived, chain, in_order, message, sorted};
-use crate::relay_support::{Running, settings, until, write};
+use crate::relay_support::{PATIENCE, Running, settings, until, write};
 
 pub(crate) const KEYS: [&str; 5] = ["k0", "k1", "k2", "k3", "k4"];
 
@@ -18,7 +18,9 @@ pub(crate) async fn kill(relay: Running) {
 
 /// How a relay ends that must not run.
 pub(crate) async fn refused(cluster: &Cluster, name: &str) -> String {
-    chain(&cluster.relay(name, &Broker::new(), settings()).task.await.unwrap().unwrap_err())
+    let relay = cluster.relay(name, &Broker::new(), settings());
+    let ended = tokio::time::timeout(PATIENCE, relay.task).await.expect("it refuses, and does not run");
+    chain(&ended.unwrap().unwrap_err())
 }
 
 /// A relay that runs until it has published so many in all and nothing is pending, and stops politely.
