@@ -4,11 +4,7 @@ select topic, count(*) as messages, min(position) as first, max(position) as las
     min(enqueued_at) as first_at, max(enqueued_at) as last_at
 from outbox.message_/*leaf*/
 where position > $2 and position <= $3
-    and (
-        $1::text is null or pg_visible_in_snapshot(tx, $1::text::pg_snapshot)
-        or position < (select max(c.first_position) from outbox.cluster c)
-    )
-    and $4::bigint is null
+    and ($1::text is null or pg_visible_in_snapshot(tx, $1::text::pg_snapshot)) and $4::bigint is null
     and ($5::timestamptz is null or enqueued_at >= $5)
     and ($6::timestamptz is null or enqueued_at < $6)
     and ($7::text[] is null or topic ~ any ($7))

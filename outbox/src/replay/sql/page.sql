@@ -1,14 +1,10 @@
--- The next messages of a replay in one leaf, in order of position: what is visible in its snapshot, or was written in an era
--- before the present one, in whose numbers the snapshot means nothing and all is committed, and fits all that is asked for. Planned for these values each time, so that what is null costs nothing. $1 snapshot, $2 above this position,
+-- The next messages of a replay in one leaf, in order of position: what is visible in its snapshot and fits all that is
+-- asked for. Planned for these values each time, so that what is null costs nothing. $1 snapshot, $2 above this position,
 -- $3 up to this one, $4 at most so many; each null if it is not asked for: $5 since, $6 until, $7 expressions for the
 -- topic, $8 kinds, $9 keys, $10 ids, $11 correlations. The leaf's number is filled in.
 select position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, headers, payload
 from outbox.message_/*leaf*/
-where position > $2 and position <= $3
-    and (
-        pg_visible_in_snapshot(tx, $1::text::pg_snapshot)
-        or position < (select max(c.first_position) from outbox.cluster c)
-    )
+where position > $2 and position <= $3 and pg_visible_in_snapshot(tx, $1::text::pg_snapshot)
     and ($5::timestamptz is null or enqueued_at >= $5)
     and ($6::timestamptz is null or enqueued_at < $6)
     and ($7::text[] is null or topic ~ any ($7))
