@@ -22,16 +22,19 @@ pub(super) struct Recorded {
     pub(super) replayed: Replayed,
     pub(super) to_position: i64,
     pub(super) seen: String,
+    pub(super) seen_from: i64,
 }
 
 /// A replay that this process works at.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) epoch: i64,
-    /// The part that is left: above this position, up to that one, as far as this snapshot sees.
+    /// The part that is left: above this position, up to that one, as far as this snapshot sees, and all of eras before
+    /// this position.
     pub(super) after: i64,
     pub(super) to_position: i64,
     pub(super) seen: String,
+    pub(super) seen_from: i64,
     pub(super) published: i64,
     pub(super) skipped: i64,
 }
@@ -126,6 +129,7 @@ pub(super) async fn claim(pool: &PgPool, name: &str, lease: Duration) -> Result<
                 after: row.try_get("after")?,
                 to_position: row.try_get("to_position")?,
                 seen: row.try_get("seen")?,
+                seen_from: row.try_get("seen_from")?,
                 published: row.try_get("published")?,
                 skipped: row.try_get("skipped")?,
             });
@@ -312,5 +316,6 @@ fn recorded(row: &PgRow) -> Result<Recorded, sqlx::Error> {
         state: row.try_get("state")?,
         to_position: row.try_get("to_position")?,
         seen: row.try_get("seen")?,
+        seen_from: row.try_get("seen_from")?,
     })
 }

@@ -60,7 +60,7 @@ pub struct Place {
 pub async fn preview(pool: &PgPool, name: &str, filter: Option<&Filter>) -> Result<Preview, ReplayError> {
     let recorded = job::load(pool, name).await?;
     let mut preview = Preview::default();
-    let (filter, mut after, to, seen) = match &recorded {
+    let (filter, mut after, to, seen, seen_from) = match &recorded {
         Some(recorded) => {
             if filter.is_some_and(|filter| *filter != recorded.filter) {
                 return Err(ReplayError::OtherFilter);
@@ -73,20 +73,26 @@ pub async fn preview(pool: &PgPool, name: &str, filter: Option<&Filter>) -> Resu
             if !matches!(preview.found, Found::Running(_)) {
                 return Ok(preview);
             }
-            (&recorded.filter, recorded.replayed.after, recorded.to_position, Some(&*recorded.seen))
+            (
+                &recorded.filter,
+                recorded.replayed.after,
+                recorded.to_position,
+                Some(&*recorded.seen),
+                recorded.seen_from,
+            )
         }
         None => {
             let filter = filter.ok_or(ReplayError::NotBegun)?;
             let (after, to) = job::bounds(pool, filter).await?;
             let last: i64 =
                 sqlx::query_scalar(include_str!("../log/sql/last_position.sql")).fetch_one(pool).await?;
-            (filter, after, to.unwrap_or(last).min(last), None)
+            (filter, after, to.unwrap_or(last).min(last), None, 0)
         }
     };
     while after < to {
         let end = leaf_end(after + 1).min(to);
         let sql = include_str!("sql/count.sql").replace("/*leaf*/", &leaf(end).to_string());
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(seen).bind(after).bind(end).bind(None::<i64>);
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(seen).bind(seen_from).bind(after).bind(end);
         for row in filter.bind(query).persistent(false).fetch_all(pool).await? {
             preview.add(&row)?;
         }

@@ -187,8 +187,9 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         let ReplaySettings { page, page_bytes, .. } = self.replay.settings;
         let limit = (page_bytes / self.length.max(1) + 1).clamp(1, page.max(1));
         let sql = include_str!("sql/page.sql").replace("/*leaf*/", &leaf(end).to_string());
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.job.seen).bind(self.read_to).bind(end);
-        let query = self.filter.bind(query.bind(i64::try_from(limit).unwrap_or(i64::MAX)));
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.job.seen).bind(self.job.seen_from);
+        let query = self.filter.bind(query.bind(self.read_to).bind(end));
+        let query = query.bind(i64::try_from(limit).unwrap_or(i64::MAX));
         let mut rows = query.persistent(false).fetch(&self.replay.pool);
         let (mut messages, mut bytes): (Vec<LogMessage>, usize) = (Vec::new(), 0);
         while let Some(row) = rows.try_next().await? {

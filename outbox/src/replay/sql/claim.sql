@@ -4,5 +4,6 @@ update outbox.replay r
 set epoch = r.epoch + 1, expires_at = clock_timestamp() + make_interval(secs => $2)
 where r.name = $1 and r.state = 'running' and (r.expires_at is null or r.expires_at <= clock_timestamp())
 returning r.epoch, r.after, r.to_position, r.published, r.skipped, r.seen::text as seen,
+    (select c.first_position from outbox.cluster c where c.era = r.era) as seen_from,
     r.era <> (select max(c.era) from outbox.cluster c)
         or pg_snapshot_xmax(r.seen) > pg_snapshot_xmax(pg_current_snapshot()) as restored

@@ -1,10 +1,10 @@
--- What a replay would publish of one leaf, by topic; as page.sql, with $1 null: of what is visible now. $4 is not used.
+-- What a replay would publish of one leaf, by topic; as page.sql without $12, and with $1 null: of what is visible now.
 select topic, count(*) as messages, min(position) as first, max(position) as last,
     (array_agg(id order by position))[1] as first_id, (array_agg(id order by position desc))[1] as last_id,
     min(enqueued_at) as first_at, max(enqueued_at) as last_at
 from outbox.message_/*leaf*/
-where position > $2 and position <= $3
-    and ($1::text is null or pg_visible_in_snapshot(tx, $1::text::pg_snapshot)) and $4::bigint is null
+where position > $3 and position <= $4
+    and ($1::text is null or position < $2 or pg_visible_in_snapshot(tx, $1::text::pg_snapshot))
     and ($5::timestamptz is null or enqueued_at >= $5)
     and ($6::timestamptz is null or enqueued_at < $6)
     and ($7::text[] is null or topic ~ any ($7))
