@@ -17,6 +17,8 @@ pub(crate) enum Exit {
     Unreachable = 3,
     /// The schema is missing, older than this build needs, or newer than it understands.
     Schema = 4,
+    /// The doctor found what makes a set-up unsafe.
+    Unsafe = 5,
 }
 
 /// Why a command ends with something else than 0. What is printed of it never holds a password.
@@ -40,6 +42,10 @@ impl Failure {
 
     pub(crate) fn schema(reason: impl fmt::Display) -> Self {
         Failure::new(Exit::Schema, reason)
+    }
+
+    pub(crate) fn unsafe_set_up(reason: impl fmt::Display) -> Self {
+        Failure::new(Exit::Unsafe, reason)
     }
 
     /// With what was being done in front.

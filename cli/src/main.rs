@@ -7,6 +7,7 @@ mod audit;
 mod bench;
 mod config;
 mod database;
+mod doctor;
 mod duration;
 mod exit;
 mod logging;
@@ -45,6 +46,7 @@ enum Command {
     Migrate(migrate::Args),
     Relay(Box<relay::Args>),
     Status(status::Args),
+    Doctor(doctor::Args),
     Relays(relays::Args),
     Parked(parked::Args),
     Audit(audit::Args),
@@ -62,6 +64,7 @@ Getting started:
   outbox migrate                        the schemas `outbox` and `inbox`
   outbox relay --broker file:-          publishes what services enqueue, here to standard output
   outbox status                         how far behind each relay is, and what is held back
+  outbox doctor                         what makes the set-up unsafe, or will hurt
 
 The database:
   DATABASE_URL, or --database with a URL that holds no password, @FILE (a file that holds the URL), or env:NAME.
@@ -73,6 +76,7 @@ Exit codes:
   2    the command line or the configuration is wrong; nothing was tried
   3    the database cannot be reached, or does not let us in
   4    the schema is missing, older than this build needs, or newer than it understands
+  5    outbox doctor found something that makes the set-up unsafe
   130  ended at once by a second SIGINT (143: SIGTERM)
 
 `outbox COMMAND --help` has examples for each command.";
@@ -103,6 +107,7 @@ fn run(cli: Cli) -> Result<(), exit::Failure> {
             Command::Migrate(args) => migrate::run(args).await,
             Command::Relay(args) => relay::run(*args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Relays(args) => relays::run(args).await,
             Command::Parked(args) => parked::run(args).await,
             Command::Audit(args) => audit::run(args).await,

@@ -108,6 +108,7 @@ fn a_password_on_the_command_line_is_refused_everywhere() {
         &["parked", "--database", &url],
         &["parked", "skip", "--relay", "default", "--position", "1", "--reason", "x", "--database", &url],
         &["relays", "--database", &url],
+        &["doctor", "--database", &url],
         &["relays", "pause", "default", "--database", &url],
         &["audit", "--database", &url],
         &["replay", "r", "--all", "--database", &url],
@@ -150,7 +151,7 @@ fn a_misspelt_variable_is_refused_and_what_kubernetes_sets_is_not() {
 
 #[test]
 fn help_teaches_and_shows_no_secret_of_the_environment() {
-    for command in ["migrate", "relay", "status", "relays", "parked", "audit", "trace", "replay", "replays"] {
+    for command in ["migrate", "relay", "status", "doctor", "relays", "parked", "audit", "trace", "replay", "replays"] {
         let ran = run(&[command, "--help"], &[DATABASE, ("OUTBOX_BROKER", "nats://m4rker@host")]);
         let help = ran.succeeded();
         assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{command}: {help}");

@@ -73,7 +73,7 @@ pub struct ConsumerStatus {
 /// # Errors
 /// The database's.
 pub async fn status(connection: &mut PgConnection) -> Result<Vec<ConsumerStatus>, sqlx::Error> {
-    let rows = sqlx::query(include_str!("sql/status.sql")).fetch_all(connection).await?;
+    let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(connection).await?;
     let status = |row: &PgRow| {
         Ok(ConsumerStatus {
             consumer: row.try_get("consumer")?,

@@ -74,6 +74,7 @@ impl Schema {
     /// What the database says; `None` if no migration has run to its end.
     pub(crate) async fn stated(self, conn: &mut PgConnection) -> Result<Option<Stated>, sqlx::Error> {
         let exists: bool = sqlx::query_scalar(include_str!("sql/exists.sql"))
+            .persistent(false)
             .bind(format!("{self}.schema_version"))
             .fetch_one(&mut *conn)
             .await?;
@@ -84,7 +85,8 @@ impl Schema {
             Schema::Outbox => include_str!("sql/outbox_version.sql"),
             Schema::Inbox => include_str!("sql/inbox_version.sql"),
         };
-        let (version, serves): (Option<i32>, Option<i32>) = sqlx::query_as(sql).fetch_one(conn).await?;
+        let (version, serves): (Option<i32>, Option<i32>) =
+            sqlx::query_as(sql).persistent(false).fetch_one(conn).await?;
         Ok(version.zip(serves).map(|(version, serves)| Stated { version, serves }))
     }
 

@@ -5,17 +5,19 @@
 //! There is no way to change a held message: it is published as it was enqueued, or skipped.
 
 mod audit;
+mod doctor;
 mod relays;
 mod repair;
 
 use chrono::{DateTime, Utc};
 use message::MessageId;
-use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
+use sqlx::{PgTransaction, Row};
 use uuid::Uuid;
 
 use crate::upkeep;
 pub use audit::{AuditEntry, audit};
+pub use doctor::{Finding, Severity, examine};
 pub use relays::{StateError, pause, resume, retire};
 pub use repair::{RepairError, Survey, repair, survey};
 
@@ -58,9 +60,15 @@ pub struct RelayStatus {
 pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
     let mut pins = upkeep::pins(pool).await?;
     let mut tx = pool.begin().await?;
-    sqlx::query(include_str!("sql/no_jit.sql")).execute(&mut *tx).await?;
-    let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(&mut *tx).await?;
+    let status = status_within(&mut tx).await?;
     tx.commit().await?;
+    Ok(status)
+}
+
+/// The same, in a transaction.
+async fn status_within(tx: &mut PgTransaction<'_>) -> Result<Vec<RelayStatus>, sqlx::Error> {
+    sqlx::query(include_str!("sql/no_jit.sql")).persistent(false).execute(&mut **tx).await?;
+    let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(&mut **tx).await?;
     rows.iter()
         .map(|row| {
             let relay: String = row.try_get("relay")?;

@@ -32,8 +32,8 @@ pub(crate) use snapshot::{LEAVES, leaf, leaf_end};
 pub use snapshot::{NotSnapshot, Snapshot};
 pub use start::Start;
 pub(crate) use start::position_at;
-pub(crate) use store::preflight;
 pub use store::{Cursor, NewHold, Record, Store};
+pub(crate) use store::{faults, preflight};
 pub use window::{Look, PageRange, Reading, Seen, Window};
 
 /// How a log is read.

@@ -392,8 +392,14 @@ async fn eras(connection: &mut PgConnection) -> Result<Eras, sqlx::Error> {
 
 /// Whether the log can be read safely.
 pub(crate) async fn preflight(connection: &mut PgConnection) -> Result<(), Refusal> {
+    faults(connection).await?.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Everything for which it would be refused, but for a schema that does not fit, which is an error.
+pub(crate) async fn faults(connection: &mut PgConnection) -> Result<Vec<Refusal>, Refusal> {
     migrations::Schema::Outbox.check(connection).await?;
-    let row = sqlx::query(sql!("preflight")).fetch_one(connection).await?;
+    let row = sqlx::query(sql!("preflight")).persistent(false).fetch_one(connection).await?;
+    let mut faults = Vec::new();
     for (fact, reason) in [
         ("replica", Refusal::Replica),
         ("other_encoding", Refusal::OtherEncoding),
@@ -405,10 +411,10 @@ pub(crate) async fn preflight(connection: &mut PgConnection) -> Result<(), Refus
         ("positions_behind", Refusal::PositionsBehind),
     ] {
         if row.try_get::<bool, _>(fact)? {
-            return Err(reason);
+            faults.push(reason);
         }
     }
-    Ok(())
+    Ok(faults)
 }
 
 fn cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {

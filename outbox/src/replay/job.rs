@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use message::MessageId;
-use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
+use sqlx::{PgTransaction, Row};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -236,7 +236,15 @@ pub struct ReplayStatus {
 /// # Errors
 /// The database does not answer.
 pub async fn list(pool: &PgPool) -> Result<Vec<ReplayStatus>, sqlx::Error> {
-    let rows = sqlx::query(include_str!("sql/list.sql")).fetch_all(pool).await?;
+    let mut tx = pool.begin().await?;
+    let replays = list_within(&mut tx).await?;
+    tx.commit().await?;
+    Ok(replays)
+}
+
+/// The same, in a transaction.
+pub(crate) async fn list_within(tx: &mut PgTransaction<'_>) -> Result<Vec<ReplayStatus>, sqlx::Error> {
+    let rows = sqlx::query(include_str!("sql/list.sql")).persistent(false).fetch_all(&mut **tx).await?;
     let status = |row: &PgRow| {
         Ok(ReplayStatus {
             name: row.try_get("name")?,

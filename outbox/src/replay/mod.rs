@@ -20,6 +20,7 @@ use sqlx::postgres::PgPool;
 use tokio_util::sync::CancellationToken;
 
 pub use filter::Filter;
+pub(crate) use job::list_within;
 pub use job::{CancelError, ReplayStatus, cancel, list};
 pub use preview::{Found, Place, Preview, preview};
 

@@ -1,0 +1,228 @@
+//! `outbox doctor`: everything that makes a set-up unsafe or will hurt, by name, each with what to do.
+
+mod pooler;
+
+use std::time::Duration;
+
+use migrations::{Schema, SchemaError};
+use outbox::admin::{Finding, Severity};
+use serde::Serialize;
+use sqlx::postgres::{PgConnection, PgPool};
+
+use crate::exit::{Failure, chain};
+use crate::output::{self, Format, plain};
+use crate::secret::SecretUrl;
+use crate::{database, duration};
+
+/// Say what makes a set-up unsafe or will hurt, and what to do about it
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// A URL without a password, @FILE, or env:NAME: what your services and relays use [default: env:DATABASE_URL]
+    #[arg(long, value_name = "DATABASE")]
+    database: Option<String>,
+    /// A transaction that lasts longer, or a relay that is further behind, is worth a word
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = time)]
+    old: Duration,
+    /// What hurts is a failure, too
+    #[arg(long)]
+    strict: bool,
+    /// text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  outbox doctor
+  outbox doctor --output json | jq -r '.findings[] | .name'
+  outbox doctor --strict                before a release
+
+unsafe: messages can be lost, reordered or hidden, or a relay refuses to run. hurts: it goes on, and will cost.
+
+What is looked at: the schemas; read replica, encoding, row-level security, unlogged tables, the sequence of positions,
+missing leaves, triggers and rules on the log, a restored or rewound cluster; fsync, full_page_writes,
+synchronous_commit, autovacuum; a pooler that changes the server connection; old transactions, prepared transactions,
+replication slots without a reader; roles and their rights; relays that nobody runs, that are paused or behind; parked
+keys; replays that nobody finishes. Nothing is written. To see the transactions of others takes pg_read_all_stats.
+
+Exit codes: 0 nothing is unsafe; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 5 something is
+unsafe (with --strict: or hurts).";
+
+fn time(text: &str) -> Result<Duration, String> {
+    duration::parse(text).ok_or_else(|| format!("must be {}", duration::GRAMMAR))
+}
+
+/// What was found, for a script.
+#[derive(Serialize)]
+struct Report {
+    safe: bool,
+    findings: Vec<Line>,
+}
+
+#[derive(Debug, Serialize)]
+struct Line {
+    name: &'static str,
+    severity: &'static str,
+    what: String,
+    remedy: String,
+}
+
+const SCHEMA: &str = "schema";
+const UNSAFE: &str = "unsafe";
+const HURTS: &str = "hurts";
+
+/// Runs the command.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let url = database::named(args.database.as_deref())?;
+    let report = Report::new(examine(&url, args.old).await?);
+    match args.output {
+        Format::Json => output::print_json(&report)?,
+        Format::Text => output::print(&report.text())?,
+    }
+    let count = |severity| report.findings.iter().filter(|line| line.severity == severity).count();
+    let (is_unsafe, hurts) = (count(UNSAFE), if args.strict { count(HURTS) } else { 0 });
+    match is_unsafe + hurts {
+        0 => Ok(()),
+        found => Err(Failure::unsafe_set_up(format!(
+            "database {url}: {found} of {} findings must be mended",
+            report.findings.len()
+        ))),
+    }
+}
+
+async fn examine(url: &SecretUrl, old: Duration) -> Result<Vec<Line>, Failure> {
+    let failed = |error: sqlx::Error| database::failed(&format!("database {url}"), &error);
+    let mut found: Vec<Line> = pooler::probe(url).await?.into_iter().collect();
+    // Everything in transactions, and no statement with a name: behind a pooler one would be prepared here and run there,
+    // or be somebody else's.
+    let options = database::options(url, "doctor")?;
+    let pool = outbox::pool_options().max_connections(2).connect_lazy_with(options);
+    let mut looking = pool.begin().await.map_err(failed)?;
+    let outbox = schema(Schema::Outbox, &mut looking, &mut found).await.map_err(failed)?;
+    let inbox = schema(Schema::Inbox, &mut looking, &mut found).await.map_err(failed)?;
+    looking.commit().await.map_err(failed)?;
+    if !outbox && found.iter().all(|line| line.name != SCHEMA) {
+        found.push(Line::missing());
+    }
+    if outbox {
+        let examined = outbox::admin::examine(&pool, old).await;
+        let examined =
+            examined.map_err(|error| Failure::failed(format!("database {url}: {}", chain(&error))))?;
+        found.extend(examined.into_iter().map(Line::from));
+    }
+    if inbox {
+        found.extend(consumers(&pool).await.map_err(failed)?);
+    }
+    Ok(found)
+}
+
+/// Whether a schema is there and fits. One that does not fit is a finding; the inbox may be missing.
+async fn schema(
+    schema: Schema,
+    connection: &mut PgConnection,
+    found: &mut Vec<Line>,
+) -> Result<bool, sqlx::Error> {
+    match schema.check(connection).await {
+        Ok(()) => Ok(true),
+        Err(SchemaError::Missing { .. }) => Ok(false),
+        Err(SchemaError::Unreadable { source, .. }) => Err(source),
+        Err(error) => {
+            found.push(Line {
+                name: SCHEMA,
+                severity: UNSAFE,
+                what: chain(&error),
+                remedy: "migrate first, then roll out: outbox migrate".to_owned(),
+            });
+            Ok(false)
+        }
+    }
+}
+
+/// What consumers have parked.
+async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
+    let mut looking = pool.begin().await?;
+    let status = inbox::admin::status(&mut looking).await?;
+    looking.commit().await?;
+    let parked = status.into_iter().filter(|consumer| consumer.parked > 0);
+    Ok(parked
+        .map(|consumer| Line {
+            name: "parked_keys",
+            severity: HURTS,
+            what: format!(
+                "consumer {} has parked {} keys; {} messages wait for a person",
+                consumer.consumer, consumer.parked, consumer.messages
+            ),
+            remedy: format!("outbox parked --consumer {}: redrive, or skip", consumer.consumer),
+        })
+        .collect())
+}
+
+impl Line {
+    fn missing() -> Self {
+        Line {
+            name: SCHEMA,
+            severity: UNSAFE,
+            what: "there is no schema outbox: nothing can be enqueued".to_owned(),
+            remedy: "outbox migrate, or the scripts that outbox migrate --print shows".to_owned(),
+        }
+    }
+}
+
+impl From<Finding> for Line {
+    fn from(finding: Finding) -> Self {
+        let severity = if finding.severity == Severity::Unsafe { UNSAFE } else { HURTS };
+        Line { name: finding.name, severity, what: finding.what, remedy: finding.remedy }
+    }
+}
+
+impl Report {
+    /// The worst first.
+    fn new(mut findings: Vec<Line>) -> Self {
+        findings.sort_by_key(|line| line.severity == HURTS);
+        Report { safe: findings.iter().all(|line| line.severity != UNSAFE), findings }
+    }
+
+    fn text(&self) -> String {
+        if self.findings.is_empty() {
+            return "nothing was found: the set-up is sound\n".to_owned();
+        }
+        let entry = |line: &Line| {
+            format!(
+                "{}  {}\n  {}\n  do: {}\n",
+                line.severity,
+                line.name,
+                plain(&line.what),
+                plain(&line.remedy)
+            )
+        };
+        self.findings.iter().map(entry).collect::<Vec<_>>().join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_stands_first_and_a_name_cannot_write_on_the_terminal() {
+        let line = |severity, name, what: &str| Line {
+            name,
+            severity,
+            what: what.to_owned(),
+            remedy: "mend it".to_owned(),
+        };
+        let report = Report::new(vec![line(HURTS, "slot", "slot a\u{1b}[2J"), line(UNSAFE, "fsync", "off")]);
+        assert!(!report.safe);
+        let expected = r"unsafe  fsync
+  off
+  do: mend it
+
+hurts  slot
+  slot a\u{1b}[2J
+  do: mend it
+";
+        assert_eq!(report.text(), expected);
+        assert!(Report::new(vec![line(HURTS, "slot", "")]).safe);
+    }
+}

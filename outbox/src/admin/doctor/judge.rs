@@ -1,0 +1,361 @@
+//! What the facts mean, and what to do about each. No I/O.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::{Facts, Finding, Old, Severity, ago, lasting};
+use crate::admin::RelayStatus;
+use crate::log::Refusal;
+use crate::replay::ReplayStatus;
+
+/// The oldest server whose transaction ids and snapshots can be read.
+const SERVER: i32 = 140_000;
+/// Leaves of the log's ring.
+const LEAVES: i64 = 16;
+
+fn unsafe_(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { name, severity: Severity::Unsafe, what: what.into(), remedy: remedy.into() }
+}
+
+fn hurts(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { name, severity: Severity::Hurts, what: what.into(), remedy: remedy.into() }
+}
+
+/// What a relay would refuse, in its words. What the facts tell better is left to them.
+pub(super) fn refusal(refusal: &Refusal) -> Option<Finding> {
+    let (name, remedy) = match refusal {
+        Refusal::HiddenRows | Refusal::CachedPositions | Refusal::Unlogged => return None,
+        Refusal::Replica => ("replica", "point it at the primary, and fail over by its name"),
+        Refusal::OtherEncoding => ("encoding", "restore it into a database made with: encoding 'UTF8'"),
+        Refusal::OtherCluster => {
+            ("other_cluster", "before any service that writes is started: outbox repair")
+        }
+        Refusal::IdsBehind => ("ids_behind", "before any service that writes is started: outbox repair"),
+        Refusal::PositionsBehind => {
+            ("positions_behind", "before any service that writes is started: outbox repair")
+        }
+        _ => ("refused", "outbox relay --check, and its first lines of log"),
+    };
+    Some(unsafe_(name, refusal.to_string(), remedy))
+}
+
+/// What the catalog and the settings tell.
+pub(super) fn facts(facts: &Facts) -> Vec<Finding> {
+    [safety(facts), consequences(facts)].concat()
+}
+
+fn safety(facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if facts.server_version < SERVER {
+        found.push(unsafe_(
+            "server_version",
+            format!(
+                "PostgreSQL {}: transaction ids are read wrongly before 14",
+                facts.server_version / 10_000
+            ),
+            "upgrade to 14 or newer",
+        ));
+    }
+    if !facts.fsync {
+        found.push(unsafe_(
+            "fsync",
+            "fsync is off: a crash of the machine loses committed messages, or the database",
+            "alter system set fsync = on; select pg_reload_conf()",
+        ));
+    }
+    if !facts.full_page_writes {
+        found.push(unsafe_(
+            "full_page_writes",
+            "full_page_writes is off: a crash of the machine can tear pages",
+            "alter system set full_page_writes = on; select pg_reload_conf()",
+        ));
+    }
+    if !facts.hidden.is_empty() {
+        found.push(unsafe_(
+            "row_level_security",
+            format!("row-level security hides rows without an error: {}", facts.hidden.join(", ")),
+            "alter table … disable row level security, for each",
+        ));
+    }
+    if !facts.unlogged.is_empty() {
+        found.push(unsafe_(
+            "unlogged",
+            format!("a crash of the server empties unlogged tables: {}", facts.unlogged.join(", ")),
+            "alter table … set logged, for each",
+        ));
+    }
+    if facts.sequence_cache != 1 || facts.sequence_increment != 1 {
+        found.push(unsafe_(
+            "sequence_cache",
+            format!(
+                "positions are not drawn in order: the sequence has a cache of {} and steps of {}",
+                facts.sequence_cache, facts.sequence_increment
+            ),
+            "alter sequence outbox.message_position_seq cache 1 increment 1",
+        ));
+    }
+    if facts.leaves != LEAVES {
+        found.push(unsafe_(
+            "leaves",
+            format!("the log has {} leaves instead of {LEAVES}: what falls on a missing one fails", facts.leaves),
+            "attach what was detached: alter table outbox.message attach partition outbox.message_N for values in (N)",
+        ));
+    }
+    if !facts.triggers_before.is_empty() || !facts.rules.is_empty() {
+        found.push(unsafe_(
+            "triggers",
+            format!(
+                "what runs before a message is written can change or drop it: {}",
+                [&*facts.triggers_before, &*facts.rules].concat().join(", ")
+            ),
+            "drop them, and do it in the service that writes",
+        ));
+    }
+    found
+}
+
+fn consequences(facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if !facts.triggers_after.is_empty() {
+        found.push(hurts(
+            "triggers_after",
+            format!(
+                "each message pays for a trigger in its business transaction: {}",
+                facts.triggers_after.join(", ")
+            ),
+            "drop them, and react to the message where it arrives",
+        ));
+    }
+    if facts.synchronous_commit == "off" || !facts.lazy_roles.is_empty() {
+        let roles =
+            if facts.lazy_roles.is_empty() { "this role".to_owned() } else { facts.lazy_roles.join(", ") };
+        found.push(hurts(
+            "synchronous_commit",
+            format!(
+                "synchronous_commit is off by default for {roles}: a crash loses commits that were answered"
+            ),
+            "alter database or role … set synchronous_commit = on; off only in transactions that may be lost",
+        ));
+    }
+    if !facts.autovacuum {
+        found.push(hurts(
+            "autovacuum",
+            "autovacuum is off: cursors grow with every record, and transaction ids run out",
+            "alter system set autovacuum = on; select pg_reload_conf()",
+        ));
+    }
+    if !facts.missing_roles.is_empty() {
+        found.push(hurts(
+            "roles",
+            format!(
+                "who works here has more rights than it needs: no role {}",
+                facts.missing_roles.join(", ")
+            ),
+            "outbox migrate --roles | psql …, and grant them",
+        ));
+    } else if !facts.without_rights.is_empty() {
+        found.push(hurts(
+            "rights",
+            format!("the roles were not given their rights on: {}", facts.without_rights.join(", ")),
+            "after each migration: outbox migrate --roles | psql …",
+        ));
+    }
+    if !facts.sees_others {
+        found.push(hurts(
+            "unseen",
+            "this role does not see the transactions of others: an old one may hold the cluster back",
+            "grant pg_read_all_stats to whoever runs the doctor",
+        ));
+    }
+    found
+}
+
+/// What holds the cluster back.
+pub(super) fn holder(old: &Old) -> Finding {
+    let Old { kind, name, seconds, detail } = old;
+    let time = lasting(seconds.unwrap_or_default());
+    match kind.as_str() {
+        "prepared" => hurts(
+            "prepared_transaction",
+            format!(
+                "prepared transaction {name} ({detail}) waits for {time}: what it wrote waits, and nothing is vacuumed"
+            ),
+            format!("commit prepared '{name}', or rollback prepared '{name}', in its database"),
+        ),
+        "slot" => hurts(
+            "slot",
+            format!(
+                "nobody reads replication slot {name} ({detail}): the WAL is kept for it, and perhaps dead rows"
+            ),
+            format!("start its reader, or select pg_drop_replication_slot('{name}')"),
+        ),
+        _ => hurts(
+            "old_transaction",
+            format!(
+                "process {name} ({detail}) is in a transaction since {time}: nothing is vacuumed meanwhile"
+            ),
+            format!("end it where it runs, or select pg_terminate_backend({name})"),
+        ),
+    }
+}
+
+/// What is wrong with the relays.
+pub(super) fn relays(
+    relays: &[RelayStatus],
+    last_position: i64,
+    old: Duration,
+    now: DateTime<Utc>,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if relays.is_empty() && last_position > 0 {
+        found.push(hurts(
+            "no_relay",
+            format!("no relay has run here, and services have written: {last_position} positions are drawn"),
+            "outbox relay --broker …",
+        ));
+    }
+    for relay in relays {
+        let (name, waits) = (&relay.relay, relay.pending > 0);
+        let backlog = format!("{} messages wait, the oldest for {}", relay.pending, ago(relay.oldest, now));
+        match relay.state.as_str() {
+            "running" if relay.processes == 0 && waits => found.push(hurts(
+                "unattended_relay",
+                format!("nobody runs relay {name}: {backlog}, and the log keeps them"),
+                format!("run it, or give it up for good: outbox relays retire {name}"),
+            )),
+            "running" if relay.lag_seconds > old.as_secs_f64() && waits => found.push(hurts(
+                "lagging_relay",
+                format!("relay {name} is behind: {backlog}"),
+                format!(
+                    "outbox status; is its broker slow or down? its log says so (outbox relay --relay {name})"
+                ),
+            )),
+            "paused" if waits => found.push(hurts(
+                "paused_relay",
+                format!("relay {name} is paused: {backlog}, and the log keeps them"),
+                format!("outbox relays resume {name}"),
+            )),
+            _ => {}
+        }
+        let parked = if relay.state == "retired" { relay.parked + relay.retrying } else { relay.parked };
+        if parked > 0 {
+            found.push(hurts(
+                "parked_keys",
+                format!(
+                    "relay {name} has parked {parked} keys; {} messages wait for a person",
+                    relay.held_messages
+                ),
+                format!("outbox parked --relay {name}: redrive, or skip"),
+            ));
+        }
+    }
+    found
+}
+
+/// A replay that nobody works at.
+pub(super) fn replay(replay: &ReplayStatus) -> Option<Finding> {
+    let ReplayStatus { name, after, .. } = replay;
+    (replay.state == "running" && !replay.working).then(|| {
+        hurts(
+            "unfinished_replay",
+            format!("nobody works at replay {name}: the log keeps everything after position {after} for it"),
+            format!("outbox replay {name} --go, or outbox replays cancel {name}"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> Facts {
+        Facts {
+            server_version: 150_018,
+            fsync: true,
+            full_page_writes: true,
+            synchronous_commit: "on".to_owned(),
+            autovacuum: true,
+            lazy_roles: Vec::new(),
+            hidden: Vec::new(),
+            unlogged: Vec::new(),
+            leaves: 16,
+            sequence_cache: 1,
+            sequence_increment: 1,
+            triggers_before: Vec::new(),
+            triggers_after: Vec::new(),
+            rules: Vec::new(),
+            missing_roles: Vec::new(),
+            without_rights: Vec::new(),
+            sees_others: true,
+            last_position: 0,
+        }
+    }
+
+    /// A fact made wrong.
+    type Fault = fn(&mut Facts);
+
+    #[test]
+    fn each_fact_that_is_wrong_is_found_by_its_name_and_no_other() {
+        assert_eq!(facts(&sound()), []);
+        let cases: [(Fault, &str, Severity); 16] = [
+            (|f| f.server_version = 130_022, "server_version", Severity::Unsafe),
+            (|f| f.fsync = false, "fsync", Severity::Unsafe),
+            (|f| f.full_page_writes = false, "full_page_writes", Severity::Unsafe),
+            (|f| f.hidden.push("it".to_owned()), "row_level_security", Severity::Unsafe),
+            (|f| f.unlogged.push("it".to_owned()), "unlogged", Severity::Unsafe),
+            (|f| f.sequence_cache = 32, "sequence_cache", Severity::Unsafe),
+            (|f| f.sequence_increment = -1, "sequence_cache", Severity::Unsafe),
+            (|f| f.leaves = 15, "leaves", Severity::Unsafe),
+            (|f| f.triggers_before.push("it".to_owned()), "triggers", Severity::Unsafe),
+            (|f| f.rules.push("it".to_owned()), "triggers", Severity::Unsafe),
+            (|f| f.triggers_after.push("it".to_owned()), "triggers_after", Severity::Hurts),
+            (|f| f.synchronous_commit = "off".to_owned(), "synchronous_commit", Severity::Hurts),
+            (|f| f.lazy_roles.push("it".to_owned()), "synchronous_commit", Severity::Hurts),
+            (|f| f.autovacuum = false, "autovacuum", Severity::Hurts),
+            (|f| f.missing_roles.push("it".to_owned()), "roles", Severity::Hurts),
+            (|f| f.sees_others = false, "unseen", Severity::Hurts),
+        ];
+        for (fault, name, severity) in cases {
+            let mut wrong = sound();
+            fault(&mut wrong);
+            let found = facts(&wrong);
+            assert_eq!((found.len(), found[0].name, found[0].severity), (1, name, severity), "{found:?}");
+            assert!(!found[0].remedy.is_empty());
+        }
+        let mut wrong = sound();
+        wrong.without_rights.push("it".to_owned());
+        assert_eq!(facts(&wrong)[0].name, "rights");
+    }
+
+    #[test]
+    fn a_relay_is_named_for_what_waits_for_it() {
+        let relay = |state: &str, processes: i64, pending: i64, lag_seconds: f64| RelayStatus {
+            relay: "default".to_owned(),
+            state: state.to_owned(),
+            pending,
+            oldest: None,
+            lag_seconds,
+            processes,
+            shards: 16,
+            owned_shards: 16,
+            retrying: 1,
+            parked: 0,
+            held_messages: 3,
+        };
+        let minute = Duration::from_secs(60);
+        let names = |relay: RelayStatus| {
+            let found = relays(&[relay], 9, minute, DateTime::UNIX_EPOCH);
+            found.iter().map(|finding| finding.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(relay("running", 0, 5, 1.0)), ["unattended_relay"]);
+        assert_eq!(names(relay("running", 1, 5, 61.0)), ["lagging_relay"]);
+        assert_eq!(names(relay("paused", 0, 5, 1.0)), ["paused_relay"]);
+        assert_eq!(names(relay("retired", 0, 5, 1.0)), ["parked_keys"]);
+        for fine in [relay("running", 1, 5, 1.0), relay("running", 0, 0, 0.0), relay("paused", 0, 0, 0.0)] {
+            assert_eq!(names(fine), [""; 0]);
+        }
+        assert_eq!(relays(&[], 0, minute, DateTime::UNIX_EPOCH), []);
+        assert_eq!(relays(&[], 9, minute, DateTime::UNIX_EPOCH)[0].name, "no_relay");
+    }
+}
