@@ -151,7 +151,9 @@ fn a_misspelt_variable_is_refused_and_what_kubernetes_sets_is_not() {
 
 #[test]
 fn help_teaches_and_shows_no_secret_of_the_environment() {
-    for command in ["migrate", "relay", "status", "doctor", "relays", "parked", "audit", "trace", "replay", "replays"] {
+    for command in
+        ["migrate", "relay", "status", "doctor", "relays", "parked", "audit", "trace", "replay", "replays"]
+    {
         let ran = run(&[command, "--help"], &[DATABASE, ("OUTBOX_BROKER", "nats://m4rker@host")]);
         let help = ran.succeeded();
         assert!(help.contains("Examples:") && help.contains("Exit codes:"), "{command}: {help}");

@@ -1,6 +1,6 @@
 //! `outbox doctor`: each fault is made, and found by its name.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
 

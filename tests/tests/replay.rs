@@ -346,10 +346,10 @@ async fn a_process_that_was_taken_for_dead_records_nothing_any_more() {
     fill(pool, 1..=100).await;
     let broker = Broker::new();
     let mut paced = settings();
-    paced.rate = Some(50);
+    paced.rate = Some(10);
     let zombie =
         spawn(replay(pool, "r", broker.publisher()).with_filter(Filter::default()).with_settings(paced));
-    arrived(&broker, 5).await;
+    arrived(&broker, 2).await;
     let mut paced = settings();
     paced.rate = Some(200);
     let done = loop {

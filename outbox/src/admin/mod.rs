@@ -58,7 +58,6 @@ pub struct RelayStatus {
 /// # Errors
 /// The database does not answer.
 pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
-    let mut pins = upkeep::pins(pool).await?;
     let mut tx = pool.begin().await?;
     let status = status_within(&mut tx).await?;
     tx.commit().await?;
@@ -67,6 +66,7 @@ pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
 
 /// The same, in a transaction.
 async fn status_within(tx: &mut PgTransaction<'_>) -> Result<Vec<RelayStatus>, sqlx::Error> {
+    let mut pins = upkeep::pins(tx).await?;
     sqlx::query(include_str!("sql/no_jit.sql")).persistent(false).execute(&mut **tx).await?;
     let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(&mut **tx).await?;
     rows.iter()

@@ -137,16 +137,14 @@ async fn pin(
 }
 
 /// The leaves that each relay pins.
-pub(crate) async fn pins(pool: &PgPool) -> Result<BTreeMap<String, Vec<i64>>, sqlx::Error> {
-    let mut tx = pool.begin().await?;
-    sqlx::query(include_str!("sql/interpret.sql")).execute(&mut *tx).await?;
+pub(crate) async fn pins(tx: &mut PgTransaction<'_>) -> Result<BTreeMap<String, Vec<i64>>, sqlx::Error> {
+    sqlx::query(include_str!("sql/interpret.sql")).persistent(false).execute(&mut **tx).await?;
     let mut pins: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for leaf in 0..LEAVES {
-        for relay in pin(&mut tx, leaf, None).await? {
+        for relay in pin(tx, leaf, None).await? {
             pins.entry(relay).or_default().push(leaf);
         }
     }
-    tx.commit().await?;
     Ok(pins)
 }
 

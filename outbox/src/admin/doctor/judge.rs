@@ -219,9 +219,13 @@ pub(super) fn relays(
         let (name, waits) = (&relay.relay, relay.pending > 0);
         let backlog = format!("{} messages wait, the oldest for {}", relay.pending, ago(relay.oldest, now));
         match relay.state.as_str() {
-            "running" if relay.processes == 0 && waits => found.push(hurts(
+            "running" if relay.processes == 0 && (waits || !relay.pins.is_empty()) => found.push(hurts(
                 "unattended_relay",
-                format!("nobody runs relay {name}: {backlog}, and the log keeps them"),
+                format!(
+                    "nobody runs relay {name} for {}: {backlog}, {}",
+                    ago(relay.unattended_since, now),
+                    kept(relay)
+                ),
                 format!("run it, or give it up for good: outbox relays retire {name}"),
             )),
             "running" if relay.lag_seconds > old.as_secs_f64() && waits => found.push(hurts(
@@ -233,7 +237,7 @@ pub(super) fn relays(
             )),
             "paused" if waits => found.push(hurts(
                 "paused_relay",
-                format!("relay {name} is paused: {backlog}, and the log keeps them"),
+                format!("relay {name} is paused: {backlog}, {}", kept(relay)),
                 format!("outbox relays resume {name}"),
             )),
             _ => {}
@@ -251,6 +255,14 @@ pub(super) fn relays(
         }
     }
     found
+}
+
+/// What that costs.
+fn kept(relay: &RelayStatus) -> String {
+    match relay.pins.len() {
+        0 => "and the log keeps them".to_owned(),
+        leaves => format!("and {leaves} of {LEAVES} leaves of the log are kept for them"),
+    }
 }
 
 /// A replay that nobody works at.
@@ -342,6 +354,8 @@ mod tests {
             retrying: 1,
             parked: 0,
             held_messages: 3,
+            pins: Vec::new(),
+            unattended_since: None,
         };
         let minute = Duration::from_secs(60);
         let names = |relay: RelayStatus| {
