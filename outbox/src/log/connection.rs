@@ -1,7 +1,5 @@
 //! The one server connection through which a reader sees the log.
 
-use std::sync::Arc;
-
 use futures_util::TryStreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool, Postgres};
@@ -183,19 +181,4 @@ impl LogConnection {
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
-}
-
-/// What a page holds once it is read.
-#[derive(Debug)]
-pub struct Page {
-    /// The window it is of.
-    pub window: Arc<Window>,
-    /// The shards it was read for.
-    pub shards: Arc<[i16]>,
-    /// The messages, in order of position.
-    pub messages: Vec<LogMessage>,
-    /// The window has no messages up to here that were not read.
-    pub read_to: i64,
-    /// The window is read to its end.
-    pub last: bool,
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::connection::{LogConnection, Page};
+use super::connection::LogConnection;
 use super::lease::Lease;
 use super::pace::Pace;
-use super::progress::{CursorRecord, Progress};
+use super::progress::Progress;
+use super::readings::{Page, Readings};
 use super::store::{Cursor, Record, Store};
-use super::window::{Look, Reading};
 use super::{LogError, ReadSettings};
 use crate::bell::Ear;
 
@@ -23,8 +23,7 @@ pub struct Reader {
     connection: LogConnection,
     store: Store,
     settings: ReadSettings,
-    readings: Vec<Reading>,
-    windows: u64,
+    readings: Readings,
     proven: i64,
     proven_at: Instant,
     read_since_proof: usize,
@@ -36,9 +35,7 @@ pub struct Reader {
     length: usize,
     /// Positions above the proven bound at the last look.
     scanned: i64,
-    /// Of the window being read: whether a page was sent. Of all since the last look: whether anything was found, and
-    /// whether a page was full.
-    sent: bool,
+    /// Since the last look: whether anything was found, and whether a page was full.
     found: bool,
     full: bool,
     /// Nudged when a look has seen that the sharing has changed.
@@ -64,8 +61,7 @@ impl Reader {
             store,
             pace: Pace::new(settings.busy_poll, settings.poll_ceiling),
             settings,
-            readings: Vec::new(),
-            windows: 0,
+            readings: Readings::default(),
             proven,
             proven_at: Instant::now(),
             read_since_proof: 0,
@@ -74,13 +70,12 @@ impl Reader {
             look_at: Instant::now(),
             length: 0,
             scanned: 0,
-            sent: false,
             found: false,
             full: false,
             lease,
         };
         for cursor in cursors {
-            reader.add(&cursor.record, &look);
+            reader.readings.add(&cursor.record, &look, reader.store.eras());
         }
         Ok(reader)
     }
@@ -88,22 +83,6 @@ impl Reader {
     /// Where each shard's progress begins.
     pub fn progress(cursors: &[Cursor]) -> Vec<Progress> {
         cursors.iter().map(|cursor| Progress::new(cursor.shard, cursor.record.seen.clone())).collect()
-    }
-
-    fn add(&mut self, record: &CursorRecord, look: &Look) {
-        let mut reading = Reading::new(vec![record.shard], record.seen.clone());
-        if let Some(until) = &record.until {
-            if let Some(other) = self.readings.iter_mut().find(|other| other.is_within(&record.seen, until)) {
-                other.resume_beside(record.shard, record.after);
-                return;
-            }
-            self.windows += 1;
-            reading.resume(self.windows, until.clone(), record.after, look, self.store.eras());
-        } else if let Some(other) = self.readings.iter_mut().find(|other| other.is_beside(&reading)) {
-            other.join(reading);
-            return;
-        }
-        self.readings.push(reading);
     }
 
     /// Reads and records until nobody sends records any more; stops reading when nobody takes pages. Then it is given
@@ -117,7 +96,7 @@ impl Reader {
         mut records: mpsc::Receiver<RecordCommand>,
     ) -> Result<(LogConnection, Store), LogError> {
         loop {
-            let open = self.readings.iter().any(|reading| reading.window().is_some());
+            let open = self.readings.is_open();
             let waiting = !open && !self.readings.is_empty();
             tokio::select! {
                 biased;
@@ -166,14 +145,8 @@ impl Reader {
             .record(began.elapsed().as_secs_f64());
         self.lease.has_seen(look.changes);
         self.scanned = look.last_position - self.proven;
-        self.align();
-        (self.sent, self.found, self.full) = (false, false, false);
-        let mut opened = false;
-        for reading in &mut self.readings {
-            self.windows += 1;
-            opened |= reading.advance(self.windows, &look, self.proven, self.store.eras());
-        }
-        if !opened {
+        (self.found, self.full) = (false, false);
+        if !self.readings.look(&look, self.proven, self.store.eras()) {
             self.rest();
         }
         Ok(())
@@ -185,18 +158,6 @@ impl Reader {
         self.look_at = Instant::now() + pause;
     }
 
-    /// Joins readings that have come to stand at the same place.
-    fn align(&mut self) {
-        let mut aligned: Vec<Reading> = Vec::with_capacity(self.readings.len());
-        for reading in self.readings.drain(..) {
-            match aligned.iter_mut().find(|other| other.is_beside(&reading)) {
-                Some(other) => other.join(reading),
-                None => aligned.push(reading),
-            }
-        }
-        self.readings = aligned;
-    }
-
     /// How many messages to ask for: not many more than a page's bytes hold, if they go on as they were.
     fn limit(&self) -> usize {
         (self.settings.page_bytes / self.length.max(1) + 1).clamp(1, self.settings.page)
@@ -205,20 +166,17 @@ impl Reader {
     /// Reads a page of the oldest open window. `None`: it had nothing to send.
     async fn page(&mut self) -> Result<Option<Page>, LogError> {
         let limit = self.limit();
-        let open = self.readings.iter_mut().filter(|reading| reading.window().is_some());
-        let Some(reading) = open.min_by_key(|reading| reading.window().map(|window| window.id)) else {
-            return Ok(None);
-        };
+        let Some(reading) = self.readings.next() else { return Ok(None) };
         if let Some((stragglers, from, to)) = reading.far_stragglers() {
             let first = self.connection.first_of(stragglers, from, to).await?;
             reading.first_is(first);
         }
         let Some(window) = reading.window().cloned() else { return Ok(None) };
-        let (mut messages, mut last) = (Vec::new(), true);
+        let (flushed, shards) = (reading.must_be_flushed(), self.store.shards());
+        let (mut messages, mut full) = (Vec::new(), false);
         if let Some(range) = reading.page() {
-            let (bytes, shards) = (self.settings.page_bytes, self.store.shards());
+            let bytes = self.settings.page_bytes;
             let began = Instant::now();
-            let full;
             (messages, full) =
                 self.connection.page(&window, &range, limit, bytes, shards, &reading.shards).await?;
             metrics::histogram!("outbox_page_seconds", "relay" => self.store.relay().to_owned())
@@ -227,32 +185,17 @@ impl Reader {
                 let read: usize = messages.iter().map(|log| log.message.payload.len()).sum();
                 self.length = (read / messages.len()).max(last.message.payload.len());
             }
-            let read_to = messages.last().filter(|_| full).map_or(range.to, |message| message.position);
-            last = reading.read(read_to);
             self.full |= full;
             self.read_since_proof += messages.len();
-            messages.retain(|message| !reading.was_delivered(message.slot % shards, message.position));
         }
-        if !messages.is_empty() {
-            self.connection.make_durable(reading.must_be_flushed()).await?;
+        let page = self.readings.take(messages, full, shards);
+        if page.as_ref().is_some_and(|page| !page.messages.is_empty()) {
+            self.connection.make_durable(flushed).await?;
         }
-        let page = Page {
-            window,
-            shards: reading.shards.as_slice().into(),
-            read_to: reading.read_to(),
-            messages,
-            last,
-        };
-        // The end of an era is told also if nothing was left of it, to be recorded.
-        let send = !page.messages.is_empty() || self.sent || (last && page.window.until.is_end());
-        self.found |= send;
-        self.sent = send && !last;
-        if last {
-            reading.close();
-            if self.readings.iter().all(|reading| reading.window().is_none()) {
-                self.rest();
-            }
+        self.found |= page.is_some();
+        if !self.readings.is_open() {
+            self.rest();
         }
-        Ok(send.then_some(page))
+        Ok(page)
     }
 }
