@@ -26,6 +26,8 @@ pub struct CursorRecord {
 pub struct Progress {
     shard: i16,
     seen: Seen,
+    /// A window after `seen` that was delivered in part before, up to a position, and is not read yet.
+    resumed: Option<(Seen, i64)>,
     windows: VecDeque<Tracked>,
     /// Finished since the cursor was recorded, and passed by it or not.
     finished: usize,
@@ -35,6 +37,8 @@ pub struct Progress {
 #[derive(Debug)]
 struct Tracked {
     window: Arc<Window>,
+    /// Delivered before the window was opened again: other shards that are read with this one may stand behind it.
+    delivered: i64,
     read_to: i64,
     all_read: bool,
     /// Positions in order, and whether each is finished.
@@ -47,14 +51,20 @@ struct Tracked {
 impl Tracked {
     /// Finished up to here.
     fn after(&self) -> i64 {
-        self.under_way.front().map_or(self.read_to, |entry| entry.0 - 1)
+        self.under_way.front().map_or(self.read_to, |entry| entry.0 - 1).max(self.delivered)
     }
 }
 
 impl Progress {
     /// A shard that has delivered what is visible in `seen`.
     pub fn new(shard: i16, seen: Seen) -> Self {
-        Progress { shard, seen, windows: VecDeque::new(), finished: 0, moved: false }
+        Progress { shard, seen, resumed: None, windows: VecDeque::new(), finished: 0, moved: false }
+    }
+
+    /// A shard that stands where its cursor was recorded.
+    pub fn resume(cursor: &CursorRecord) -> Self {
+        let resumed = cursor.until.clone().map(|until| (until, cursor.after));
+        Progress { resumed, ..Progress::new(cursor.shard, cursor.seen.clone()) }
     }
 
     /// A page was read for the shard: `window` has no unread messages up to `read_to`; with `last`, none at all. Before
@@ -62,8 +72,18 @@ impl Progress {
     pub fn read(&mut self, window: &Arc<Window>, read_to: i64, last: bool) {
         if self.windows.back().is_none_or(|tracked| tracked.window.id != window.id) {
             let (window, under_way) = (Arc::clone(window), VecDeque::new());
-            let tracked = Tracked { window, read_to, all_read: last, under_way, done: 0, last_done: None };
-            self.windows.push_back(tracked);
+            let resumed =
+                self.resumed.take().filter(|(until, _)| *until == window.until && self.seen == window.seen);
+            let delivered = resumed.map_or(0, |(_, after)| after);
+            self.windows.push_back(Tracked {
+                window,
+                delivered,
+                read_to,
+                all_read: last,
+                under_way,
+                done: 0,
+                last_done: None,
+            });
         }
         if let Some(tracked) = self.windows.back_mut() {
             tracked.read_to = read_to;
@@ -151,7 +171,10 @@ impl Progress {
     pub fn cursor(&self) -> CursorRecord {
         let shard = self.shard;
         match self.windows.front() {
-            None => CursorRecord { shard, seen: self.seen.clone(), until: None, after: 0 },
+            None => {
+                let (until, after) = self.resumed.clone().unzip();
+                CursorRecord { shard, seen: self.seen.clone(), until, after: after.unwrap_or(0) }
+            }
             Some(front) => CursorRecord {
                 shard,
                 seen: front.window.seen.clone(),
@@ -259,5 +282,24 @@ mod tests {
         progress.settle();
         assert_eq!(progress.record(), None);
         assert_eq!(progress.cursor().seen, seen(20));
+    }
+
+    #[test]
+    fn a_window_opened_again_is_recorded_as_it_was_until_more_of_it_is_delivered() {
+        let window = window(1);
+        let recorded =
+            CursorRecord { shard: 3, seen: window.seen.clone(), until: Some(window.until.clone()), after: 8 };
+        let mut progress = Progress::resume(&recorded);
+        assert_eq!(progress.cursor(), recorded);
+        // Read together with a shard that stands at 2: nothing up to 8 is new to this one.
+        progress.read(&window, 5, false);
+        progress.settle();
+        assert_eq!(progress.cursor(), recorded);
+        progress.read(&window, 12, true);
+        progress.begin(11);
+        progress.settle();
+        assert_eq!(progress.cursor().after, 10);
+        progress.finish(1, 11);
+        assert_eq!(progress.cursor(), CursorRecord { shard: 3, seen: seen(20), until: None, after: 0 });
     }
 }

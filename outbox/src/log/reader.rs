@@ -82,7 +82,7 @@ impl Reader {
 
     /// Where each shard's progress begins.
     pub fn progress(cursors: &[Cursor]) -> Vec<Progress> {
-        cursors.iter().map(|cursor| Progress::new(cursor.shard, cursor.record.seen.clone())).collect()
+        cursors.iter().map(|cursor| Progress::resume(&cursor.record)).collect()
     }
 
     /// Reads and records until nobody sends records any more; stops reading when nobody takes pages. Then it is given
