@@ -27,6 +27,8 @@ pub use lease::Lease;
 pub use progress::{CursorRecord, Progress};
 pub use reader::{Reader, RecordCommand};
 pub use readings::Page;
+#[cfg(test)]
+pub(crate) use readings::Readings;
 pub use row::LogMessage;
 pub(crate) use row::{Names, decode};
 pub use share::{Move, Share};

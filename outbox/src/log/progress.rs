@@ -8,7 +8,7 @@ use super::window::{Seen, Window};
 
 /// What a cursor row says of a shard: delivered is what is visible in `seen`, and what is visible in `until` at a
 /// position up to `after`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CursorRecord {
     /// The shard.
     pub shard: i16,
@@ -22,7 +22,8 @@ pub struct CursorRecord {
 
 /// Keeps, for one shard, which messages of which windows are under way. Messages may finish in any order; the cursor
 /// follows the finished prefix.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Progress {
     shard: i16,
     seen: Seen,
@@ -34,7 +35,8 @@ pub struct Progress {
     moved: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 struct Tracked {
     window: Arc<Window>,
     /// Delivered before the window was opened again: other shards that are read with this one may stand behind it.

@@ -23,12 +23,20 @@ pub struct Page {
 }
 
 /// Where a process stands in the log, with all its shards.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Readings {
     readings: Vec<Reading>,
     windows: u64,
     /// A page of the window being read was sent.
     sent: bool,
+}
+
+/// For the model: windows are open in the order of their numbers, which count on for ever.
+#[cfg(test)]
+impl std::hash::Hash for Readings {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (&self.readings, self.sent).hash(state);
+    }
 }
 
 impl Readings {
@@ -47,6 +55,12 @@ impl Readings {
             return;
         }
         self.readings.push(reading);
+    }
+
+    /// For the model: whether a shard's reader has left behind what a transaction has written.
+    #[cfg(test)]
+    pub(crate) fn has_passed(&self, shard: i16, xid: u64) -> bool {
+        self.readings.iter().any(|reading| reading.shards.contains(&shard) && reading.has_seen(xid))
     }
 
     /// Whether there is nothing to read, ever.

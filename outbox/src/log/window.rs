@@ -10,7 +10,7 @@ use super::eras::Eras;
 use super::snapshot::{Snapshot, leaf_end, leaves_between};
 
 /// A snapshot, and a position that no transaction unseen by it and begun after it can have drawn, nor any below.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Seen {
     /// The era in which it was taken, and means something.
     pub era: i32,
@@ -44,6 +44,14 @@ pub struct Window {
     pub until: Seen,
 }
 
+/// For the model: what a window holds is in it, and its number is only a name.
+#[cfg(test)]
+impl std::hash::Hash for Window {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (&self.seen, &self.until).hash(state);
+    }
+}
+
 /// One statement's worth of a window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRange {
@@ -58,7 +66,8 @@ pub struct PageRange {
 }
 
 /// Where one set of shards, which move together, stands in the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Reading {
     /// The shards, ascending.
     pub shards: Vec<i16>,
@@ -68,7 +77,8 @@ pub struct Reading {
     open: Option<Open>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 struct Open {
     window: std::sync::Arc<Window>,
     high: i64,
@@ -144,6 +154,12 @@ impl Reading {
             inserted: look.inserted,
             delivered: BTreeMap::new(),
         });
+    }
+
+    /// For the model: whether what the transaction has written lies in a window that is read.
+    #[cfg(test)]
+    pub(crate) fn has_seen(&self, xid: u64) -> bool {
+        self.seen.snapshot.sees(xid)
     }
 
     /// The open window.

@@ -35,7 +35,8 @@ pub(crate) enum After {
 }
 
 /// A lane, or a message without a key, that rests before it is tried again.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) enum Resting {
     Lane(Arc<str>),
     Alone(Box<Item>),
@@ -44,7 +45,7 @@ pub(crate) enum Resting {
 /// A publisher may need a batch's payloads in memory once more, in its own form.
 const BATCH_BYTES: usize = 8 << 20;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Lane {
     on_wire: usize,
     /// The batch it is on the wire with.
@@ -60,14 +61,15 @@ struct Lane {
     resting: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 enum Queued {
     Message(Item),
     Lane(Arc<str>),
 }
 
 /// All messages between the log and the broker.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Lanes {
     pipelining: Pipelining,
     lanes: HashMap<Arc<str>, Lane, RandomState>,
@@ -76,6 +78,35 @@ pub(crate) struct Lanes {
     batches: u64,
     len: usize,
     bytes: usize,
+}
+
+/// For the model: an item is its place in the log, and a batch's number is told apart from the next one's only.
+#[cfg(test)]
+mod hashed {
+    use std::collections::BTreeMap;
+    use std::hash::{Hash, Hasher};
+
+    use super::{Item, Lane, Lanes};
+
+    impl Hash for Item {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            (self.log.position, self.unanswered).hash(state);
+        }
+    }
+
+    impl Hash for Lane {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            (self.on_wire, &self.failed, &self.waiting, &self.rejected).hash(state);
+            (self.held, self.queued, self.resting).hash(state);
+        }
+    }
+
+    impl Hash for Lanes {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            self.lanes.iter().collect::<BTreeMap<_, _>>().hash(state);
+            (&self.queue, &self.copies).hash(state);
+        }
+    }
 }
 
 impl Lane {

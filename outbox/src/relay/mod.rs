@@ -4,6 +4,8 @@ mod backoff;
 mod busy;
 mod holds;
 mod lanes;
+#[cfg(test)]
+mod model;
 mod policies;
 mod routes;
 mod session;

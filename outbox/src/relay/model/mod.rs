@@ -1,0 +1,225 @@
+//! The relay's protocol, model-checked: in every order in which writers, processes, the database and the broker can take
+//! their steps, within bounds, no message is lost or made up, a key's first deliveries are in order of position, duplicates
+//! are bounded, and nothing recorded is repeated.
+//!
+//! What decides is the real code: `log::Readings` and its windows, `log::Progress`, `Lanes`, `log::Share`. Modelled are the
+//! statements (`database`), the tasks that stand between these (`session`), and the broker, a list of what it has kept. A
+//! process may be killed at any step, or lose its lease and not know; what is on the wire may arrive much later.
+//!
+//! Bugs are planted, and each must be found: a checker that convicts nobody proves nothing. With `OUTBOX_MODEL=large` the
+//! worlds are larger; that wants `--release`, some minutes and some gigabytes.
+
+mod actions;
+mod database;
+mod holds;
+mod laws;
+mod plant;
+mod session;
+mod steps;
+mod world;
+
+use message::Pipelining;
+use stateright::{Checker, HasDiscoveries, Model};
+
+use actions::Bounds;
+use laws::Law;
+use plant::Plant;
+
+fn large() -> bool {
+    std::env::var_os("OUTBOX_MODEL").is_some_and(|size| size == "large")
+}
+
+/// A world in which nothing goes wrong: one process, one shard, a broker that takes its time.
+fn quiet(scripts: Vec<&'static [i16]>) -> Bounds {
+    Bounds {
+        scripts,
+        committed: 0,
+        shards: 1,
+        processes: 1,
+        pipelining: Pipelining::OnePerKey,
+        page: 2,
+        prompt: false,
+        proofs: 0,
+        rollbacks: 0,
+        crashes: 0,
+        expiries: 0,
+        unanswered: 0,
+        rejections: 0,
+        stops: 0,
+        server_crashes: 0,
+        base: 0,
+        plant: None,
+    }
+}
+
+/// As [`quiet`], when all transactions have committed.
+fn written(scripts: Vec<&'static [i16]>) -> Bounds {
+    Bounds { committed: scripts.len(), ..quiet(scripts) }
+}
+
+/// Transactions take their ids, draw their positions and end in any order, and a reader looks at any moment.
+fn reading() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[0], &[0], &[1], &[1]] } else { vec![&[0], &[0], &[1]] };
+    Bounds { prompt: true, proofs: 1, ..quiet(scripts) }
+}
+
+/// The same, while some roll back.
+fn rolling_back() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[0, 1], &[0], &[1]] } else { vec![&[0], &[0], &[0]] };
+    Bounds { prompt: true, proofs: 1, rollbacks: 1, ..quiet(scripts) }
+}
+
+/// A process dies between reading and recording, where leaves of the log end; the next finds its cursor and knows nothing.
+fn taking_over() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[0, 1], &[0], &[1]] } else { vec![&[0, 1], &[0]] };
+    Bounds { prompt: true, crashes: 1, page: 1, base: (2 << 20) - 2, ..quiet(scripts) }
+}
+
+/// A process whose two shards stand at different places dies.
+fn two_shards() -> Bounds {
+    let crashes = if large() { 2 } else { 1 };
+    Bounds { shards: 2, crashes, page: 1, ..written(vec![&[0, 0], &[1, 1]]) }
+}
+
+/// The server dies, and gives out again the transaction ids that its log did not know.
+fn server_crashing() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[0], &[0], &[1], &[1]] } else { vec![&[0], &[0], &[0]] };
+    Bounds { committed: 1, prompt: true, server_crashes: 1, ..quiet(scripts) }
+}
+
+/// Two processes, either of which may be taken for dead while it lives, and may then die.
+fn zombies() -> Bounds {
+    if large() {
+        return Bounds { processes: 2, expiries: 2, crashes: 1, ..written(vec![&[0, 0, 0]]) };
+    }
+    Bounds { processes: 2, expiries: 1, crashes: 1, ..written(vec![&[0, 0]]) }
+}
+
+/// The same, and an answer that does not come: what was sent may still arrive.
+fn unanswered() -> Bounds {
+    let crashes = if large() { 1 } else { 0 };
+    Bounds { processes: 2, expiries: 1, crashes, unanswered: 1, ..written(vec![&[0, 0, 0]]) }
+}
+
+/// Several messages of a key in one batch, to a broker that keeps them in order.
+fn pipelined() -> Bounds {
+    Bounds { pipelining: Pipelining::PerBatch, page: 3, ..unanswered() }
+}
+
+/// Processes come, share the shards, stop, and hand over.
+fn sharing() -> Bounds {
+    let (processes, stops) = if large() { (3, 2) } else { (2, 1) };
+    Bounds { processes, stops, shards: 2, ..written(vec![&[0, 0], &[1]]) }
+}
+
+/// The same with more processes than shards can go round among.
+fn standing_by() -> Bounds {
+    Bounds { processes: 3, stops: 1, shards: 2, ..written(vec![&[0], &[1]]) }
+}
+
+/// The broker will not take a message, and its key is held while more of it is written; the process dies.
+fn held() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[0], &[0], &[0]] } else { vec![&[0, 0], &[0]] };
+    Bounds { committed: 1, rejections: 1, crashes: 1, ..quiet(scripts) }
+}
+
+/// A key is held, and messages of it are written while it is let go.
+fn held_while_written() -> Bounds {
+    Bounds { committed: 1, rejections: 1, ..quiet(vec![&[0], &[0], &[0]]) }
+}
+
+/// A key is held by a process that is taken for dead.
+fn held_by_zombies() -> Bounds {
+    let rejections = if large() { 2 } else { 1 };
+    Bounds { processes: 2, expiries: 1, rejections, ..written(vec![&[0, 0, 0]]) }
+}
+
+/// Looks at every state of a world.
+fn hold(bounds: Bounds) {
+    let begun = std::time::Instant::now();
+    let checker = bounds.checker().threads(2).spawn_bfs().join();
+    let (states, steps, depth) = (checker.unique_state_count(), checker.state_count(), checker.max_depth());
+    println!("{states} states, {steps} steps, {depth} deep, {:?}", begun.elapsed());
+    for law in Law::ALL {
+        if let Some(path) = checker.discovery(law.name()) {
+            panic!("{law:?} is broken by {:?}", path.into_actions());
+        }
+    }
+    checker.assert_properties();
+}
+
+/// Looks until a law is broken.
+fn convict(plant: Plant, bounds: Bounds) {
+    let bounds = Bounds { plant: Some(plant), ..bounds };
+    let checker = bounds.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let found = checker.discoveries();
+    println!("{plant:?}: {:?} after {} states", found.keys(), checker.unique_state_count());
+    assert!(found.contains_key(plant.breaks().name()), "{plant:?} broke {:?}", found.keys());
+}
+
+#[test]
+fn a_reader_of_running_transactions_overlooks_nothing() {
+    hold(reading());
+    hold(rolling_back());
+}
+
+#[test]
+fn a_process_that_takes_over_reads_on_where_each_cursor_stood() {
+    hold(taking_over());
+    hold(two_shards());
+}
+
+#[test]
+fn a_crash_of_the_server_confuses_no_reader() {
+    hold(server_crashing());
+}
+
+#[test]
+fn zombies_publish_and_overtake_nobody() {
+    hold(zombies());
+    hold(unanswered());
+}
+
+#[test]
+fn a_batch_that_fails_in_part_is_overtaken_by_nothing() {
+    hold(pipelined());
+}
+
+/// No fault is in them, so the bound of duplicates is none.
+#[test]
+fn processes_that_come_and_go_politely_publish_each_message_once() {
+    hold(sharing());
+    hold(standing_by());
+}
+
+#[test]
+fn a_held_key_forgets_nothing_and_is_overtaken_by_nobody() {
+    hold(held());
+    hold(held_while_written());
+    hold(held_by_zombies());
+}
+
+/// Each in a world in which, without it, the laws hold.
+#[test]
+fn every_planted_bug_breaks_its_law() {
+    for (plant, bounds) in [
+        (Plant::PositionCursor, reading()),
+        (Plant::ReadsRunning, reading()),
+        (Plant::BoundAtSnapshot, reading()),
+        (Plant::PositionBeforeTransaction, reading()),
+        (Plant::IdleBySequence, reading()),
+        (Plant::OrderByTransaction, reading()),
+        (Plant::MemoryOverCrash, server_crashing()),
+        (Plant::RecordWithoutEpoch, zombies()),
+        (Plant::PassedWhenSent, zombies()),
+        (Plant::RetryOvertaken, unanswered()),
+        (Plant::RestForgotten, unanswered()),
+        (Plant::SideBySide, Bounds { pipelining: Pipelining::Unlimited, ..unanswered() }),
+        (Plant::LeaveWithoutRecord, sharing()),
+        (Plant::HoldOvertaken, held()),
+        (Plant::HoldWithoutSuccessors, held()),
+        (Plant::ReleasedTooEarly, held_while_written()),
+    ] {
+        convict(plant, bounds);
+    }
+}
