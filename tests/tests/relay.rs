@@ -10,7 +10,7 @@ use std::time::Duration;
 use brokers::memory::{Broker, Fault, MemoryPublisher};
 use message::{Message, MessageId, Outcomes, Outgoing, Pipelining, Publisher};
 use outbox::Backoff;
-use relay_support::{PATIENCE, message, numbers, settings, start, until, write};
+use relay_support::{PATIENCE, firsts, message, numbers, settings, start, until, write};
 use tests::Database;
 use tokio::sync::Notify;
 
@@ -46,51 +46,6 @@ async fn a_message_arrives_as_it_was_written() {
     let mut arrived = (*published[0].message).clone();
     assert_eq!(arrived.source.take().as_deref(), Some(&*format!("/{}", database.name)));
     assert_eq!(arrived, written);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn writers_side_by_side_lose_nothing_and_keep_every_key_in_order() {
-    let database = Database::new("relay_writers").await;
-    let pool = database.pool();
-    sqlx::raw_sql("create table account (key text primary key, version int not null)")
-        .execute(pool)
-        .await
-        .unwrap();
-    sqlx::raw_sql("insert into account select 'k' || n, 0 from generate_series(0, 9) n")
-        .execute(pool)
-        .await
-        .unwrap();
-    let broker = Broker::new();
-    let relay = start(pool, broker.publisher(), settings());
-    let writers: Vec<_> = (0..4_usize)
-        .map(|writer| {
-            let pool = pool.clone();
-            tokio::spawn(async move {
-                for step in 0..100_usize {
-                    let key = format!("k{}", (writer * 7 + step * 3) % 10);
-                    let mut tx = pool.begin().await.unwrap();
-                    // An id of its own before the row lock: what an order by transaction id gets wrong.
-                    sqlx::query("select pg_current_xact_id()").execute(&mut *tx).await.unwrap();
-                    let update = "update account set version = version + 1 where key = $1 returning version";
-                    let version: i32 =
-                        sqlx::query_scalar(update).bind(&key).fetch_one(&mut *tx).await.unwrap();
-                    let number = usize::try_from(version).unwrap();
-                    outbox::enqueue_all(&mut tx, &[message(&key, number)]).await.unwrap();
-                    outbox::commit(tx).await.unwrap();
-                }
-            })
-        })
-        .collect();
-    for writer in writers {
-        writer.await.unwrap();
-    }
-    broker.wait_for_published(400).await;
-    relay.stop().await.unwrap();
-    assert_eq!(broker.published().len(), 400);
-    for key in 0..10 {
-        let numbers = numbers(&broker, &format!("k{key}"));
-        assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,45 +126,6 @@ async fn a_stop_repeats_nothing_that_was_confirmed_before_an_earlier_message_was
     until("the last one is there", || async { !numbers(&broker, "c").is_empty() }).await;
     relay.stop().await.unwrap();
     assert_eq!((numbers(&broker, "a"), numbers(&broker, "b")), (vec![1, 2], vec![1]));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rejected_message_holds_its_key_and_a_redrive_delivers_it_in_order() {
-    let database = Database::new("relay_held").await;
-    let pool = database.pool();
-    let broker = Broker::new();
-    broker.reject_key("bad");
-    let relay = start(pool, broker.publisher(), settings());
-    for number in 1..=5 {
-        write(pool, &[message("bad", number), message("good", number)]).await;
-    }
-    broker.wait_for_published(5).await;
-    let parked = || async { !outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() };
-    until("held", parked).await;
-    until("parked", || async {
-        outbox::admin::held_keys(pool, "default").await.unwrap().iter().all(|held| held.is_parked())
-    })
-    .await;
-    let held = outbox::admin::held_keys(pool, "default").await.unwrap();
-    assert_eq!((held.len(), held[0].attempts, held[0].key.as_deref()), (1, 3, Some("bad")));
-    assert!(held[0].last_error.contains("reject"), "{}", held[0].last_error);
-
-    // What comes later is held behind it, also by the process that takes over.
-    relay.stop().await.unwrap();
-    let relay = start(pool, broker.publisher(), settings());
-    write(pool, &[message("bad", 6), message("good", 6)]).await;
-    broker.wait_for_published(6).await;
-    assert_eq!(numbers(&broker, "bad"), Vec::<usize>::new());
-
-    broker.accept_key("bad");
-    assert!(outbox::admin::redrive(pool, "default", held[0].position, "ada", None).await.unwrap());
-    broker.wait_for_published(12).await;
-    until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
-    write(pool, &[message("bad", 7)]).await;
-    broker.wait_for_published(13).await;
-    relay.stop().await.unwrap();
-    assert_eq!(numbers(&broker, "bad"), [1, 2, 3, 4, 5, 6, 7]);
-    assert_eq!(numbers(&broker, "good"), [1, 2, 3, 4, 5, 6]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -325,31 +241,6 @@ async fn a_broker_that_is_down_parks_nobody_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_outcome_repeats_a_message_and_never_overtakes() {
-    for publisher in [Broker::publisher, |broker: &Broker| broker.publisher().one_per_key()] {
-        let database = Database::new("relay_unknown").await;
-        let broker = Broker::new();
-        broker.fail_next(7, Fault::UnknownButKept);
-        let messages: Vec<Message> =
-            (1..=60).map(|number| message(&format!("k{}", number % 3), number)).collect();
-        write(database.pool(), &messages).await;
-        let relay = start(database.pool(), publisher(&broker), settings());
-        broker.wait_for_published(67).await;
-        relay.stop().await.unwrap();
-        for key in 0..3 {
-            let mut first: Vec<usize> = Vec::new();
-            for number in numbers(&broker, &format!("k{key}")) {
-                if !first.contains(&number) {
-                    first.push(number);
-                }
-            }
-            assert!(first.is_sorted(), "{first:?}");
-            assert_eq!(first.len(), 20);
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_whose_connections_are_killed_goes_on_and_loses_nothing() {
     let database = Database::new("relay_terminated").await;
     let pool = outbox::pool_options().max_connections(4).connect(database.url()).await.unwrap();
@@ -389,13 +280,7 @@ async fn a_relay_whose_connections_are_killed_goes_on_and_loses_nothing() {
     })
     .await;
     relay.stop().await.unwrap();
-    let mut first = Vec::new();
-    for number in numbers(&broker, "a") {
-        if !first.contains(&number) {
-            first.push(number);
-        }
-    }
-    assert_eq!(first, (1..=200).collect::<Vec<_>>());
+    assert_eq!(firsts(&numbers(&broker, "a")), (1..=200).collect::<Vec<_>>());
 }
 
 /// Ends the process, as far as it can be ended in a test, when it is asked to publish one key.

@@ -8,19 +8,12 @@ use std::time::Duration;
 
 use brokers::memory::Broker;
 use message::Message;
+use outbox::admin;
 use outbox::log::{CursorRecord, LogConnection, Record, Seen, Snapshot, Start, Store};
-use outbox::{Settings, admin};
-use relay_support::{Running, message, numbers, settings, start, until, write};
+use relay_support::{Running, firsts, message, numbers, patient, settings, start, until, write};
 use sqlx::PgPool;
 use tests::Database;
 use uuid::Uuid;
-
-/// A lease so long that no shard changes hands because one ran out.
-fn patient() -> Settings {
-    let mut settings = settings();
-    settings.lease = Duration::from_secs(3600);
-    settings
-}
 
 /// How many shards each process owns, ascending; those that nobody owns are not counted.
 async fn owned(pool: &PgPool) -> Vec<i64> {
@@ -98,12 +91,7 @@ async fn a_dead_process_is_replaced_when_its_lease_ends_and_no_key_is_overtaken(
     until("all arrived", complete).await;
     second.stop().await.unwrap();
     for key in 0..40 {
-        let mut first = Vec::new();
-        for number in numbers(&broker, &format!("k{key}")) {
-            if !first.contains(&number) {
-                first.push(number);
-            }
-        }
+        let first = firsts(&numbers(&broker, &format!("k{key}")));
         assert_eq!(first, (1..=written).collect::<Vec<_>>(), "key {key}");
     }
 }

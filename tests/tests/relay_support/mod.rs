@@ -35,6 +35,13 @@ pub(crate) fn settings() -> Settings {
     settings
 }
 
+/// A lease so long that no shard changes hands because one ran out.
+pub(crate) fn patient() -> Settings {
+    let mut settings = settings();
+    settings.lease = Duration::from_secs(3600);
+    settings
+}
+
 pub(crate) fn start(pool: &PgPool, publisher: impl Publisher + 'static, settings: Settings) -> Running {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
@@ -57,6 +64,17 @@ pub(crate) fn numbers(broker: &Broker, key: &str) -> Vec<usize> {
     let published = broker.published();
     let mine = published.iter().filter(|published| published.message.key.as_deref() == Some(key));
     mine.map(|published| std::str::from_utf8(&published.message.payload).unwrap().parse().unwrap()).collect()
+}
+
+/// The numbers in the order of their first copies.
+pub(crate) fn firsts(numbers: &[usize]) -> Vec<usize> {
+    let mut firsts = Vec::new();
+    for number in numbers {
+        if !firsts.contains(number) {
+            firsts.push(*number);
+        }
+    }
+    firsts
 }
 
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
