@@ -346,6 +346,15 @@ async fn positions_are_drawn_one_by_one() {
     assert_eq!(count(&database, cache).await, 1);
 }
 
+/// One that does nothing costs the business transaction 7 to 14 %.
+#[tokio::test]
+async fn the_log_has_no_trigger() {
+    let database = Database::new("triggers").await;
+    let triggers = "select count(*) from pg_trigger t join pg_class c on c.oid = t.tgrelid
+        where c.relnamespace = 'outbox'::regnamespace and (not t.tgisinternal or c.relname like 'message%')";
+    assert_eq!(count(&database, triggers).await, 0);
+}
+
 #[tokio::test]
 async fn no_table_can_lose_its_rows_in_a_crash() {
     let database = Database::new("persistence").await;

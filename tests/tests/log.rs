@@ -1,0 +1,356 @@
+//! The details of reading the log that decide whether it is right, and that it stays cheap, each as the experiment that
+//! showed it. What things cost is counted in blocks that the server touches, never in time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod relay_support;
+
+use std::time::Duration;
+
+use brokers::memory::Broker;
+use message::{Message, MessageId};
+use outbox::log::{
+    CursorRecord, Eras, LogConnection, PageRange, Reading, Record, Seen, Start, Store, Window,
+};
+use relay_support::{message, patient, start, until, write};
+use serde_json::Value;
+use servers::{Postgres, PostgresOptions};
+use sqlx::postgres::{PgArguments, PgConnection, PgPool};
+use sqlx::{Arguments, AssertSqlSafe, Executor};
+use tests::Database;
+use uuid::Uuid;
+
+const PAGE: &str = include_str!("../../outbox/src/log/sql/page.sql");
+const PAGE_WITH_STRAGGLERS: &str = include_str!("../../outbox/src/log/sql/page_with_stragglers.sql");
+const RECORD_BY_SHARD: &str = include_str!("../../outbox/src/log/sql/record_by_shard.sql");
+const WORKFLOWS: &str = include_str!("../../cli/src/trace/sql/outbox_workflows.sql");
+const WORKFLOW: &str = include_str!("../../cli/src/trace/sql/logged.sql");
+
+/// A server on which nobody else spends a transaction id: what a snapshot holds is what the test has done.
+async fn server_of_our_own() -> (Postgres, PgPool) {
+    let server = PostgresOptions::new().with_setting("autovacuum", "off").start().expect("PostgreSQL starts");
+    let pool = outbox::pool_options().connect(&server.url("postgres")).await.unwrap();
+    migrations::Schema::Outbox.migrate(&mut pool.acquire().await.unwrap()).await.unwrap();
+    (server, pool)
+}
+
+async fn xid(connection: &mut PgConnection) -> u64 {
+    let xid = "select pg_current_xact_id()::text";
+    sqlx::query_scalar::<_, String>(xid).fetch_one(connection).await.unwrap().parse().unwrap()
+}
+
+/// Reads everything that a look shows; its messages' numbers.
+async fn read(log: &mut LogConnection, reading: &mut Reading, proven: i64) -> Vec<usize> {
+    let look = log.look("test").await.unwrap();
+    let mut numbers = Vec::new();
+    if !reading.advance(1, &look, proven, &Eras::default()) {
+        return numbers;
+    }
+    while let (Some(window), Some(range)) = (reading.window().cloned(), reading.page()) {
+        let (messages, _) = log.page(&window, &range, 1000, usize::MAX, 1, &[0]).await.unwrap();
+        let text = |message: &Message| std::str::from_utf8(&message.payload).unwrap().parse().unwrap();
+        numbers.extend(messages.iter().map(|log| -> usize { text(&log.message) }));
+        reading.read(range.to);
+    }
+    reading.close();
+    numbers
+}
+
+/// The lower bound of what is new rests on it. The sequence is locked, so that whoever wants a position stands still.
+#[tokio::test]
+async fn a_transaction_has_its_id_before_it_draws_a_position_however_it_writes() {
+    let database = Database::new("log_id_first").await;
+    let pool = database.pool();
+    let copied = Uuid::now_v7();
+    let line = format!("{copied}\t{copied}\t/test\torders\torder.changed\t\\\\x31\n");
+    for form in ["rust", "function", "insert", "copy"] {
+        let mut lock = pool.begin().await.unwrap();
+        lock.execute("alter sequence outbox.message_position_seq cache 1").await.unwrap();
+        let (writer, line) = (pool.clone(), line.clone());
+        let written = tokio::spawn(async move {
+            match form {
+                "rust" => write(&writer, &[message("a", 1)]).await,
+                "function" => {
+                    let call = "select outbox.enqueue('orders', 'order.changed', '1', key => 'a')";
+                    writer.execute(call).await.unwrap();
+                }
+                "insert" => {
+                    let insert = "insert into outbox.message (id, correlation, source, topic, kind, payload)
+                        select id, id, '/test', 'orders', 'order.changed', '1' from gen_random_uuid() id";
+                    writer.execute(insert).await.unwrap();
+                }
+                _ => {
+                    let mut connection = writer.acquire().await.unwrap();
+                    let copy =
+                        "copy outbox.message (id, correlation, source, topic, kind, payload) from stdin";
+                    let mut copy = connection.copy_in_raw(copy).await.unwrap();
+                    copy.send(line.into_bytes()).await.unwrap();
+                    copy.finish().await.unwrap();
+                }
+            }
+        });
+        let waiting = "select backend_xid is not null from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock' and wait_event = 'relation'";
+        let waits = || async { sqlx::query_scalar::<_, bool>(waiting).fetch_optional(pool).await.unwrap() };
+        until("somebody waits for a position", || async { waits().await.is_some() }).await;
+        assert_eq!(waits().await, Some(true), "{form}: a position is drawn by a transaction without an id");
+        lock.rollback().await.unwrap();
+        written.await.unwrap();
+    }
+}
+
+/// A snapshot's `xmax` follows the newest transaction that has *finished*: one that runs may lie above it, with a position
+/// below a bound that was read just before.
+#[tokio::test]
+async fn whoever_has_drawn_a_position_below_the_bound_is_known_to_every_snapshot_after_the_proof() {
+    let (_server, pool) = server_of_our_own().await;
+    write(&pool, &[message("a", 1)]).await;
+    let mut open = pool.begin().await.unwrap();
+    outbox::enqueue_all(&mut open, &[message("a", 2)]).await.unwrap();
+    let writer = xid(&mut open).await;
+    let mut log = LogConnection::open(&pool).await.unwrap();
+    let before = log.look("test").await.unwrap();
+    assert_eq!(before.last_position, 2);
+    // What makes the proof necessary: at that position, the snapshot knows nothing of the writer.
+    assert!(before.snapshot.xmax() <= writer, "the snapshot knows the writer: the test proves nothing");
+    let bound = log.prove_bound().await.unwrap();
+    let after = log.look("test").await.unwrap();
+    assert_eq!((bound, after.snapshot.running()), (2, &[writer][..]));
+}
+
+/// "The sequence has not moved since the last look" is not idle: the last position may belong to a transaction that was
+/// open, and whose id was the next one.
+#[tokio::test]
+async fn a_position_that_was_held_uncommitted_at_the_last_looks_is_found_when_it_commits() {
+    let (_server, pool) = server_of_our_own().await;
+    write(&pool, &[message("a", 1)]).await;
+    let mut log = LogConnection::open(&pool).await.unwrap();
+    let mut reading = Reading::new(vec![0], Eras::default().beginning());
+    let proven = log.prove_bound().await.unwrap();
+    assert_eq!(read(&mut log, &mut reading, proven).await, [1]);
+    assert_eq!(read(&mut log, &mut reading, proven).await, [0; 0]);
+    let mut open = pool.begin().await.unwrap();
+    outbox::enqueue_all(&mut open, &[message("a", 2)]).await.unwrap();
+    let writer = xid(&mut open).await;
+    for _ in 0..3 {
+        assert_eq!(read(&mut log, &mut reading, proven).await, [0; 0]);
+    }
+    let look = log.look("test").await.unwrap();
+    assert_eq!((look.last_position, look.snapshot.xmax()), (2, writer));
+    outbox::commit(open).await.unwrap();
+    assert_eq!(log.look("test").await.unwrap().last_position, 2);
+    assert_eq!(read(&mut log, &mut reading, proven).await, [2]);
+}
+
+/// Each look scans what lies above the bound, seen or not, and the bound moves only by a write.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_positions_that_nobody_can_see_are_worth_one_transaction_id() {
+    let (_server, pool) = server_of_our_own().await;
+    let broker = Broker::new();
+    let mut settings = patient();
+    settings.lease = Duration::from_secs(600);
+    settings.read.page = 10;
+    let relay = start(&pool, broker.publisher(), settings);
+    write(&pool, &[message("a", 1)]).await;
+    broker.wait_for_published(1).await;
+    // Ids given to transactions that have ended; and how many statements were run.
+    let spent = || async {
+        let xmax = "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+        sqlx::query_scalar::<_, i64>(xmax).fetch_one(&pool).await.unwrap()
+    };
+    let quiet = || async {
+        let statements = "select xact_commit from pg_stat_database where datname = 'postgres'";
+        let statements = || sqlx::query_scalar::<_, i64>(statements).fetch_one(&pool);
+        let (before, begun) = (spent().await, statements().await.unwrap());
+        // Statistics come late; each look is a transaction that committed.
+        until("twenty looks", || async { statements().await.unwrap() > begun + 20 }).await;
+        spent().await == before
+    };
+    until("idle", quiet).await;
+    let mut open = pool.begin().await.unwrap();
+    let messages: Vec<Message> = (0..100).map(|number| message("a", number)).collect();
+    let before = spent().await;
+    outbox::enqueue_all(&mut open, &messages).await.unwrap();
+    until("the bound is proven anew", || async { spent().await > before }).await;
+    until("idle again", quiet).await;
+    open.rollback().await.unwrap();
+    relay.stop().await.unwrap();
+}
+
+/// What a statement touches: blocks, and how it was planned.
+struct Cost {
+    blocks: i64,
+    plan: String,
+}
+
+async fn cost(connection: &mut PgConnection, sql: &str, arguments: PgArguments) -> Cost {
+    let explain = format!("explain (analyze, buffers, timing off, summary off, format json) {sql}");
+    let query = sqlx::query_scalar_with::<_, Value, _>(AssertSqlSafe(explain), arguments).persistent(false);
+    let explained = query.fetch_one(connection).await.unwrap();
+    let blocks = ["Shared Hit Blocks", "Shared Read Blocks", "Temp Read Blocks"]
+        .map(|kind| explained[0]["Plan"][kind].as_i64().unwrap());
+    Cost { blocks: blocks.iter().sum(), plan: explained.to_string() }
+}
+
+/// Writes messages, each in a workflow of its own but for every 5,000th, which belongs to one that began a day ago.
+async fn fill(connection: &mut PgConnection, messages: i32) -> Uuid {
+    let old = "select outbox.uuid_v7(now() - interval '1 day')";
+    let old: Uuid = sqlx::query_scalar(old).fetch_one(&mut *connection).await.unwrap();
+    let insert = "insert into outbox.message (id, correlation, source, topic, kind, key, payload)
+        select id, case when n % 5000 = 0 then $2 else id end, '/test', 'orders', 'order.changed', 'k' || n % 100, 'payload'
+        from generate_series(1, $1) n cross join lateral outbox.uuid_v7(clock_timestamp() + n * interval '0') id";
+    sqlx::query(insert).bind(messages).bind(old).execute(connection).await.unwrap();
+    old
+}
+
+/// Blocks that a page of a hundred messages may touch: its messages, and the way to them.
+const FEW: i64 = 200;
+
+/// What a page costs that is read as the relay reads it.
+async fn page_cost(connection: &mut PgConnection, window: &Window, range: &PageRange) -> (Cost, Cost) {
+    let mut arguments = PgArguments::default();
+    arguments.add(window.seen.snapshot.xmax().to_string()).unwrap();
+    arguments.add(window.until.snapshot.to_string()).unwrap();
+    arguments.add(range.new_after).unwrap();
+    arguments.add(range.to).unwrap();
+    arguments.add(100_i64).unwrap();
+    arguments.add(16_i16).unwrap();
+    arguments.add((0..16).collect::<Vec<i16>>()).unwrap();
+    let new = cost(connection, &PAGE.replace("/*leaf*/", "0"), arguments.clone()).await;
+    let stragglers: Vec<String> = range.stragglers.iter().map(u64::to_string).collect();
+    arguments.add(stragglers).unwrap();
+    arguments.add(range.after).unwrap();
+    let sql = PAGE_WITH_STRAGGLERS.replace("/*leaf*/", "0");
+    (new, cost(connection, &sql, arguments).await)
+}
+
+#[tokio::test]
+async fn a_page_costs_what_it_holds_whatever_lies_behind_it_before_it_or_beside_it() {
+    let database = Database::new("log_page").await;
+    let pool = database.pool();
+    let mut log = LogConnection::open(pool).await.unwrap();
+    // It has its id before everything, and writes after half of it.
+    let mut late = pool.begin().await.unwrap();
+    let straggler = xid(&mut late).await;
+    let beginning = Reading::new((0..16).collect(), Eras::default().beginning());
+    fill(&mut *pool.acquire().await.unwrap(), 40_000).await;
+    fill(&mut late, 500).await;
+    fill(&mut *pool.acquire().await.unwrap(), 40_000).await;
+    let mut connection = database.connect().await;
+    let bound = log.prove_bound().await.unwrap();
+    let seen = log.look("test").await.unwrap();
+    outbox::commit(late).await.unwrap();
+    let look = log.look("test").await.unwrap();
+
+    // A backlog of everything, from its beginning and from near its end; then what was committed late, of which nothing is
+    // known but the transaction.
+    let mut backlog = beginning;
+    backlog.advance(1, &look, bound, &Eras::default());
+    let mut window = (**backlog.window().unwrap()).clone();
+    let mut range = backlog.page().unwrap();
+    let mut places = vec![("the beginning", window.clone(), range.clone())];
+    (range.after, range.new_after) = (75_000, 75_000);
+    places.push(("the end", window.clone(), range));
+    let seen = Seen { era: 1, snapshot: seen.snapshot, bound };
+    let mut reading = Reading::new((0..16).collect(), seen);
+    assert!(reading.advance(1, &look, bound, &Eras::default()));
+    window = (**reading.window().unwrap()).clone();
+    let range = reading.page().unwrap();
+    assert_eq!((range.after, range.new_after, &range.stragglers[..]), (0, bound, &[straggler][..]));
+    let (found, _) = log.page(&window, &range, 100, usize::MAX, 16, &reading.shards).await.unwrap();
+    assert_eq!((found.len(), found[0].position), (100, 40_001));
+    places.push(("what was committed late", window, range));
+
+    for analyzed in [false, true] {
+        for (place, window, range) in &places {
+            let (new, both) = page_cost(&mut connection, window, range).await;
+            assert!(new.blocks < FEW, "{place}, analyzed {analyzed}: {}: {}", new.blocks, new.plan);
+            assert!(both.blocks < FEW, "{place}, analyzed {analyzed}: {}: {}", both.blocks, both.plan);
+        }
+        connection.execute("analyze outbox.message").await.unwrap();
+    }
+}
+
+/// A snapshot that somebody holds keeps every version of a cursor's row. The way to the newest through an index, or over the
+/// whole table, grows with them; its address does not.
+#[tokio::test]
+async fn a_record_costs_the_same_after_thousands_under_a_held_snapshot() {
+    let database = Database::new("log_record").await;
+    let pool = database.pool();
+    let mut log = LogConnection::open(pool).await.unwrap();
+    let lease = Duration::from_secs(3600);
+    let (process, start) = (Uuid::now_v7(), Start::Beginning);
+    let mut store = Store::join(&mut log, "default", process, 4, start, lease).await.unwrap();
+    let cursors = store.acquire(log.connection(), 4).await.unwrap();
+    let mut held = pool.begin().await.unwrap();
+    held.execute("set transaction isolation level repeatable read").await.unwrap();
+    held.execute("select count(*) from outbox.cursor").await.unwrap();
+    let seen = Seen { era: 1, snapshot: log.look("default").await.unwrap().snapshot, bound: 0 };
+    let record = |after| {
+        let cursor = |shard| CursorRecord { shard, seen: seen.clone(), until: Some(seen.clone()), after };
+        Record { cursors: (0..4).map(cursor).collect(), ..Record::default() }
+    };
+    for after in 1..=2000 {
+        assert!(store.record(&mut log, record(after)).await.unwrap().is_empty());
+    }
+    // As the store does it: no index, no other way over the table, and one version after the other.
+    let scans = "select seq_scan, coalesce(idx_scan, 0), n_tup_upd from pg_stat_xact_user_tables where relname = 'cursor'";
+    log.connection().execute("begin").await.unwrap();
+    let mut counts = Vec::new();
+    for after in 2001..=2002 {
+        assert!(store.record(&mut log, record(after)).await.unwrap().is_empty());
+        let count: (i64, i64, i64) = sqlx::query_as(scans).fetch_one(log.connection()).await.unwrap();
+        counts.push(count);
+    }
+    log.connection().execute("commit").await.unwrap();
+    let (before, now) = (counts[0], counts[1]);
+    let made = (now.0 - before.0, now.1 - before.1, now.2 - before.2);
+    assert_eq!(made, (0, 0, 4), "scans of the table, scans of an index, rows written");
+
+    // What it would cost by shard, as the store does it only when somebody else has written the row.
+    let mut arguments = PgArguments::default();
+    arguments.add("default").unwrap();
+    arguments.add(0_i16).unwrap();
+    arguments.add(cursors[0].epoch).unwrap();
+    arguments.add(seen.snapshot.to_string()).unwrap();
+    arguments.add(0_i64).unwrap();
+    arguments.add(seen.snapshot.to_string()).unwrap();
+    arguments.add(0_i64).unwrap();
+    arguments.add(2002_i64).unwrap();
+    arguments.add(1_i32).unwrap();
+    arguments.add(None::<String>).unwrap();
+    let by_shard = cost(log.connection(), RECORD_BY_SHARD, arguments).await;
+    assert!(by_shard.blocks > 100, "nothing keeps the versions: the test proves nothing: {}", by_shard.plan);
+}
+
+/// By block range indexes: nothing on the writer, and a look-up touches the ranges in which the id's time lies.
+#[tokio::test]
+async fn a_message_and_a_workflow_are_found_in_a_fraction_of_the_log() {
+    let database = Database::new("log_brin").await;
+    let mut connection = database.connect().await;
+    let old = fill(&mut connection, 80_000).await;
+    outbox::prune(database.pool()).await.unwrap();
+    let table = "select pg_relation_size('outbox.message_0') / 8192";
+    let table: i64 = sqlx::query_scalar(table).fetch_one(&mut connection).await.unwrap();
+    let one = "select id from outbox.message where position = 30000 + 1";
+    let one: Uuid = sqlx::query_scalar(one).fetch_one(&mut connection).await.unwrap();
+    let argument = |id: Uuid| {
+        let mut arguments = PgArguments::default();
+        arguments.add(id).unwrap();
+        arguments
+    };
+    let found = cost(&mut connection, WORKFLOWS, argument(one)).await;
+    assert!(found.blocks < table / 2, "{} of {table}: {}", found.blocks, found.plan);
+    let absent = *MessageId::new().as_uuid();
+    let none = cost(&mut connection, WORKFLOWS, argument(absent)).await;
+    assert!(none.blocks < table / 4, "{} of {table}: {}", none.blocks, none.plan);
+    let mut arguments = argument(one);
+    arguments.add(1000_i64).unwrap();
+    let workflow = cost(&mut connection, WORKFLOW, arguments).await;
+    assert!(workflow.blocks < table / 4, "{} of {table}: {}", workflow.blocks, workflow.plan);
+    // A workflow that is still at work after a day does not spoil the ranges in which it stands.
+    let mut arguments = argument(old);
+    arguments.add(1000_i64).unwrap();
+    let rows = sqlx::query_with(AssertSqlSafe(WORKFLOW), arguments).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(rows.len(), 16);
+}
