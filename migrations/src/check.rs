@@ -1,6 +1,6 @@
 //! Whether a build can work with the schema of a database: the rule that lets old and new builds run side by side.
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use crate::Schema;
 
@@ -73,20 +73,17 @@ impl Schema {
 
     /// What the database says; `None` if no migration has run to its end.
     pub(crate) async fn stated(self, conn: &mut PgConnection) -> Result<Option<Stated>, sqlx::Error> {
-        let exists: bool = sqlx::query_scalar(include_str!("sql/exists.sql"))
-            .persistent(false)
-            .bind(format!("{self}.schema_version"))
-            .fetch_one(&mut *conn)
-            .await?;
-        if !exists {
+        // As text: behind a pooler in transaction mode, what is prepared may not be there when it is run.
+        let exists = include_str!("sql/exists.sql").replace("$1", &format!("'{self}.schema_version'"));
+        if !conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(exists))).await?.try_get::<bool, _>(0)? {
             return Ok(None);
         }
         let sql = match self {
             Schema::Outbox => include_str!("sql/outbox_version.sql"),
             Schema::Inbox => include_str!("sql/inbox_version.sql"),
         };
-        let (version, serves): (Option<i32>, Option<i32>) =
-            sqlx::query_as(sql).persistent(false).fetch_one(conn).await?;
+        let row = conn.fetch_one(sqlx::raw_sql(sql)).await?;
+        let (version, serves): (Option<i32>, Option<i32>) = (row.try_get(0)?, row.try_get(1)?);
         Ok(version.zip(serves).map(|(version, serves)| Stated { version, serves }))
     }
 

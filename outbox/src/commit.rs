@@ -3,8 +3,10 @@
 use std::io;
 use std::time::Duration;
 
-use sqlx::{PgExecutor, PgTransaction};
+use sqlx::{AssertSqlSafe, Executor, PgExecutor, PgTransaction, Row};
 use tokio::time::{Instant, timeout_at};
+
+use crate::statement::{fill, literal};
 
 const TOUCH: &str = include_str!("sql/touch.sql");
 const TRANSACTION_STATUS: &str = include_str!("sql/transaction_status.sql");
@@ -67,9 +69,9 @@ pub async fn commit_within(tx: PgTransaction<'_>, limit: Duration) -> Result<(),
 }
 
 async fn commit_by(mut tx: PgTransaction<'_>, deadline: Option<Instant>) -> Result<(), CommitError> {
-    let touch = sqlx::query_scalar(TOUCH).fetch_one(&mut *tx);
+    let touch = async { tx.fetch_one(sqlx::raw_sql(TOUCH)).await?.try_get::<Option<String>, _>(0) };
     // Whatever became of this, COMMIT was not sent.
-    let id: Option<String> = by(deadline, touch).await.map_err(CommitError::NotCommitted)?;
+    let id = by(deadline, touch).await.map_err(CommitError::NotCommitted)?;
     let transaction = id.and_then(|id| id.parse().ok());
     by(deadline, tx.commit()).await.map_err(|source| {
         if rolled_back(&source) {
@@ -112,8 +114,9 @@ pub async fn transaction_status(
     executor: impl PgExecutor<'_>,
     transaction: u64,
 ) -> Result<TransactionStatus, sqlx::Error> {
-    let status: Option<String> =
-        sqlx::query_scalar(TRANSACTION_STATUS).bind(transaction.to_string()).fetch_one(executor).await?;
+    let sql = fill(TRANSACTION_STATUS, &[literal(&transaction.to_string())]);
+    let row = executor.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+    let status: Option<String> = row.try_get(0)?;
     Ok(match status.as_deref() {
         Some("committed") => TransactionStatus::Committed,
         Some("aborted") => TransactionStatus::NotCommitted,

@@ -5,6 +5,7 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments, AssertSqlSafe, PgTransaction};
 
 use crate::bell;
+use crate::statement::is_named;
 
 const ENQUEUE: &str = include_str!("sql/enqueue.sql");
 const LOCK_KEYS: &str = include_str!("sql/lock_keys.sql");
@@ -84,7 +85,8 @@ pub async fn enqueue_all(tx: &mut PgTransaction<'_>, messages: &[Message]) -> Re
         return Ok(());
     }
     let arguments = bind(PgArguments::default(), messages).map_err(EnqueueError::Database)?;
-    sqlx::query_with(ENQUEUE, arguments).execute(&mut **tx).await.map_err(classify)?;
+    let query = sqlx::query_with(ENQUEUE, arguments).persistent(is_named(tx));
+    query.execute(&mut **tx).await.map_err(classify)?;
     bell::ring();
     Ok(())
 }
@@ -117,8 +119,8 @@ pub async fn enqueue_beside(
     validate(messages)?;
     let sql = beside(statement, arguments.len());
     let arguments = bind(arguments, messages).map_err(EnqueueError::Database)?;
-    let rows =
-        sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(&mut **tx).await.map_err(classify)?;
+    let query = sqlx::query_with(AssertSqlSafe(sql), arguments).persistent(is_named(tx));
+    let rows = query.fetch_all(&mut **tx).await.map_err(classify)?;
     bell::ring();
     Ok(rows)
 }
@@ -130,7 +132,8 @@ pub async fn enqueue_beside(
 /// # Errors
 /// See [`EnqueueError`].
 pub async fn lock_keys(tx: &mut PgTransaction<'_>, keys: &[&str]) -> Result<(), EnqueueError> {
-    sqlx::query(LOCK_KEYS).bind(keys).execute(&mut **tx).await.map_err(classify)?;
+    let query = sqlx::query(LOCK_KEYS).bind(keys).persistent(is_named(tx));
+    query.execute(&mut **tx).await.map_err(classify)?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod enqueue;
 mod fleet;
 mod pool;
 mod relay;
+mod statement;
 mod upkeep;
 
 pub mod admin;

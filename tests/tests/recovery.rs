@@ -210,7 +210,7 @@ async fn the_era_is_recorded_also_where_the_row_has_moved() {
     let seen = Seen { era: 2, snapshot: Snapshot::nothing(), bound: 0 };
     let cursor = |shard| CursorRecord { shard, seen: seen.clone(), until: None, after: 0 };
     let record = Record { cursors: vec![cursor(0), cursor(1)], ..Record::default() };
-    assert_eq!(store.record(&mut log, record).await.unwrap(), Vec::<i16>::new());
+    assert_eq!(log.record(&mut store, record).await.unwrap(), Vec::<i16>::new());
     assert_eq!(cluster.number("select count(*) from outbox.cursor where era = 2").await, 2);
 }
 

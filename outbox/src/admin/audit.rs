@@ -5,6 +5,8 @@ use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 use uuid::Uuid;
 
+use crate::statement;
+
 /// One decision.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -37,7 +39,7 @@ pub struct AuditEntry {
 /// The database does not answer.
 pub async fn audit(pool: &PgPool, relay: Option<&str>, limit: i64) -> Result<Vec<AuditEntry>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/audit.sql")).bind(relay).bind(limit);
-    query.fetch_all(pool).await?.iter().map(entry).collect()
+    statement::rows(pool, query).await?.iter().map(entry).collect()
 }
 
 fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {

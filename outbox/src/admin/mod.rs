@@ -15,7 +15,7 @@ use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{PgTransaction, Row};
 use uuid::Uuid;
 
-use crate::upkeep;
+use crate::{statement, upkeep};
 pub use audit::{AuditEntry, audit};
 pub use doctor::{Finding, Severity, examine};
 pub use relays::{StateError, pause, resume, retire};
@@ -131,7 +131,8 @@ impl HeldKey {
 /// # Errors
 /// The database does not answer.
 pub async fn held_keys(pool: &PgPool, relay: &str) -> Result<Vec<HeldKey>, sqlx::Error> {
-    let rows = sqlx::query(include_str!("sql/held_keys.sql")).bind(relay).fetch_all(pool).await?;
+    let query = sqlx::query(include_str!("sql/held_keys.sql")).bind(relay);
+    let rows = statement::rows(pool, query).await?;
     rows.iter().map(held_key).collect()
 }
 
@@ -148,8 +149,7 @@ pub async fn redrive(
     reason: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/redrive.sql")).bind(relay).bind(position);
-    let done = query.bind(who).bind(reason).execute(pool).await?;
-    Ok(done.rows_affected() > 0)
+    Ok(statement::run(pool, query.bind(who).bind(reason)).await? > 0)
 }
 
 /// Gives up the first message of a parked key and has the next one tried: the message will not be published by this
@@ -165,13 +165,9 @@ pub async fn skip(
     who: &str,
     reason: &str,
 ) -> Result<Option<MessageId>, sqlx::Error> {
-    let id: Option<Uuid> = sqlx::query_scalar(include_str!("sql/skip.sql"))
-        .bind(relay)
-        .bind(position)
-        .bind(who)
-        .bind(reason)
-        .fetch_optional(pool)
-        .await?;
+    let query = sqlx::query(include_str!("sql/skip.sql")).bind(relay).bind(position).bind(who).bind(reason);
+    let row = statement::optional(pool, query).await?;
+    let id: Option<Uuid> = row.map(|row| row.try_get(0)).transpose()?;
     Ok(id.and_then(|id| MessageId::try_from(id).ok()))
 }
 

@@ -3,6 +3,8 @@
 use sqlx::Row;
 use sqlx::postgres::PgPool;
 
+use crate::statement;
+
 /// A relay's state was not changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,7 +58,7 @@ async fn change(
     reason: Option<&str>,
 ) -> Result<bool, StateError> {
     let query = sqlx::query(include_str!("sql/change_state.sql")).bind(relay).bind(state);
-    let row = query.bind(action).bind(who).bind(reason).fetch_optional(pool).await?;
+    let row = statement::optional(pool, query.bind(action).bind(who).bind(reason)).await?;
     let row = row.ok_or(StateError::Unknown)?;
     match (row.try_get("changed")?, row.try_get::<&str, _>("was")?) {
         (false, "retired") => Err(StateError::Retired),

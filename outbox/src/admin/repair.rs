@@ -8,6 +8,7 @@ use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{Connection, Row};
 
 use super::{RelayStatus, status};
+use crate::statement;
 
 /// How long the repair waits for those who have the log open.
 const PATIENCE: &str = "10s";
@@ -104,9 +105,9 @@ pub async fn repair(pool: &PgPool) -> Result<Survey, RepairError> {
     let found = survey(pool).await?;
     let mut connection = pool.acquire().await?;
     let mut tx = connection.begin().await?;
-    sqlx::query(include_str!("sql/no_jit.sql")).execute(&mut *tx).await?;
-    sqlx::query(include_str!("sql/lock_timeout.sql")).bind(PATIENCE).execute(&mut *tx).await?;
-    sqlx::query(include_str!("sql/lock_log.sql")).execute(&mut *tx).await.map_err(locked_out)?;
+    sqlx::raw_sql(include_str!("sql/no_jit.sql")).execute(&mut *tx).await?;
+    statement::run(&mut *tx, sqlx::query(include_str!("sql/lock_timeout.sql")).bind(PATIENCE)).await?;
+    sqlx::raw_sql(include_str!("sql/lock_log.sql")).execute(&mut *tx).await.map_err(locked_out)?;
     // Once more, now that nobody changes anything.
     let survey = look(&mut tx).await?;
     if !survey.needs_repair() {
@@ -118,22 +119,23 @@ pub async fn repair(pool: &PgPool) -> Result<Survey, RepairError> {
     }
     if survey.last_drawn < survey.first_position - 1 {
         let above = survey.first_position - 1;
-        sqlx::query(include_str!("sql/draw_above.sql")).bind(above).execute(&mut *tx).await?;
+        statement::run(&mut *tx, sqlx::query(include_str!("sql/draw_above.sql")).bind(above)).await?;
     }
-    sqlx::query(include_str!("sql/open_era.sql")).bind(survey.first_position).execute(&mut *tx).await?;
-    sqlx::query(include_str!("sql/disown.sql")).execute(&mut *tx).await?;
+    let open = sqlx::query(include_str!("sql/open_era.sql")).bind(survey.first_position);
+    statement::run(&mut *tx, open).await?;
+    sqlx::raw_sql(include_str!("sql/disown.sql")).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(Survey { relays: found.relays, ..survey })
 }
 
 async fn look(connection: &mut PgConnection) -> Result<Survey, RepairError> {
     migrations::Schema::Outbox.check(connection).await?;
-    let facts = sqlx::query(include_str!("../log/sql/preflight.sql")).fetch_one(&mut *connection).await?;
+    let preflight = sqlx::query(include_str!("../log/sql/preflight.sql"));
+    let facts = statement::row(&mut *connection, preflight).await?;
     if facts.try_get("replica")? {
         return Err(RepairError::Replica);
     }
-    let query = sqlx::query(include_str!("sql/survey.sql")).persistent(false);
-    let row = query.fetch_one(connection).await?;
+    let row = statement::row(connection, sqlx::query(include_str!("sql/survey.sql"))).await?;
     Ok(Survey {
         era: row.try_get("era")?,
         system_identifier: row.try_get("system_identifier")?,

@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use message::{PublishError, Publisher};
-use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection, Row};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::log::Refusal;
 use crate::relay::{Backoff, Relay, RelayError, Settings, chain};
+use crate::statement;
 
 /// What a relay needs at most at once.
 const CONNECTIONS: usize = 4;
@@ -206,8 +207,8 @@ impl<P: Publisher + 'static> Fleet<P> {
     async fn has_work(&self, database: &Database) -> Result<bool, RelayError> {
         let look = async {
             let mut connection = PgConnection::connect_with(&database.options).await?;
-            let query = sqlx::query_scalar(include_str!("sql/has_work.sql")).bind(&self.relay);
-            let has_work = query.fetch_one(&mut connection).await?;
+            let query = sqlx::query(include_str!("sql/has_work.sql")).bind(&self.relay);
+            let has_work = statement::row(&mut connection, query).await?.try_get(0)?;
             connection.close().await?;
             Ok(has_work)
         };

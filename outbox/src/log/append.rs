@@ -1,11 +1,11 @@
 //! Writing to the log of a broker's database: the other end of a relay, not of a business transaction.
 
 use message::Message;
-use sqlx::Row;
 use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::{Executor, Row};
 
 use super::Refusal;
-use crate::{bell, enqueue};
+use crate::{bell, enqueue, statement};
 
 /// Appends messages in the order given, in one statement that is a transaction of its own: all or none. When it answers
 /// `Ok`, they are on disk, whatever `synchronous_commit` says by default.
@@ -14,7 +14,7 @@ use crate::{bell, enqueue};
 /// The database's, as it is. One that is no answer of the server's leaves open whether the messages were appended.
 pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Result<(), sqlx::Error> {
     let arguments = enqueue::bind(PgArguments::default(), messages)?;
-    sqlx::query_with(include_str!("sql/append.sql"), arguments).execute(connection).await?;
+    statement::run(connection, sqlx::query_with(include_str!("sql/append.sql"), arguments)).await?;
     bell::ring();
     Ok(())
 }
@@ -26,7 +26,7 @@ pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Resu
 /// The log must not be appended to, or cannot be looked at.
 pub async fn check_appendable(connection: &mut PgConnection) -> Result<bool, Refusal> {
     migrations::Schema::Outbox.check(connection).await?;
-    let row = sqlx::query(include_str!("sql/appendable.sql")).fetch_one(connection).await?;
+    let row = connection.fetch_one(sqlx::raw_sql(include_str!("sql/appendable.sql"))).await?;
     for (fact, reason) in [
         ("replica", Refusal::Replica),
         ("cached_positions", Refusal::CachedPositions),

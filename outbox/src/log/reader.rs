@@ -102,7 +102,7 @@ impl Reader {
                 biased;
                 command = records.recv() => match command {
                     Some((record, answer)) => {
-                        let lost = self.store.record(&mut self.connection, record).await?;
+                        let lost = self.connection.record(&mut self.store, record).await?;
                         // Nobody waits for it any more when the session is ending.
                         let _ = answer.send(lost);
                     }

@@ -7,6 +7,8 @@ use sqlx::postgres::PgPool;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::statement;
+
 /// How a process stands among those of its relay, as of its last renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
@@ -79,7 +81,7 @@ impl Share {
     ) -> Result<Option<Self>, sqlx::Error> {
         let renewed = Instant::now();
         let query = sqlx::query(include_str!("sql/renew.sql")).bind(relay).bind(process);
-        let row = query.bind(lease.as_secs_f64()).fetch_optional(pool).await?;
+        let row = statement::optional(pool, query.bind(lease.as_secs_f64())).await?;
         let Some(row) = row else { return Ok(None) };
         let (shards, epochs): (Vec<i16>, Vec<i64>) = (row.try_get("owned")?, row.try_get("epochs")?);
         let expires_in: Option<f64> = row.try_get("expires_in")?;

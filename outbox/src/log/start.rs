@@ -9,6 +9,7 @@ use super::connection::LogConnection;
 use super::eras::Eras;
 use super::snapshot::Snapshot;
 use super::window::Seen;
+use crate::statement;
 
 /// Where a relay that has no cursors yet begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,8 +90,8 @@ pub(crate) async fn position_at(
     connection: &mut PgConnection,
     moment: DateTime<Utc>,
 ) -> Result<Moment, sqlx::Error> {
-    let query = sqlx::query(include_str!("sql/position_at.sql")).bind(moment).persistent(false);
-    let row = query.fetch_one(connection).await?;
+    let query = sqlx::query(include_str!("sql/position_at.sql")).bind(moment);
+    let row = statement::row(connection, query).await?;
     Ok(Moment {
         position: row.try_get("position")?,
         floor: row.try_get("floor")?,

@@ -14,6 +14,7 @@ use super::row::LogMessage;
 use super::snapshot::{NotSnapshot, column};
 use super::window::Seen;
 use super::{LogError, Refusal, Start};
+use crate::statement;
 
 macro_rules! sql {
     ($name:literal) => {
@@ -96,29 +97,28 @@ impl Store {
         lease: Duration,
     ) -> Result<Self, Refusal> {
         preflight(connection.connection()).await?;
-        sqlx::query(sql!("register")).bind(relay).bind(shards).execute(connection.connection()).await?;
-        let row = sqlx::query(sql!("relay")).bind(relay).fetch_one(connection.connection()).await?;
+        let query = sqlx::query(sql!("register")).bind(relay).bind(shards);
+        statement::run(connection.connection(), query).await?;
+        let row = statement::row(connection.connection(), sqlx::query(sql!("relay")).bind(relay)).await?;
         let shards: i16 = row.try_get("shards")?;
         match row.try_get::<&str, _>("state")? {
             "retired" => return Err(Refusal::Retired),
             "paused" => return Err(Refusal::Paused),
             _ => {}
         }
-        sqlx::query(sql!("join"))
+        let query = sqlx::query(sql!("join"))
             .bind(process)
             .bind(relay)
             .bind(format!("pid {}", std::process::id()))
             .bind(env!("CARGO_PKG_VERSION"))
-            .bind(lease.as_secs_f64())
-            .execute(connection.connection())
-            .await?;
+            .bind(lease.as_secs_f64());
+        statement::run(connection.connection(), query).await?;
         // From here on a repair finds this process alive, and ends no era while it is.
         let eras = eras(connection.connection()).await?;
-        let begun: bool =
-            sqlx::query_scalar(sql!("has_cursors")).bind(relay).fetch_one(connection.connection()).await?;
-        if !begun {
+        let query = sqlx::query(sql!("has_cursors")).bind(relay);
+        if !statement::row(connection.connection(), query).await?.try_get::<bool, _>(0)? {
             let place = start.place(connection, relay, &eras).await?;
-            sqlx::query(sql!("create_cursors"))
+            let query = sqlx::query(sql!("create_cursors"))
                 .bind(relay)
                 .bind(i32::from(shards))
                 .bind(place.seen.snapshot.to_string())
@@ -126,9 +126,8 @@ impl Store {
                 .bind(place.until.as_ref().map(|until| until.snapshot.to_string()))
                 .bind(place.until.as_ref().map(|until| until.bound))
                 .bind(place.after)
-                .bind(place.seen.era)
-                .execute(connection.connection())
-                .await?;
+                .bind(place.seen.era);
+            statement::run(connection.connection(), query).await?;
         }
         Ok(Store { relay: relay.to_owned(), process, shards, eras, owned: Vec::new() })
     }
@@ -168,17 +167,16 @@ impl Store {
         connection: &mut PgConnection,
         most: usize,
     ) -> Result<Vec<Cursor>, LogError> {
-        let rows = sqlx::query(sql!("acquire"))
+        let query = sqlx::query(sql!("acquire"))
             .bind(&self.relay)
             .bind(self.process)
-            .bind(i64::try_from(most).unwrap_or(i64::MAX))
-            .fetch_all(&mut *connection)
-            .await?;
+            .bind(i64::try_from(most).unwrap_or(i64::MAX));
+        let rows = statement::rows(&mut *connection, query).await?;
         let mut cursors = rows.iter().map(cursor).collect::<Result<Vec<_>, _>>()?;
         cursors.sort_by_key(|cursor| cursor.shard);
         self.owned = cursors.iter().map(|cursor| (cursor.shard, cursor.epoch, cursor.tid.clone())).collect();
         // Dead processes that own nothing any more are forgotten.
-        sqlx::query(sql!("bury")).bind(&self.relay).execute(connection).await?;
+        statement::run(connection, sqlx::query(sql!("bury")).bind(&self.relay)).await?;
         Ok(cursors)
     }
 
@@ -189,35 +187,32 @@ impl Store {
     /// The database does not answer.
     pub async fn release(&mut self, connection: &mut PgConnection, shards: &[i16]) -> Result<(), LogError> {
         let query = sqlx::query(sql!("release")).bind(&self.relay).bind(self.process).bind(shards);
-        query.execute(connection).await?;
+        statement::run(connection, query).await?;
         self.owned.retain(|owned| !shards.contains(&owned.0));
         Ok(())
     }
 
-    /// Writes a record in one transaction, on the connection on which its windows mean something. Answers the shards
-    /// whose lease is lost: nothing is written of them, and everything of the others.
+    /// Writes a record in a transaction ([`LogConnection::record`] opens it where its windows mean something). Answers the
+    /// shards whose lease is lost: nothing is written of them, and everything of the others.
     ///
     /// # Errors
-    /// The database does not answer, and whether the record was written is unknown; or another server process answers than
-    /// the one that took the snapshots, and nothing is written.
-    pub async fn record(
+    /// The database does not answer.
+    pub(super) async fn record(
         &mut self,
-        log: &mut LogConnection,
+        connection: &mut PgConnection,
         mut record: Record,
     ) -> Result<Vec<i16>, LogError> {
-        let backend = log.backend().map(str::to_owned);
-        let backend = backend.as_deref();
         let mut lost = BTreeSet::new();
         loop {
             lost.extend(self.drop_unowned(&mut record));
             let now_lost = if record.holds.is_empty() && record.copies.is_empty() {
                 // A lost record only repeats messages, as a crash a moment earlier would have.
-                self.record_cursors(log.connection(), &record.cursors, "off", backend).await?
+                self.record_cursors(connection, &record.cursors, "off").await?
             } else {
-                let mut tx = log.connection().begin().await?;
+                let mut tx = connection.begin().await?;
                 self.hold(&mut tx, &record.holds).await?;
                 self.copy(&mut tx, &record.copies).await?;
-                let lost = self.record_cursors(&mut tx, &record.cursors, "on", backend).await?;
+                let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
                 // Holds and copies stand under their shards' epochs, or not at all.
                 if lost.is_empty() {
                     tx.commit().await?
@@ -226,9 +221,6 @@ impl Store {
                 }
                 lost
             };
-            if !now_lost.is_empty() {
-                log.check().await?;
-            }
             self.owned.retain(|owned| !now_lost.contains(&owned.0));
             if now_lost.is_empty() || (record.holds.is_empty() && record.copies.is_empty()) {
                 lost.extend(now_lost);
@@ -265,6 +257,7 @@ impl Store {
                 .bind(hold.attempts)
                 .bind(hold.retry_in.map(|delay| delay.as_secs_f64()))
                 .bind(&hold.error)
+                .persistent(false)
                 .execute(&mut *connection)
                 .await?;
         }
@@ -297,6 +290,7 @@ impl Store {
             .bind(column(copies, |copy| copy.message.key.as_deref()))
             .bind(column(copies, |copy| copy.message.headers.to_json()))
             .bind(column(copies, |copy| &*copy.message.payload))
+            .persistent(false)
             .execute(connection)
             .await?;
         Ok(())
@@ -307,7 +301,6 @@ impl Store {
         connection: &mut PgConnection,
         records: &[CursorRecord],
         synchronous_commit: &str,
-        backend: Option<&str>,
     ) -> Result<Vec<i16>, LogError> {
         let mut lost: Vec<i16> = Vec::new();
         let mut known: Vec<(&CursorRecord, i64, String)> = Vec::with_capacity(records.len());
@@ -335,7 +328,6 @@ impl Store {
             .bind(known.iter().map(|known| known.0.after).collect::<Vec<_>>())
             .bind(synchronous_commit)
             .bind(known.iter().map(|known| known.0.seen.era).collect::<Vec<_>>())
-            .bind(backend)
             // Planned for the table as it is: a plan kept from when it was two pages scans all of it later.
             .persistent(false)
             .fetch_all(&mut *connection)
@@ -356,7 +348,7 @@ impl Store {
                 .bind(until(record).map(|seen| seen.bound))
                 .bind(record.after)
                 .bind(record.seen.era)
-                .bind(backend)
+                .persistent(false)
                 .fetch_optional(&mut *connection)
                 .await?;
             match row {
@@ -377,14 +369,15 @@ impl Store {
     /// # Errors
     /// The database does not answer; the shards are then free when the lease ends.
     pub async fn leave(&mut self, connection: &mut PgConnection) -> Result<(), LogError> {
-        sqlx::query(sql!("leave")).bind(&self.relay).bind(self.process).execute(connection).await?;
+        let query = sqlx::query(sql!("leave")).bind(&self.relay).bind(self.process);
+        statement::run(connection, query).await?;
         self.owned.clear();
         Ok(())
     }
 }
 
 async fn eras(connection: &mut PgConnection) -> Result<Eras, sqlx::Error> {
-    let rows = sqlx::query(sql!("eras")).fetch_all(connection).await?;
+    let rows = statement::rows(connection, sqlx::query(sql!("eras"))).await?;
     let era =
         |row: &PgRow| Ok(Era { era: row.try_get("era")?, first_position: row.try_get("first_position")? });
     Ok(Eras::new(rows.iter().map(era).collect::<Result<_, sqlx::Error>>()?))
@@ -398,7 +391,7 @@ pub(crate) async fn preflight(connection: &mut PgConnection) -> Result<(), Refus
 /// Everything for which it would be refused, but for a schema that does not fit, which is an error.
 pub(crate) async fn faults(connection: &mut PgConnection) -> Result<Vec<Refusal>, Refusal> {
     migrations::Schema::Outbox.check(connection).await?;
-    let row = sqlx::query(sql!("preflight")).persistent(false).fetch_one(connection).await?;
+    let row = statement::row(connection, sqlx::query(sql!("preflight"))).await?;
     let mut faults = Vec::new();
     for (fact, reason) in [
         ("replica", Refusal::Replica),

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Policy, Settings, backoff};
+use crate::statement;
 
 /// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
 const LOOK: Duration = Duration::from_millis(250);
@@ -62,12 +63,8 @@ impl<P: Publisher> Holds<P> {
         shards: i16,
         owned: &[i16],
     ) -> Result<Vec<(i64, Option<Arc<str>>)>, sqlx::Error> {
-        let rows = sqlx::query(include_str!("sql/held_keys.sql"))
-            .bind(relay)
-            .bind(shards)
-            .bind(owned)
-            .fetch_all(pool)
-            .await?;
+        let query = sqlx::query(include_str!("sql/held_keys.sql")).bind(relay).bind(shards).bind(owned);
+        let rows = statement::rows(pool, query).await?;
         rows.iter()
             .map(|row| Ok((row.try_get("position")?, row.try_get::<Option<&str>, _>("key")?.map(Arc::from))))
             .collect()
@@ -109,12 +106,8 @@ impl<P: Publisher> Holds<P> {
 
     async fn due(&self) -> Result<Vec<Due>, sqlx::Error> {
         let owned: Vec<i16> = self.epochs.keys().copied().collect();
-        let rows = sqlx::query(include_str!("sql/due.sql"))
-            .bind(&self.relay)
-            .bind(self.shards)
-            .bind(owned)
-            .fetch_all(&self.pool)
-            .await?;
+        let query = sqlx::query(include_str!("sql/due.sql")).bind(&self.relay).bind(self.shards).bind(owned);
+        let rows = statement::rows(&self.pool, query).await?;
         let mut due = Vec::with_capacity(rows.len());
         for row in &rows {
             let shard = row.try_get::<i16, _>("slot")? % self.shards;
@@ -133,15 +126,14 @@ impl<P: Publisher> Holds<P> {
         let before = u32::try_from(due.attempts).unwrap_or_default();
         let again = self.settings.retry.after(before.saturating_add(1), backoff::chance());
         loop {
-            let row = sqlx::query(include_str!("sql/begin_attempt.sql"))
+            let query = sqlx::query(include_str!("sql/begin_attempt.sql"))
                 .bind(&self.relay)
                 .bind(due.position)
                 .bind(due.shard)
                 .bind(due.epoch)
                 .bind(again.as_secs_f64())
-                .bind(i32::try_from(self.settings.max_attempts).unwrap_or(i32::MAX))
-                .fetch_optional(&self.pool)
-                .await?;
+                .bind(i32::try_from(self.settings.max_attempts).unwrap_or(i32::MAX));
+            let row = statement::optional(&self.pool, query).await?;
             let Some(row) = row else { return Ok(()) };
             let attempts: i32 = row.try_get("attempts")?;
             let Some(position) = row.try_get::<Option<i64>, _>("position")? else {
@@ -160,7 +152,8 @@ impl<P: Publisher> Holds<P> {
                 Ok(()) => {
                     let query =
                         sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
-                    query.bind(position).bind(due.shard).bind(due.epoch).execute(&self.pool).await?;
+                    let query = query.bind(position).bind(due.shard).bind(due.epoch);
+                    statement::run(&self.pool, query).await?;
                     if self.notices.send(Notice::Published).await.is_err() || self.stop.is_cancelled() {
                         return Ok(());
                     }
@@ -182,7 +175,7 @@ impl<P: Publisher> Holds<P> {
         if parked {
             tracing::error!(relay = self.relay, position = due.position, %error, "parked: it waits for a person");
         }
-        sqlx::query(include_str!("sql/failed.sql"))
+        let query = sqlx::query(include_str!("sql/failed.sql"))
             .bind(&self.relay)
             .bind(due.position)
             .bind(due.shard)
@@ -190,9 +183,8 @@ impl<P: Publisher> Holds<P> {
             .bind(if parked { "parked" } else { "retrying" })
             .bind((!parked).then_some(pause.as_secs_f64()))
             .bind(shorten(&error.to_string()))
-            .bind(i32::from(!messages_fault))
-            .execute(&self.pool)
-            .await?;
+            .bind(i32::from(!messages_fault));
+        statement::run(&self.pool, query).await?;
         Ok(())
     }
 
@@ -207,7 +199,8 @@ impl<P: Publisher> Holds<P> {
         tracing::warn!(relay = self.relay, position, %error, "given up: its topic's policy is to skip");
         let query = sqlx::query(include_str!("sql/give_up.sql")).bind(&self.relay).bind(due.position);
         let query = query.bind(position).bind(due.shard).bind(due.epoch);
-        query.bind(shorten(&error.to_string())).execute(&self.pool).await?;
+        let query = query.bind(shorten(&error.to_string()));
+        statement::run(&self.pool, query).await?;
         Ok(())
     }
 
@@ -217,14 +210,12 @@ impl<P: Publisher> Holds<P> {
         if !asked || !may.await.unwrap_or(false) {
             return self.still_held(due).await;
         }
-        let gone = sqlx::query(include_str!("sql/release.sql"))
+        let query = sqlx::query(include_str!("sql/release.sql"))
             .bind(&self.relay)
             .bind(due.position)
             .bind(due.shard)
-            .bind(due.epoch)
-            .execute(&self.pool)
-            .await?;
-        let gone = gone.rows_affected() > 0;
+            .bind(due.epoch);
+        let gone = statement::run(&self.pool, query).await? > 0;
         if !gone {
             self.still_held(due).await?;
         }
@@ -237,7 +228,7 @@ impl<P: Publisher> Holds<P> {
         let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
         let query =
             query.bind(due.shard).bind(due.epoch).bind("retrying").bind(0.0).bind(None::<&str>).bind(1);
-        query.execute(&self.pool).await?;
+        statement::run(&self.pool, query).await?;
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::filter::some;
 use super::{Filter, ReplayError, Replayed};
 use crate::log::position_at;
+use crate::statement;
 
 /// What was recorded of a replay.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ pub(super) async fn bounds(pool: &PgPool, filter: &Filter) -> Result<(i64, Optio
 
 /// What was recorded of a replay; `None`: it has not begun.
 pub(super) async fn load(pool: &PgPool, name: &str) -> Result<Option<Recorded>, sqlx::Error> {
-    let row = sqlx::query(include_str!("sql/load.sql")).bind(name).fetch_optional(pool).await?;
+    let row = statement::optional(pool, sqlx::query(include_str!("sql/load.sql")).bind(name)).await?;
     row.as_ref().map(recorded).transpose()
 }
 
@@ -93,7 +94,7 @@ pub(super) async fn begin(
     reason: Option<&str>,
 ) -> Result<(), sqlx::Error> {
     let (after, to) = bounds(pool, filter).await?;
-    sqlx::query(include_str!("sql/create.sql"))
+    let query = sqlx::query(include_str!("sql/create.sql"))
         .bind(name)
         .bind(destination)
         .bind(after)
@@ -108,9 +109,8 @@ pub(super) async fn begin(
         .bind(filter.from_position)
         .bind(filter.to_position)
         .bind(who)
-        .bind(reason)
-        .execute(pool)
-        .await?;
+        .bind(reason);
+    statement::run(pool, query).await?;
     Ok(())
 }
 
@@ -119,8 +119,8 @@ pub(super) async fn begin(
 pub(super) async fn claim(pool: &PgPool, name: &str, lease: Duration) -> Result<Job, ReplayError> {
     let mut expected: Option<(DateTime<Utc>, Instant)> = None;
     loop {
-        let row = sqlx::query(include_str!("sql/claim.sql")).bind(name).bind(lease.as_secs_f64());
-        if let Some(row) = row.fetch_optional(pool).await? {
+        let query = sqlx::query(include_str!("sql/claim.sql")).bind(name).bind(lease.as_secs_f64());
+        if let Some(row) = statement::optional(pool, query).await? {
             if row.try_get("restored")? {
                 return Err(ReplayError::Restored);
             }
@@ -134,7 +134,7 @@ pub(super) async fn claim(pool: &PgPool, name: &str, lease: Duration) -> Result<
                 skipped: row.try_get("skipped")?,
             });
         }
-        let row = sqlx::query(include_str!("sql/expires.sql")).bind(name).fetch_optional(pool).await?;
+        let row = statement::optional(pool, sqlx::query(include_str!("sql/expires.sql")).bind(name)).await?;
         // Somebody else has finished or cancelled it meanwhile.
         let Some(row) = row else { return Err(ReplayError::Busy) };
         let expires_at: Option<DateTime<Utc>> = row.try_get("expires_at")?;
@@ -165,7 +165,7 @@ impl Job {
         lease: Duration,
     ) -> Result<bool, sqlx::Error> {
         let query = sqlx::query(include_str!("sql/renew.sql")).bind(name).bind(epoch);
-        Ok(query.bind(lease.as_secs_f64()).fetch_optional(pool).await?.is_some())
+        Ok(statement::optional(pool, query.bind(lease.as_secs_f64())).await?.is_some())
     }
 
     /// Records how far it is. `false`: it is another's, and nothing was recorded.
@@ -183,7 +183,7 @@ impl Job {
             Then::Finishes => (None, "finished", None),
         };
         let skipped = &progress.skipped;
-        let row = sqlx::query(include_str!("sql/record.sql"))
+        let query = sqlx::query(include_str!("sql/record.sql"))
             .bind(name)
             .bind(self.epoch)
             .bind(progress.after)
@@ -194,10 +194,8 @@ impl Job {
             .bind(skipped.iter().map(|entry| entry.0).collect::<Vec<_>>())
             .bind(skipped.iter().map(|entry| *entry.1.as_uuid()).collect::<Vec<_>>())
             .bind(skipped.iter().map(|entry| entry.2.as_str()).collect::<Vec<_>>())
-            .bind(who)
-            .fetch_optional(pool)
-            .await?;
-        let Some(row) = row else { return Ok(false) };
+            .bind(who);
+        let Some(row) = statement::optional(pool, query).await? else { return Ok(false) };
         self.after = progress.after;
         self.published = row.try_get("published")?;
         self.skipped = row.try_get("skipped")?;
@@ -283,8 +281,9 @@ pub enum CancelError {
 /// # Errors
 /// See [`CancelError`].
 pub async fn cancel(pool: &PgPool, name: &str, who: &str, reason: Option<&str>) -> Result<bool, CancelError> {
-    let query = sqlx::query_scalar(include_str!("sql/cancel.sql")).bind(name).bind(who).bind(reason);
-    let was: Option<String> = query.fetch_optional(pool).await?;
+    let query = sqlx::query(include_str!("sql/cancel.sql")).bind(name).bind(who).bind(reason);
+    let row = statement::optional(pool, query).await?;
+    let was: Option<String> = row.map(|row| row.try_get(0)).transpose()?;
     match was.as_deref() {
         None => Err(CancelError::Unknown),
         Some("finished") => Err(CancelError::Finished),

@@ -15,7 +15,7 @@ use super::queue::{Done, Item, Queue};
 use super::rate::Rate;
 use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
 use crate::Routes;
-use crate::log::{LogMessage, Names, decode, leaf, leaf_end, preflight};
+use crate::log::{LogMessage, Names, decode_row, leaf, leaf_end, preflight};
 use crate::relay::{Router, chance, shorten};
 
 /// How often it says how far it is.
@@ -190,10 +190,11 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.job.seen).bind(self.job.seen_from);
         let query = self.filter.bind(query.bind(self.read_to).bind(end));
         let query = query.bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let mut rows = query.persistent(false).fetch(&self.replay.pool);
+        let mut tx = self.replay.pool.begin().await?;
+        let mut rows = query.persistent(false).fetch(&mut *tx);
         let (mut messages, mut bytes): (Vec<LogMessage>, usize) = (Vec::new(), 0);
         while let Some(row) = rows.try_next().await? {
-            let log = decode(&row, &mut self.names)?;
+            let log = decode_row(&row, &mut self.names)?;
             bytes += log.message.payload.len();
             messages.push(log);
             if bytes >= page_bytes {
@@ -201,6 +202,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
             }
         }
         drop(rows);
+        tx.commit().await?;
         let more = messages.len() >= limit || bytes >= page_bytes;
         self.read_to = messages.last().filter(|_| more).map_or(end, |last| last.position);
         self.length = bytes / messages.len().max(1);

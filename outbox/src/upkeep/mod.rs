@@ -17,6 +17,7 @@ use uuid::Uuid;
 pub(crate) use prune::pins;
 pub use prune::{Pruned, prune};
 
+use crate::statement;
 use prune::{summarize, sweep};
 
 /// How long the goodbye may take.
@@ -105,7 +106,8 @@ impl Upkeep {
             }
         }
         if self.held {
-            let let_go = sqlx::query(include_str!("sql/let_go.sql")).bind(self.holder).execute(&self.pool);
+            let let_go = sqlx::query(include_str!("sql/let_go.sql")).bind(self.holder);
+            let let_go = statement::run(&self.pool, let_go);
             if !matches!(tokio::time::timeout(GOODBYE, let_go).await, Ok(Ok(_))) {
                 tracing::debug!(relay = self.relay, "the upkeep is free when its lease ends");
             }
@@ -141,11 +143,12 @@ impl Upkeep {
     /// Takes the lease if nobody has it, or renews it.
     async fn hold(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         if !self.said {
-            let say = sqlx::query_scalar(include_str!("sql/want_kept.sql")).bind(&self.relay);
-            self.said = say.bind(self.retention.as_secs_f64()).fetch_one(&mut *connection).await?;
+            let say = sqlx::query(include_str!("sql/want_kept.sql")).bind(&self.relay);
+            let say = say.bind(self.retention.as_secs_f64());
+            self.said = statement::row(&mut *connection, say).await?.try_get(0)?;
         }
         let hold = sqlx::query(include_str!("sql/hold.sql")).bind(self.holder).bind(self.lease.as_secs_f64());
-        let row = hold.fetch_one(connection).await?;
+        let row = statement::row(connection, hold).await?;
         let held: bool = row.try_get("is_held")?;
         if held && !self.held {
             tracing::debug!(relay = self.relay, "this process has the upkeep of the log");

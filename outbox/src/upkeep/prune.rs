@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, PgTransaction, Row};
 use tokio_util::sync::CancellationToken;
 
 use crate::log::{LEAVES, leaf};
+use crate::statement;
 
 /// Which leaves of the log were emptied, by number, and why others were not that had come of age.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,8 +56,8 @@ pub(super) async fn sweep(
     let mut ripe = Vec::new();
     let all: Vec<String> = (0..LEAVES).map(|leaf| sql(include_str!("sql/leaf.sql"), leaf)).collect();
     // Unnamed, as everything that looks into a leaf: a plan kept from when it was empty would scan it whole for ever.
-    let looks = sqlx::query(AssertSqlSafe(all.join("\nunion all\n"))).persistent(false);
-    for row in looks.fetch_all(&mut *connection).await? {
+    let looks = sqlx::query(AssertSqlSafe(all.join("\nunion all\n")));
+    for row in statement::rows(&mut *connection, looks).await? {
         let (leaf, last, aged) = look(&row)?;
         sweep.last_position = Some(last);
         if is_ripe(leaf, last, aged) {
@@ -102,7 +103,7 @@ async fn prune_leaf(connection: &mut PgConnection, leaf: i64) -> Result<Fate, sq
         return Ok(Fate::Pinned);
     }
     let mut tx = begin(connection).await?;
-    sqlx::query(AssertSqlSafe(sql(include_str!("sql/lock_leaf.sql"), leaf))).execute(&mut *tx).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql(include_str!("sql/lock_leaf.sql"), leaf))).execute(&mut *tx).await?;
     // Everything again: what was committed since the first look is seen now, and nothing more can come.
     let found = sqlx::query(AssertSqlSafe(sql(include_str!("sql/leaf.sql"), leaf))).persistent(false);
     let found = found.fetch_optional(&mut *tx).await?.as_ref().map(look).transpose()?;
@@ -111,7 +112,7 @@ async fn prune_leaf(connection: &mut PgConnection, leaf: i64) -> Result<Fate, sq
     } else if !pin(&mut tx, leaf, Some(1)).await?.is_empty() {
         Fate::Pinned
     } else {
-        sqlx::query(AssertSqlSafe(sql(include_str!("sql/empty_leaf.sql"), leaf))).execute(&mut *tx).await?;
+        sqlx::raw_sql(AssertSqlSafe(sql(include_str!("sql/empty_leaf.sql"), leaf))).execute(&mut *tx).await?;
         Fate::Emptied
     };
     tx.commit().await?;
@@ -121,8 +122,8 @@ async fn prune_leaf(connection: &mut PgConnection, leaf: i64) -> Result<Fate, sq
 /// A transaction in which each statement sees what was committed before it, and none waits or works for long.
 async fn begin(connection: &mut PgConnection) -> Result<PgTransaction<'_>, sqlx::Error> {
     let mut tx = connection.begin_with("begin isolation level read committed").await?;
-    sqlx::query(include_str!("sql/patience.sql")).execute(&mut *tx).await?;
-    sqlx::query(include_str!("sql/interpret.sql")).execute(&mut *tx).await?;
+    sqlx::raw_sql(include_str!("sql/patience.sql")).execute(&mut *tx).await?;
+    sqlx::raw_sql(include_str!("sql/interpret.sql")).execute(&mut *tx).await?;
     Ok(tx)
 }
 
@@ -157,8 +158,9 @@ pub(super) async fn summarize(connection: &mut PgConnection, last_position: i64)
         .map(|leaf| format!("outbox.message_{leaf}"))
         .collect();
     let mut tx = connection.begin().await?;
-    sqlx::query(include_str!("sql/patience.sql")).execute(&mut *tx).await?;
-    match sqlx::query(include_str!("sql/summarize.sql")).bind(names).execute(&mut *tx).await {
+    sqlx::raw_sql(include_str!("sql/patience.sql")).execute(&mut *tx).await?;
+    match sqlx::query(include_str!("sql/summarize.sql")).bind(names).persistent(false).execute(&mut *tx).await
+    {
         Ok(_) => tx.commit().await,
         Err(error) if gave_way(&error) => tx.rollback().await,
         Err(error) => Err(error),

@@ -1,5 +1,4 @@
--- Records one cursor under its epoch, wherever its row is, on the server process $10 (or null) only. No row: the lease is
--- lost, or another one answers. $1 relay, $2 shard, $3 epoch,
+-- Records one cursor under its epoch, wherever its row is. No row: the lease is lost. $1 relay, $2 shard, $3 epoch,
 -- $4 seen, $5 seen_l, $6 until, $7 until_l, $8 after, $9 era.
 update outbox.cursor c
 set era = $9, seen = $4::text::pg_snapshot, seen_l = $5, until = $6::text::pg_snapshot, until_l = $7, after = $8,
@@ -8,5 +7,4 @@ set era = $9, seen = $4::text::pg_snapshot, seen_l = $5, until = $6::text::pg_sn
     end,
     recorded_at = clock_timestamp()
 where c.relay = $1 and c.shard = $2 and c.epoch = $3
-    and coalesce($10 = format('%s %s', pg_backend_pid(), extract(epoch from pg_postmaster_start_time())), true)
 returning c.shard, c.ctid::text

@@ -1,0 +1,99 @@
+//! Statements before which a pooler in transaction mode may stand.
+//!
+//! The driver sends a statement in two parts: the first parses it, the second binds and runs it, and each is a transaction
+//! unless one is open. Such a pooler may send the second to another server connection than the first, where a name means
+//! nothing, and no name means whatever statement another client has left. Inside a transaction it does not; but a
+//! statement that was named there stays behind, and the next client's of that name fails. So:
+//!
+//! * what runs alone runs in a transaction and unnamed ([`run`], [`rows`], …), for three round trips more;
+//! * what cannot afford those is sent as text, with its parameters [filled in](fill): one part, one round trip;
+//! * what runs in the service's own transaction is named if the service's statements are ([`is_named`]).
+
+use sqlx::postgres::{PgArguments, PgRow, Postgres};
+use sqlx::query::Query;
+use sqlx::{Acquire, Connection, PgConnection};
+
+pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
+
+/// Runs one statement alone; how many rows it changed.
+pub(crate) async fn run(
+    on: impl Acquire<'_, Database = Postgres>,
+    query: PgQuery<'_>,
+) -> Result<u64, sqlx::Error> {
+    let mut tx = on.begin().await?;
+    let done = query.persistent(false).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(done.rows_affected())
+}
+
+/// Runs one statement alone; its rows.
+pub(crate) async fn rows(
+    on: impl Acquire<'_, Database = Postgres>,
+    query: PgQuery<'_>,
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut tx = on.begin().await?;
+    let rows = query.persistent(false).fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(rows)
+}
+
+/// Runs one statement alone; its row, if there is one.
+pub(crate) async fn optional(
+    on: impl Acquire<'_, Database = Postgres>,
+    query: PgQuery<'_>,
+) -> Result<Option<PgRow>, sqlx::Error> {
+    Ok(rows(on, query).await?.into_iter().next())
+}
+
+/// Runs one statement alone; its row.
+pub(crate) async fn row(
+    on: impl Acquire<'_, Database = Postgres>,
+    query: PgQuery<'_>,
+) -> Result<PgRow, sqlx::Error> {
+    optional(on, query).await?.ok_or(sqlx::Error::RowNotFound)
+}
+
+/// Whether a statement of ours may be named on somebody else's connection: as theirs are, which saves a round trip and the
+/// planning. Somebody whose statements must not be named, because of a pooler, has none there.
+pub(crate) fn is_named(connection: &PgConnection) -> bool {
+    connection.cached_statements_size() > 0
+}
+
+/// A statement with its parameters filled in, `$1` first; each must be a literal already.
+pub(crate) fn fill(sql: &str, literals: &[String]) -> String {
+    let mut filled = sql.to_owned();
+    // From the last one: `$1` also begins `$10`.
+    for (number, literal) in literals.iter().enumerate().rev() {
+        filled = filled.replace(&format!("${}", number + 1), literal);
+    }
+    filled
+}
+
+/// A text as a literal of SQL.
+pub(crate) fn literal(text: &str) -> String {
+    // As with E'…', so that it does not depend on a setting of the server's what a backslash is.
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// Numbers as the literal of an array.
+pub(crate) fn array<N: ToString>(numbers: impl IntoIterator<Item = N>) -> String {
+    let numbers: Vec<String> = numbers.into_iter().map(|number| number.to_string()).collect();
+    format!("'{{{}}}'", numbers.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_filled_in_by_their_whole_number() {
+        let literals: Vec<String> = (1..=11).map(|number| format!("<{number}>")).collect();
+        assert_eq!(fill("$1 $11 $2::text $10", &literals), "<1> <11> <2>::text <10>");
+    }
+
+    #[test]
+    fn a_literal_is_one_literal() {
+        assert_eq!(literal(r"a'b\c"), r"E'a''b\\c'");
+        assert_eq!(array([1, 2]), "'{1,2}'");
+    }
+}
