@@ -17,7 +17,7 @@
 --     outbox_monitor   sees everything but payloads and headers
 --
 -- What a relay needs beyond these tables (pg_current_snapshot, pg_current_wal_insert_lsn, pg_current_wal_flush_lsn,
--- pg_logical_emit_message, pg_control_system) every role may call unless this server has been hardened.
+-- pg_logical_emit_message, pg_control_system, pg_walfile_name, pg_stat_get_activity) every role may call unless this server has been hardened.
 -- Row-level security on these tables would hide rows from a relay without an error: do not enable it.
 
 -- Roles belong to the whole server: another database may have made them, or be making them now.

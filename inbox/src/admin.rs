@@ -11,6 +11,7 @@ use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
 pub use crate::audit::{AuditEntry, audit};
+use crate::statement;
 pub use crate::stored::{HeldMessage, Unreadable};
 
 /// Whether a held key is tried again.
@@ -73,7 +74,8 @@ pub struct ConsumerStatus {
 /// # Errors
 /// The database's.
 pub async fn status(connection: &mut PgConnection) -> Result<Vec<ConsumerStatus>, sqlx::Error> {
-    let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(connection).await?;
+    let query = sqlx::query(include_str!("sql/status.sql"));
+    let rows = statement::rows(connection, query).await?;
     let status = |row: &PgRow| {
         Ok(ConsumerStatus {
             consumer: row.try_get("consumer")?,
@@ -96,11 +98,8 @@ pub async fn held_keys(
     consumer: Option<&str>,
     limit: i64,
 ) -> Result<Vec<HeldKey>, sqlx::Error> {
-    let rows = sqlx::query(include_str!("sql/held_keys.sql"))
-        .bind(consumer)
-        .bind(limit)
-        .fetch_all(connection)
-        .await?;
+    let query = sqlx::query(include_str!("sql/held_keys.sql")).bind(consumer).bind(limit);
+    let rows = statement::rows(connection, query).await?;
     let held_key = |row: &PgRow| {
         let state: String = row.try_get("state")?;
         Ok(HeldKey {
@@ -130,12 +129,8 @@ pub async fn held_messages(
     hold: i64,
     limit: i64,
 ) -> Result<Vec<HeldMessage>, sqlx::Error> {
-    let rows = sqlx::query(include_str!("sql/held_messages.sql"))
-        .bind(consumer)
-        .bind(hold)
-        .bind(limit)
-        .fetch_all(connection)
-        .await?;
+    let query = sqlx::query(include_str!("sql/held_messages.sql")).bind(consumer).bind(hold).bind(limit);
+    let rows = statement::rows(connection, query).await?;
     rows.iter().map(HeldMessage::from_row).collect()
 }
 
@@ -171,7 +166,7 @@ pub async fn redrive_all(
     reason: Option<&str>,
 ) -> Result<u64, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/redrive_all.sql")).bind(consumer).bind(who).bind(reason);
-    Ok(query.execute(connection).await?.rows_affected())
+    statement::run(connection, query).await
 }
 
 /// Lets the messages of a held key be admitted although they are past the horizon, and has it tried again now. Whoever
@@ -191,7 +186,12 @@ pub async fn admit_late(
     if !lock(&mut tx, consumer, hold).await? {
         return Ok(false);
     }
-    sqlx::query(include_str!("sql/mark_late.sql")).bind(consumer).bind(hold).execute(&mut *tx).await?;
+    sqlx::query(include_str!("sql/mark_late.sql"))
+        .bind(consumer)
+        .bind(hold)
+        .persistent(false)
+        .execute(&mut *tx)
+        .await?;
     let held = retry_now(&mut tx, consumer, hold).await?;
     write_down(&mut tx, "admit_late", consumer, hold, who, reason).await?;
     tx.commit().await?;
@@ -245,10 +245,15 @@ async fn give_up(
         .bind(most)
         .bind(who)
         .bind(reason)
+        .persistent(false)
         .fetch_all(&mut *tx)
         .await?;
     let given_up = rows.iter().map(HeldMessage::from_row).collect::<Result<Vec<_>, _>>()?;
-    let released = sqlx::query(include_str!("sql/release.sql")).bind(consumer).bind(hold).execute(&mut *tx);
+    let released = sqlx::query(include_str!("sql/release.sql"))
+        .bind(consumer)
+        .bind(hold)
+        .persistent(false)
+        .execute(&mut *tx);
     if released.await?.rows_affected() == 0 {
         retry_now(&mut tx, consumer, hold).await?;
     }
@@ -257,8 +262,8 @@ async fn give_up(
 }
 
 async fn retry_now(connection: &mut PgConnection, consumer: &str, hold: i64) -> Result<bool, sqlx::Error> {
-    let done = sqlx::query(include_str!("sql/redrive.sql")).bind(consumer).bind(hold).execute(connection);
-    Ok(done.await?.rows_affected() > 0)
+    let query = sqlx::query(include_str!("sql/redrive.sql")).bind(consumer).bind(hold);
+    Ok(statement::run(connection, query).await? > 0)
 }
 
 async fn write_down(
@@ -270,15 +275,12 @@ async fn write_down(
     reason: Option<&str>,
 ) -> Result<(), sqlx::Error> {
     let query = sqlx::query(include_str!("sql/write_down.sql")).bind(consumer).bind(hold);
-    query.bind(action).bind(who).bind(reason).execute(connection).await?;
+    statement::run(connection, query.bind(action).bind(who).bind(reason)).await?;
     Ok(())
 }
 
 /// Waits for the try under way and keeps appenders out.
 async fn lock(connection: &mut PgConnection, consumer: &str, hold: i64) -> Result<bool, sqlx::Error> {
-    let locked = sqlx::query(include_str!("sql/release_lock.sql"))
-        .bind(consumer)
-        .bind(hold)
-        .fetch_optional(connection);
-    Ok(locked.await?.is_some())
+    let query = sqlx::query(include_str!("sql/release_lock.sql")).bind(consumer).bind(hold);
+    Ok(statement::optional(connection, query).await?.is_some())
 }

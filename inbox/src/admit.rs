@@ -8,6 +8,7 @@ use sqlx::{PgTransaction, Row};
 use uuid::Uuid;
 
 use crate::horizon::{Horizon, Refusal};
+use crate::statement::is_named;
 
 /// Whether this is the first copy of a message that a consumer admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,7 @@ pub async fn admit_within(
         .bind(consumer)
         .bind(message.id.as_uuid())
         .bind(made_at)
+        .persistent(is_named(tx))
         .fetch_one(&mut **tx)
         .await?;
     if row.try_get("too_old")? {
@@ -101,7 +103,8 @@ pub async fn admit_all(
             oldest = Some(oldest.map_or(made_at, |oldest: DateTime<Utc>| oldest.min(made_at)));
         }
     }
-    let floor: DateTime<Utc> = sqlx::query_scalar(include_str!("sql/floor.sql")).fetch_one(&mut **tx).await?;
+    let query = sqlx::query_scalar(include_str!("sql/floor.sql")).persistent(is_named(tx));
+    let floor: DateTime<Utc> = query.fetch_one(&mut **tx).await?;
     if oldest.is_some_and(|oldest| oldest < floor) {
         return Err(Refusal::TooOld.into());
     }
@@ -112,6 +115,7 @@ pub async fn admit_all(
     let first: Vec<Uuid> = sqlx::query_scalar(include_str!("sql/admit_all.sql"))
         .bind(consumer)
         .bind(ids)
+        .persistent(is_named(tx))
         .fetch_all(&mut **tx)
         .await?;
     let mut first: HashSet<Uuid> = first.into_iter().collect();

@@ -16,6 +16,7 @@ use crate::horizon::Refusal;
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::bounded;
+use crate::statement::is_named;
 use crate::stored::Body;
 
 /// Whether the lane may go on to its next delivery.
@@ -151,6 +152,7 @@ async fn once(
         .bind(made_at)
         .bind(message.key.as_deref())
         .bind(microseconds_since(received))
+        .persistent(is_named(&tx))
         .fetch_one(&mut *tx)
         .await?;
     if !row.try_get::<bool, _>("first")? {

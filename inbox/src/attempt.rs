@@ -12,6 +12,7 @@ use crate::handler::{Handle, HandlerError};
 use crate::measure::{FAILED, PANICKED, REJECTED, SWALLOWED, TIMED_OUT};
 use crate::outcome::{Blame, blame, is_aborted, of_sqlstate};
 use crate::report::{bounded, report, sqlstate};
+use crate::statement::{self, is_named};
 
 /// Why a try came to nothing.
 #[derive(Debug)]
@@ -123,7 +124,8 @@ fn failed(result: &'static str, error: &str) -> Broken {
 /// Whether the transaction is the one that admitted the message. The driver's commit would not tell (it answers `Ok` for
 /// an aborted one).
 async fn touch(tx: &mut PgTransaction<'_>, admitted: &Admitted) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(include_str!("sql/touch.sql")).bind(&admitted.transaction).fetch_one(&mut **tx).await
+    let query = sqlx::query_scalar(include_str!("sql/touch.sql")).bind(&admitted.transaction);
+    query.persistent(is_named(tx)).fetch_one(&mut **tx).await
 }
 
 /// A handler's error counts unless the database caused it: then the transaction's connection is lost too, or the error
@@ -162,7 +164,8 @@ pub(crate) async fn abandon(core: &Core, tx: PgTransaction<'static>, cut: Option
         // left to give.
         let ended = async {
             let mut other = PgConnection::connect_with(&core.pool.connect_options()).await?;
-            sqlx::query(include_str!("sql/terminate.sql")).bind(backend).execute(&mut other).await?;
+            let terminate = sqlx::query(include_str!("sql/terminate.sql")).bind(backend);
+            statement::run(&mut other, terminate).await?;
             other.close().await
         };
         if let Err(error) = ended.await {

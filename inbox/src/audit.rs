@@ -5,6 +5,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::statement;
+
 /// One decision.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -39,7 +41,7 @@ pub async fn audit(
     limit: i64,
 ) -> Result<Vec<AuditEntry>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/audit.sql")).bind(consumer).bind(limit);
-    query.fetch_all(connection).await?.iter().map(entry).collect()
+    statement::rows(connection, query).await?.iter().map(entry).collect()
 }
 
 fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {

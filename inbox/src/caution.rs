@@ -7,10 +7,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
+use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use crate::hold::milliseconds;
+use crate::statement;
 
 /// How often a process says that it lives.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -41,12 +42,11 @@ impl Caution {
 
     /// Says that this process lives; answers how many have died.
     pub(crate) async fn beat(&self, pool: &PgPool, consumer: &str) -> Result<i64, sqlx::Error> {
-        let dead: i64 = sqlx::query_scalar(include_str!("sql/heartbeat.sql"))
+        let query = sqlx::query(include_str!("sql/heartbeat.sql"))
             .bind(self.process)
             .bind(consumer)
-            .bind(milliseconds(EXPIRY))
-            .fetch_one(pool)
-            .await?;
+            .bind(milliseconds(EXPIRY));
+        let dead: i64 = statement::row(pool, query).await?.try_get(0)?;
         if dead > 0 {
             let until = Instant::now() + CAUTIOUS;
             *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
@@ -56,6 +56,6 @@ impl Caution {
 
     /// This process ends in good order.
     pub(crate) async fn end(&self, pool: &PgPool) -> Result<(), sqlx::Error> {
-        sqlx::query(include_str!("sql/goodbye.sql")).bind(self.process).execute(pool).await.map(drop)
+        statement::run(pool, sqlx::query(include_str!("sql/goodbye.sql")).bind(self.process)).await.map(drop)
     }
 }

@@ -8,6 +8,7 @@ use sqlx::{PgTransaction, Row};
 
 use crate::attempt::Setback;
 use crate::consumer::Core;
+use crate::statement::{self, is_named};
 use crate::stored::Body;
 
 /// How a message is held.
@@ -47,7 +48,7 @@ pub(crate) async fn hold(
             .bind(i32::try_from(hold.attempts).unwrap_or(i32::MAX))
             .bind(hold.delay.map(milliseconds))
             .bind(hold.error.to_owned());
-        let row = body.bind(query).bind(microseconds_since(received)).fetch_one(&core.pool).await?;
+        let row = statement::row(&core.pool, body.bind(query).bind(microseconds_since(received))).await?;
         if row.try_get("handled")? {
             return Ok(Found::Handled);
         }
@@ -78,6 +79,7 @@ pub(crate) async fn append(
         .bind(message.headers.to_json())
         .bind(message.payload.to_vec())
         .bind(microseconds_since(received))
+        .persistent(is_named(tx))
         .fetch_optional(&mut **tx)
         .await?;
     row.map(|row| Ok(if row.try_get("handled")? { Found::Handled } else { Found::Held })).transpose()

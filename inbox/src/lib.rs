@@ -26,6 +26,7 @@ mod prune;
 mod report;
 mod retry;
 mod run;
+mod statement;
 mod stored;
 
 pub use admit::{Admission, AdmitError, admit, admit_all, admit_within};

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::horizon::{Horizon, MARGIN, free_slots};
+use crate::statement;
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,15 +35,15 @@ const BATCH: i64 = 5_000;
 /// # Errors
 /// The database could not be reached, or its role may not truncate.
 pub async fn prune(pool: &PgPool) -> Result<Pruned, sqlx::Error> {
-    let row = sqlx::query(include_str!("sql/raise_floor.sql"))
+    let raise = sqlx::query(include_str!("sql/raise_floor.sql"))
         .bind(Horizon::default().seconds())
-        .bind(MARGIN.num_seconds())
-        .fetch_one(pool)
-        .await?;
+        .bind(MARGIN.num_seconds());
+    let row = statement::row(pool, raise).await?;
     let (floor, now): (DateTime<Utc>, DateTime<Utc>) = (row.try_get("floor")?, row.try_get("now")?);
     let mut pruned = Pruned::default();
     for slot in free_slots(floor, now) {
-        if !sqlx::query_scalar(sql(include_str!("sql/slot_in_use.sql"), slot)).fetch_one(pool).await? {
+        let in_use = sqlx::query(sql(include_str!("sql/slot_in_use.sql"), slot));
+        if !statement::row(pool, in_use).await?.try_get::<bool, _>(0)? {
             continue;
         }
         match truncate(pool, slot).await {
@@ -53,12 +54,8 @@ pub async fn prune(pool: &PgPool) -> Result<Pruned, sqlx::Error> {
     }
     for slot in UNDATED {
         loop {
-            let deleted = sqlx::query(sql(include_str!("sql/prune_slot.sql"), slot))
-                .bind(floor)
-                .bind(BATCH)
-                .execute(pool)
-                .await?
-                .rows_affected();
+            let delete = sqlx::query(sql(include_str!("sql/prune_slot.sql"), slot)).bind(floor).bind(BATCH);
+            let deleted = statement::run(pool, delete).await?;
             pruned.undated += deleted;
             if deleted < BATCH.unsigned_abs() {
                 break;
@@ -70,8 +67,8 @@ pub async fn prune(pool: &PgPool) -> Result<Pruned, sqlx::Error> {
 
 async fn truncate(pool: &PgPool, slot: i64) -> Result<(), sqlx::Error> {
     let mut tx = pool.begin_with("begin isolation level read committed").await?;
-    sqlx::query(include_str!("sql/lock_timeout.sql")).execute(&mut *tx).await?;
-    sqlx::query(sql(include_str!("sql/truncate_slot.sql"), slot)).execute(&mut *tx).await?;
+    sqlx::raw_sql(include_str!("sql/lock_timeout.sql")).execute(&mut *tx).await?;
+    sqlx::raw_sql(sql(include_str!("sql/truncate_slot.sql"), slot)).execute(&mut *tx).await?;
     tx.commit().await
 }
 

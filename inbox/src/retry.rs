@@ -14,6 +14,7 @@ use crate::consumer::{Core, IN_PLACE};
 use crate::hold::milliseconds;
 use crate::measure;
 use crate::patience::{self, Patience};
+use crate::statement::{self, is_named};
 use crate::stored::HeldMessage;
 
 /// A held key that this process may try, and its first message.
@@ -39,13 +40,12 @@ enum Step {
 
 /// Takes up to `limit` held keys that are due.
 pub(crate) async fn claim(core: &Core, limit: usize) -> Result<Vec<Claim>, sqlx::Error> {
-    let rows = sqlx::query(include_str!("sql/claim.sql"))
+    let query = sqlx::query(include_str!("sql/claim.sql"))
         .bind(&*core.name)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .bind(milliseconds(core.try_time()))
-        .bind(&core.kinds)
-        .fetch_all(&core.pool)
-        .await?;
+        .bind(&core.kinds);
+    let rows = statement::rows(&core.pool, query).await?;
     rows.iter().map(Claim::from_row).collect()
 }
 
@@ -142,6 +142,7 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
         .bind(first.arrival)
         .bind(message.id.as_uuid())
         .bind(made_at)
+        .persistent(is_named(&tx))
         .fetch_optional(&mut *tx)
         .await?;
     let Some(row) = row else {
@@ -166,6 +167,7 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
         .bind(claim.hold)
         .bind(first.arrival)
         .bind(milliseconds(core.try_time()))
+        .persistent(is_named(&tx))
         .fetch_optional(&mut *tx)
         .await?;
     let next = next.as_ref().map(Claim::from_row).transpose()?;
@@ -186,11 +188,11 @@ async fn release(core: &Core, hold: i64) -> bool {
         sqlx::query(include_str!("sql/release_lock.sql"))
             .bind(&*core.name)
             .bind(hold)
+            .persistent(false)
             .execute(&mut *tx)
             .await?;
-        let released =
-            sqlx::query(include_str!("sql/release.sql")).bind(&*core.name).bind(hold).execute(&mut *tx);
-        let released = released.await?.rows_affected() > 0;
+        let release = sqlx::query(include_str!("sql/release.sql")).bind(&*core.name).bind(hold);
+        let released = release.persistent(false).execute(&mut *tx).await?.rows_affected() > 0;
         tx.commit().await?;
         Ok::<bool, sqlx::Error>(released)
     };
@@ -241,18 +243,16 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
     };
     let mut patience = Patience::default();
     loop {
-        let postponed = sqlx::query(include_str!("sql/postpone.sql"))
+        let query = sqlx::query(include_str!("sql/postpone.sql"))
             .bind(&*core.name)
             .bind(claim.hold)
             .bind(attempts)
             .bind(kept)
             .bind(state)
             .bind(delay.map(milliseconds))
-            .bind(error)
-            .execute(&core.pool)
-            .await;
+            .bind(error);
         // If it cannot be written, the key is due when the time of this try has passed.
-        match postponed {
+        match statement::run(&core.pool, query).await {
             Ok(_) => return,
             Err(error) => {
                 if !patience.wait(core, &error.into()).await {

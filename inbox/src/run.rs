@@ -22,6 +22,7 @@ use crate::lanes::{Lane, Lanes};
 use crate::prune::prune;
 use crate::report::report;
 use crate::retry::{Claim, claim, drain};
+use crate::statement;
 
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 /// A broker that takes longer to hear that we are still at work will not be waited for.
@@ -49,11 +50,9 @@ impl Consumer {
         core.stop = stop.child_token();
         let mut connection = core.pool.acquire().await?;
         Schema::Inbox.check(&mut connection).await?;
-        sqlx::query(include_str!("sql/register.sql"))
-            .bind(&*core.name)
-            .bind(core.horizon.seconds())
-            .execute(&mut *connection)
-            .await?;
+        let register =
+            sqlx::query(include_str!("sql/register.sql")).bind(&*core.name).bind(core.horizon.seconds());
+        statement::run(&mut *connection, register).await?;
         drop(connection);
         beat(&core).await?;
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");

@@ -2,10 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use message::{Headers, Malformed, Message, MessageId};
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::Query;
-use sqlx::{Postgres, Row};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
+
+use crate::statement::PgQuery;
 
 /// A message that a consumer holds back.
 #[derive(Debug, Clone)]
@@ -47,11 +48,9 @@ pub(crate) enum Body<'m> {
     Malformed(&'m Malformed),
 }
 
-pub(crate) type PgQuery = Query<'static, Postgres, PgArguments>;
-
 impl Body<'_> {
     /// Binds id, correlation, causation, occurred at, source, topic, kind, key, headers, payload.
-    pub(crate) fn bind(self, query: PgQuery) -> PgQuery {
+    pub(crate) fn bind(self, query: PgQuery<'static>) -> PgQuery<'static> {
         match self {
             Body::Message(message) => query
                 .bind(*message.id.as_uuid())

@@ -183,7 +183,7 @@ async fn a_late_record_changes_nothing_of_a_shard_that_was_lost_and_all_of_the_o
     let seen = Seen { era: 1, snapshot: log.look("default").await.unwrap().snapshot, bound: 1 };
     let cursor = |shard| CursorRecord { shard, seen: seen.clone(), until: None, after: 0 };
     let record = Record { cursors: vec![cursor(0), cursor(1)], ..Record::default() };
-    assert_eq!(zombie.record(&mut log, record).await.unwrap(), [0]);
+    assert_eq!(log.record(&mut zombie, record).await.unwrap(), [0]);
     let bounds: Vec<i64> =
         sqlx::query_scalar("select seen_l from outbox.cursor order by shard").fetch_all(pool).await.unwrap();
     assert_eq!(bounds, [0, 1]);

@@ -46,7 +46,7 @@ pub enum LogError {
 #[derive(Debug)]
 pub struct LogConnection {
     connection: PoolConnection<Postgres>,
-    server: Option<Server>,
+    server: Option<Box<Server>>,
     /// Other server processes than one have answered.
     pooled: bool,
     flushed: i64,
@@ -67,7 +67,7 @@ const TRIES: usize = 8;
 
 impl Server {
     /// Whether a process that identifies itself was there when the server answered last.
-    fn knows(server: &mut Option<Server>, identity: &PgRow) -> Result<bool, sqlx::Error> {
+    fn knows(server: &mut Option<Box<Server>>, identity: &PgRow) -> Result<bool, sqlx::Error> {
         let (backend, life): (String, String) = (identity.try_get("backend")?, identity.try_get("life")?);
         let (began, at): (Option<i64>, i64) = (identity.try_get("began")?, identity.try_get("clock")?);
         let knows = server.as_ref().is_none_or(|known| {
@@ -75,7 +75,7 @@ impl Server {
             known.life == life && was_there
         });
         if knows {
-            *server = Some(Server { backend, life, at });
+            *server = Some(Box::new(Server { backend, life, at }));
         }
         Ok(knows)
     }

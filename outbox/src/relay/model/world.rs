@@ -13,6 +13,7 @@ use super::session::{Sent, Session};
 
 /// A process of the relay.
 #[derive(Clone, Debug, Hash)]
+#[expect(clippy::large_enum_variant, reason = "it stands behind an `Arc`")]
 pub(super) enum Life {
     /// Not started yet, or gone: stopped, or killed.
     Down,
@@ -36,6 +37,7 @@ pub(super) struct Left {
 
 /// Everything.
 #[derive(Clone, Debug, Hash)]
+#[expect(clippy::derived_hash_with_manual_eq, reason = "equal is what has the same digest")]
 pub(super) struct World {
     pub(super) database: Database,
     pub(super) processes: Vec<Arc<Life>>,
@@ -76,9 +78,10 @@ impl World {
             database.end(transaction, Stage::Committed);
         }
         let messages = bounds.scripts.iter().map(|script| script.len()).sum();
+        let down = Arc::new(Life::Down);
         World {
             database,
-            processes: vec![Arc::new(Life::Down); bounds.processes],
+            processes: vec![down; bounds.processes],
             late: Vec::new(),
             copies: vec![0; messages],
             left: Left {
