@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use message::SubscribeError;
-use outbox::Backoff;
 use outbox::log::{
     Cursor, CursorRecord, Lease, LogConnection, LogError, Move, Page, Progress, ReadSettings, Reader, Record,
     RecordCommand, Refusal, Share, Store,
 };
+use outbox::{Backoff, Upkeep};
 use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -61,6 +61,9 @@ impl Session {
 
     /// Works until it is told to stop, and not much longer, whether or not the database answers.
     pub(super) async fn run(self) {
+        let over = self.stop.child_token();
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(self.upkeep().run(over.clone()));
         let stopped_long_since = async {
             self.stop.cancelled().await;
             tokio::time::sleep(GOODBYE).await;
@@ -72,6 +75,14 @@ impl Session {
             }
         }
         self.shared.lock().desk.end();
+        over.cancel();
+        let _ = tokio::time::timeout(GOODBYE, upkeep.join_next()).await;
+    }
+
+    /// Nobody but the groups works at a broker's log.
+    fn upkeep(&self) -> Upkeep {
+        let Settings { retention, lease, .. } = self.settings;
+        Upkeep::new(self.pool.clone(), self.group.as_str(), retention, lease)
     }
 
     async fn work(&self) {

@@ -38,7 +38,7 @@ use super::session::Session;
 /// database fails, [`receive`](Subscriber::receive) answers `Unavailable` after each attempt to go on.
 ///
 /// The broker database needs the schema `outbox` (`outbox migrate --schema outbox` there), and the role what
-/// `outbox_relay` may do in it; the pool, three connections, and to be made with
+/// `outbox_relay` may do in it; the pool, four connections, and to be made with
 /// [`outbox::pool_options`].
 ///
 /// ```no_run
@@ -67,6 +67,7 @@ pub(super) struct Settings {
     pub(super) start: Start,
     pub(super) shards: i16,
     pub(super) lease: Duration,
+    pub(super) retention: Duration,
     pub(super) poll_ceiling: Duration,
     pub(super) record_interval: Duration,
     pub(super) redelivery_after: Duration,
@@ -123,6 +124,7 @@ impl PostgresSubscriber {
             start: Start::Beginning,
             shards: 16,
             lease: ms(10_000),
+            retention: ms(3 * 86_400_000),
             poll_ceiling: ms(100),
             record_interval: ms(100),
             redelivery_after: ms(1_000),
@@ -153,6 +155,13 @@ impl PostgresSubscriber {
     /// How long a subscriber may be silent before others take its shards: 10 seconds by default, at least 200 ms.
     pub fn with_lease(mut self, lease: Duration) -> Self {
         self.settings.lease = lease.max(Duration::from_millis(200));
+        self
+    }
+
+    /// How long messages stay in the log when every group has acknowledged them, at most until the log comes round to their
+    /// place ([`outbox::prune`]): 3 days by default. The longest of all groups counts.
+    pub fn with_retention(mut self, retention: Duration) -> Self {
+        self.settings.retention = retention;
         self
     }
 

@@ -135,3 +135,45 @@ async fn nothing_more_is_read_than_may_be_unanswered() {
     });
     assert_eq!(keys.len(), 30);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_every_group_has_acknowledged_leaves_the_log_and_nothing_else() {
+    let broker = postgres().await;
+    let subscriber = |group| broker.subscriber(group).with_retention(Duration::ZERO);
+    let (mut ahead, mut behind) = (subscriber("ahead"), subscriber("behind"));
+    broker.publish(&keyed(3, 1)).await;
+    acknowledge(receive_unanswered(&mut ahead, 3).await).await;
+    let last = receive_unanswered(&mut behind, 3).await.pop().expect("the last");
+    ahead.close().await;
+    // The log goes on in another leaf.
+    broker.execute("select setval('outbox.message_position_seq', 9 << 20)").await;
+    let emptied = || async { outbox::prune(&broker.pool).await.expect("it may").emptied };
+    assert!(emptied().await.is_empty());
+    last.acknowledge().await.expect("it is taken");
+    behind.close().await;
+    let mut ahead = subscriber("ahead");
+    let mut behind = subscriber("behind");
+    broker.publish(&keyed(1, 1)).await;
+    acknowledge(receive_unanswered(&mut behind, 3).await).await;
+    acknowledge(receive_unanswered(&mut ahead, 1).await).await;
+    behind.close().await;
+    ahead.close().await;
+    // Whoever begins next looks over the leaves.
+    let mut ahead = subscriber("ahead");
+    let left = async || {
+        let count: i64 =
+            sqlx::query_scalar("select count(*) from outbox.message").fetch_one(&broker.pool).await.unwrap();
+        count
+    };
+    let receiving = async {
+        let _ = ahead.receive(1).await;
+    };
+    let emptying = async {
+        let deadline = Instant::now() + PATIENCE;
+        while left().await > 1 {
+            assert!(Instant::now() < deadline, "the leaf is not emptied");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! { () = receiving => panic!("nothing more was published"), () = emptying => {} }
+}
