@@ -9,6 +9,7 @@ mod load;
 mod pages;
 mod place;
 mod polls;
+mod retention;
 mod server;
 
 use crate::exit::Failure;
@@ -24,6 +25,7 @@ pub(crate) enum Command {
     Held(held::Args),
     Idle(idle::Args),
     Isolation(isolation::Args),
+    Retention(retention::Args),
 }
 
 /// Runs the command.
@@ -36,6 +38,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Held(args) => held::run(args).await,
         Command::Idle(args) => idle::run(args).await,
         Command::Isolation(args) => isolation::run(args).await,
+        Command::Retention(args) => retention::run(args).await,
     }
 }
 
