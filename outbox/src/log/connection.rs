@@ -42,7 +42,7 @@ pub enum LogError {
 ///
 /// A pooler in transaction mode makes it several. Windows outlive the server process that took them, but not a crash of
 /// the server, which ends all its processes: so one that was there before vouches for them, and one that was not is asked
-/// again until another answers. Every statement here is one part and one round trip ([`statement`](crate::statement)).
+/// again until another answers. Every statement here is one part and one round trip.
 #[derive(Debug)]
 pub struct LogConnection {
     connection: PoolConnection<Postgres>,
