@@ -7,9 +7,10 @@ select * from (
         select position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, headers,
             payload
         from outbox.message_/*leaf*/
-        where position > $3 and position <= $4
-            and tx >= $1::text::xid8 and pg_visible_in_snapshot(tx, $2::text::pg_snapshot)
-            and (slot % $6) = any ($7)
+        where position > $3 and (position, 0) <= ($4, 0)
+            and coalesce(
+                tx >= $1::text::xid8 and pg_visible_in_snapshot(tx, $2::text::pg_snapshot) and (slot % $6) = any ($7), false
+            )
         order by position
         limit $5
     )
