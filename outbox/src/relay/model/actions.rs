@@ -77,6 +77,8 @@ impl Action {
                 Some(*process)
             }
             Action::Wake(process) | Action::TryHold(process, _) => Some(*process),
+            // It may have ended.
+            Action::Stop(process) | Action::Record(process, _) | Action::Renew(process) => Some(*process),
             _ => None,
         }
     }
@@ -236,7 +238,7 @@ impl Bounds {
             }
         }
         actions.push(Action::Renew(process));
-        if session.ending.is_some() && session.on_wire.is_empty() {
+        if session.may_leave(self.plant) {
             actions.push(Action::Leave(process));
         }
         if session.ending.is_none() && world.left.stops > 0 {

@@ -8,7 +8,9 @@ impl Session {
     /// The holds of which a message could be tried now, or which could be let go.
     pub(super) fn holds_at_rest(&self) -> impl Iterator<Item = i64> {
         let tried = |hold: &i64| self.on_wire.iter().any(|sent| sent.hold == Some(*hold));
-        self.held.keys().copied().filter(move |hold| self.ending.is_none() && !tried(hold))
+        // A session that ends begins no attempt, and lets go of what it is about to.
+        let begins = |hold: &i64| self.ending.is_none() || self.releasing.contains(hold);
+        self.held.keys().copied().filter(move |hold| begins(hold) && !tried(hold))
     }
 
     /// A held message is tried by itself (`begin_attempt.sql`), or the key is about to be let go, or is. Whether anything
@@ -30,6 +32,9 @@ impl Session {
             self.releasing.remove(&hold);
             self.held.remove(&hold);
             self.lanes.release(&name(key));
+            if self.ending.is_some() {
+                self.let_go_beyond_the_end(of_all);
+            }
             return true;
         }
         let on_the_way = self.copies.iter().any(|(of, _)| *of == hold) || self.lanes.has_copies(hold);

@@ -4,6 +4,7 @@ use stateright::Property;
 
 use super::actions::Bounds;
 use super::database::Database;
+use super::session::Session;
 use super::world::World;
 
 /// A law of the design (§6).
@@ -17,6 +18,8 @@ pub(super) enum Law {
     Order,
     /// A message is published once, and once more for each crash, lost lease or missing answer so far.
     BoundedDuplicates,
+    /// What a crash would repeat is counted, so that it can be bounded.
+    Counted,
     /// What was recorded is not published again: a cursor never goes back.
     RecordedIsDone,
     /// What is in a process's hands moves.
@@ -24,11 +27,12 @@ pub(super) enum Law {
 }
 
 impl Law {
-    pub(super) const ALL: [Law; 6] = [
+    pub(super) const ALL: [Law; 7] = [
         Law::NoPhantom,
         Law::NoLoss,
         Law::Order,
         Law::BoundedDuplicates,
+        Law::Counted,
         Law::RecordedIsDone,
         Law::NothingSticks,
     ];
@@ -39,6 +43,7 @@ impl Law {
             Law::NoLoss => "no loss",
             Law::Order => "first deliveries of a key in order of position",
             Law::BoundedDuplicates => "bounded duplicates",
+            Law::Counted => "what a crash would repeat is counted",
             Law::RecordedIsDone => "what was recorded is done",
             Law::NothingSticks => "nothing sticks",
         }
@@ -56,6 +61,9 @@ impl Law {
                 Law::BoundedDuplicates => |_: &Bounds, world: &World| {
                     world.copies.iter().all(|copies| u32::from(*copies) <= 1 + u32::from(world.faults))
                 },
+                Law::Counted => {
+                    |_: &Bounds, world: &World| world.sessions().all(|session| is_counted(world, session))
+                }
                 Law::RecordedIsDone => |_: &Bounds, world: &World| !world.broken(Law::RecordedIsDone),
                 Law::NothingSticks => {
                     |_: &Bounds, world: &World| world.sessions().all(|session| !session.is_stuck())
@@ -71,6 +79,18 @@ fn passed_is_safe(world: &World) -> bool {
     database.rows().iter().all(|row| {
         let cursor = &database.cursors[usize::from(row.key.unsigned_abs()) % database.cursors.len()];
         !Database::covers(&cursor.record, row) || world.is_safe(row.position)
+    })
+}
+
+/// What a session has passed in the shards that are its own, and not recorded, is what it counts.
+fn is_counted(world: &World, session: &Session) -> bool {
+    let database = &world.database;
+    session.epochs.keys().filter(|shard| session.owns(database, **shard)).all(|shard| {
+        let of_all = i16::try_from(database.cursors.len()).unwrap_or(1);
+        let rows = database.rows();
+        let passed =
+            rows.iter().filter(|row| row.key % of_all == *shard && session.passed.contains(&row.position));
+        passed.count() == session.unrecorded(*shard)
     })
 }
 

@@ -117,6 +117,23 @@ fn standing_by() -> Bounds {
     Bounds { processes: 3, stops: 1, shards: 2, ..written(vec![&[0], &[1]]) }
 }
 
+/// A process is told to stop while a key's second message waits for the first, and another key's is confirmed behind it.
+fn stopping() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[0, 0, 0, 1, 1]] } else { vec![&[0, 0, 1]] };
+    Bounds { processes: 2, stops: 1, page: 5, ..written(scripts) }
+}
+
+/// The same with what is confirmed in a later window, at a higher position or a lower one.
+fn stopping_in_two_windows() -> Bounds {
+    let stops = if large() { 2 } else { 1 };
+    Bounds { committed: 1, stops, page: 3, ..quiet(vec![&[0, 0], &[1]]) }
+}
+
+/// The same when a message is rejected, or not answered, before or after the stop.
+fn stopping_with_trouble() -> Bounds {
+    Bounds { stops: 1, page: 3, rejections: 1, unanswered: 1, ..written(vec![&[0, 0, 1]]) }
+}
+
 /// The broker will not take a message, and its key is held while more of it is written; the process dies.
 fn held() -> Bounds {
     let scripts: Vec<&[i16]> = if large() { vec![&[0], &[0], &[0]] } else { vec![&[0, 0], &[0]] };
@@ -148,10 +165,15 @@ fn hold(bounds: Bounds) {
     checker.assert_properties();
 }
 
-/// Looks until a law is broken.
+/// Looks until the law that the bug breaks is found broken.
 fn convict(plant: Plant, bounds: Bounds) {
     let bounds = Bounds { plant: Some(plant), ..bounds };
-    let checker = bounds.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let checker = bounds
+        .checker()
+        .threads(2)
+        .finish_when(HasDiscoveries::AllOf([plant.breaks().name()].into()))
+        .spawn_bfs()
+        .join();
     let found = checker.discoveries();
     println!("{plant:?}: {:?} after {} states", found.keys(), checker.unique_state_count());
     assert!(found.contains_key(plant.breaks().name()), "{plant:?} broke {:?}", found.keys());
@@ -190,6 +212,13 @@ fn a_batch_that_fails_in_part_is_overtaken_by_nothing() {
 fn processes_that_come_and_go_politely_publish_each_message_once() {
     hold(sharing());
     hold(standing_by());
+    hold(stopping());
+    hold(stopping_in_two_windows());
+}
+
+#[test]
+fn a_process_that_is_told_to_stop_sends_what_lies_before_what_it_has_sent() {
+    hold(stopping_with_trouble());
 }
 
 #[test]
@@ -216,6 +245,8 @@ fn every_planted_bug_breaks_its_law() {
         (Plant::RestForgotten, unanswered()),
         (Plant::SideBySide, Bounds { pipelining: Pipelining::Unlimited, ..unanswered() }),
         (Plant::LeaveWithoutRecord, sharing()),
+        (Plant::StopsAtOnce, stopping()),
+        (Plant::StopsAtOnce, stopping_in_two_windows()),
         (Plant::HoldOvertaken, held()),
         (Plant::HoldWithoutSuccessors, held()),
         (Plant::ReleasedTooEarly, held_while_written()),

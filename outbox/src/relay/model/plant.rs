@@ -31,6 +31,8 @@ pub(super) enum Plant {
     PassedWhenSent,
     /// A process hands over its shards without recording what it has published.
     LeaveWithoutRecord,
+    /// A process that is told to stop, or to share, sends nothing more, whatever was confirmed behind what was not sent.
+    StopsAtOnce,
     /// What comes after a held message of its key is sent.
     HoldOvertaken,
     /// A hold is recorded without what stood behind the message that failed.
@@ -58,7 +60,7 @@ impl Plant {
             Plant::ReadsRunning => Law::NoPhantom,
             Plant::RestForgotten => Law::NothingSticks,
             Plant::RecordWithoutEpoch => Law::RecordedIsDone,
-            Plant::LeaveWithoutRecord => Law::BoundedDuplicates,
+            Plant::LeaveWithoutRecord | Plant::StopsAtOnce => Law::BoundedDuplicates,
         }
     }
 }

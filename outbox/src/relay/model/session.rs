@@ -75,6 +75,10 @@ pub(super) struct Session {
     /// What the last look saw, as far as a planted bug goes by it.
     looked: i64,
     pub(super) ending: Option<Ended>,
+    /// The last message of each shard that was sent before, as (window, position): only what lies before it is still sent.
+    ends_at: BTreeMap<i16, (u64, i64)>,
+    /// Passed, and not recorded yet.
+    pub(super) passed: BTreeSet<i64>,
 }
 
 /// A message to be copied to the hold at a position.
@@ -117,6 +121,8 @@ impl Session {
             proven: 0,
             looked: -1,
             ending: None,
+            ends_at: BTreeMap::new(),
+            passed: BTreeSet::new(),
         }
     }
 
@@ -241,7 +247,7 @@ impl Session {
     }
 
     pub(super) fn may_send(&self) -> bool {
-        self.ending.is_none() && self.lanes.is_ready()
+        self.lanes.is_ready()
     }
 
     /// Puts on the wire what may be there now.
@@ -328,7 +334,7 @@ impl Session {
         }
     }
 
-    fn copies_from_lanes(&mut self, of_all: i16, plant: Option<Plant>) {
+    pub(super) fn copies_from_lanes(&mut self, of_all: i16, plant: Option<Plant>) {
         let releasing = &self.releasing;
         let taken = self.lanes.take_copies(|hold| !releasing.contains(&hold));
         for (hold, item) in taken {
@@ -343,11 +349,17 @@ impl Session {
         self.moved = true;
         if let Some(progress) = self.progress.get_mut(&(log.slot % of_all)) {
             progress.finish(window, log.position);
+            self.passed.insert(log.position);
         }
     }
 
+    /// Messages of a shard that it has passed, by its own count, and that its crash would repeat.
+    pub(super) fn unrecorded(&self, shard: i16) -> usize {
+        self.progress.get(&shard).map_or(0, Progress::unrecorded)
+    }
+
     pub(super) fn may_wake(&self) -> bool {
-        !self.resting.is_empty() && self.ending.is_none()
+        !self.resting.is_empty()
     }
 
     /// A rest is over.
@@ -387,29 +399,37 @@ impl Session {
             match database.record(record, *epoch, &holds, &copies, fenced) {
                 Recorded::Refused => return Some(Recorded::Refused),
                 Recorded::LeaseLost => lost.push(shard),
-                Recorded::Written => {}
+                Recorded::Written => {
+                    let cursor = &database.cursors[usize::try_from(shard).unwrap_or_default()].record;
+                    let rows = database.rows();
+                    let covered = rows.iter().filter(|row| Database::covers(cursor, row));
+                    covered.filter(|row| of_shard(row.key)).for_each(|row| {
+                        self.passed.remove(&row.position);
+                    });
+                }
             }
             written = Some(Recorded::Written);
         }
-        self.lose(&lost);
+        self.lose(&lost, of_all, plant);
         written
     }
 
     /// `renew.sql`, and what follows from it. Whether the session goes on as it was.
-    pub(super) fn renew(&mut self, database: &Database, process: Process) -> bool {
+    pub(super) fn renew(&mut self, database: &Database, process: Process, plant: Option<Plant>) -> bool {
+        let of_all = i16::try_from(database.cursors.len()).unwrap_or(1);
         let share = share(database, process);
         let lost = self.epochs.iter().filter(|(shard, epoch)| !share.owns(**shard, **epoch));
         let lost: Vec<i16> = lost.map(|(shard, _)| *shard).collect();
         let owned = self.epochs.len() - lost.len();
         let stays = lost.is_empty() && share.next(owned) == Move::Stay;
-        self.lose(&lost);
+        self.lose(&lost, of_all, plant);
         if !stays && self.ending.is_none() {
-            self.end(Ended::Shared);
+            self.end(Ended::Shared, of_all, plant);
         }
         stays
     }
 
-    fn lose(&mut self, shards: &[i16]) {
+    fn lose(&mut self, shards: &[i16], of_all: i16, plant: Option<Plant>) {
         if shards.is_empty() {
             return;
         }
@@ -417,17 +437,58 @@ impl Session {
             self.epochs.remove(shard);
             self.progress.remove(shard);
         }
-        if self.ending.is_none() {
-            self.end(Ended::Shared);
+        match self.ending {
+            None => self.end(Ended::Shared, of_all, plant),
+            Some(_) => {
+                self.ends_at.retain(|shard, _| !shards.contains(shard));
+                self.let_go_beyond_the_end(of_all);
+            }
         }
     }
 
-    /// Nothing more is read or sent.
-    pub(super) fn end(&mut self, ended: Ended) {
+    /// Nothing more is read, and nothing more is sent but what lies before something that was sent.
+    pub(super) fn end(&mut self, ended: Ended, of_all: i16, plant: Option<Plant>) {
         self.readings.clear();
         self.begun_at.clear();
         (self.bound, self.spent) = (None, false);
         self.ending = Some(ended);
+        let stranded = |(shard, progress): (&i16, &Progress)| Some((*shard, progress.stranded()?));
+        self.ends_at = self.progress.iter().filter_map(stranded).collect();
+        for Sent { item, .. } in self.on_wire.iter().filter(|sent| sent.hold.is_none()) {
+            let (shard, place) = (item.log.slot % of_all, (item.window, item.log.position));
+            if self.progress.contains_key(&shard) {
+                let last = self.ends_at.entry(shard).or_insert(place);
+                *last = place.max(*last);
+            }
+        }
+        if plant == Some(Plant::StopsAtOnce) {
+            self.ends_at.clear();
+        }
+        self.let_go_beyond_the_end(of_all);
+    }
+
+    /// Also when a key is let go: what was to be copied is to be sent then.
+    pub(super) fn let_go_beyond_the_end(&mut self, of_all: i16) {
+        let ends_at = &self.ends_at;
+        let wanted = |item: &Item| {
+            let last = ends_at.get(&(item.log.slot % of_all));
+            last.is_some_and(|last| (item.window, item.log.position) < *last)
+        };
+        self.lanes.retain(wanted);
+        self.resting.retain(|resting| match resting {
+            Resting::Alone(item) => wanted(item),
+            Resting::Lane(_) => true,
+        });
+    }
+
+    fn is_stranded(&self) -> bool {
+        self.progress.values().any(|progress| progress.stranded().is_some())
+    }
+
+    /// What is on the wire is answered, and nothing that was confirmed lies behind what was not sent.
+    pub(super) fn may_leave(&self, plant: Option<Plant>) -> bool {
+        let stranded = self.is_stranded() && plant != Some(Plant::StopsAtOnce);
+        self.ending.is_some() && self.on_wire.is_empty() && !stranded
     }
 
     /// Records and hands over. Whether the process stays in the relay.
@@ -463,7 +524,10 @@ impl Session {
     /// It has something in hand, and nothing that would ever move it.
     pub(super) fn is_stuck(&self) -> bool {
         let moves = self.lanes.is_ready() || !self.resting.is_empty() || !self.on_wire.is_empty();
-        self.ending.is_none() && self.lanes.len() > 0 && !moves && self.held.is_empty()
+        match self.ending {
+            None => self.lanes.len() > 0 && !moves && self.held.is_empty(),
+            Some(_) => self.is_stranded() && !moves && self.releasing.is_empty(),
+        }
     }
 }
 

@@ -89,7 +89,7 @@ impl Bounds {
             }
             Action::Stop(process) => {
                 world.left.stops -= 1;
-                world.with(process, |session, _| session.end(Ended::Stopped));
+                world.with(process, |session, _| session.end(Ended::Stopped, of_all, plant));
             }
             Action::Crash(process) => {
                 world.left.crashes -= 1;
@@ -137,6 +137,9 @@ impl Bounds {
 
     /// Puts on the wire what may be there; a prompt broker has taken and confirmed it before anything else happens.
     pub(super) fn send(&self, world: &mut World, process: Process) {
+        if let Some(session) = world.session(process).filter(|session| session.ending.is_some()) {
+            session.copies_from_lanes(self.shards, self.plant);
+        }
         while world.session(process).is_some_and(|session| session.may_send()) {
             world.with(process, |session, _| session.send(self.shards, self.plant));
             if !self.prompt {
@@ -219,7 +222,7 @@ impl Bounds {
             return true;
         }
         let revived = world.database.leases[process].replace(true) == Some(false);
-        let stays = world.with(process, |session, database| session.renew(database, process));
+        let stays = world.with(process, |session, database| session.renew(database, process, self.plant));
         revived || stays == Some(false)
     }
 }
