@@ -1,6 +1,6 @@
 //! The arrows between the rooms, and the SQL in them: what the design says of the whole and no room can hold by itself.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -79,6 +79,59 @@ fn each_file_of_sql_says_first_what_it_promises() {
             assert!(text.starts_with("-- "), "{}", file.display());
         }
     }
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The items of its lists, each on a line.
+fn items(page: &str) -> Vec<String> {
+    let mut items: Vec<String> = Vec::new();
+    for line in page.lines() {
+        match items.last_mut() {
+            Some(item) if line.starts_with("  ") => item.push_str(line),
+            _ => items.push(line.to_owned()),
+        }
+    }
+    items.retain(|item| item.starts_with("- ") || item.starts_with("| "));
+    items
+}
+
+/// Tests are named after the file in which they are: `file`: `test`, `test`; `crate` (`path`): `test`.
+#[test]
+fn every_test_that_the_guarantees_name_stands_where_they_say() {
+    let page = std::fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+    let mut found = 0;
+    for item in items(&page) {
+        for part in item.split([';', '|']) {
+            let names = quoted(part);
+            let Some((file, rest)) = names.split_first() else { continue };
+            let path = rest.first().filter(|path| path.contains('/'));
+            let tests: Vec<&&str> = rest.iter().filter(|name| name.matches('_').count() > 2).collect();
+            if tests.is_empty() {
+                continue;
+            }
+            let place = match path {
+                Some(path) => root().join(file).join(path),
+                None => root().join("tests/tests").join(format!("{file}.rs")),
+            };
+            // A file of tests may have a folder of its own.
+            let folder = place.with_extension("");
+            let mut files = if folder.is_dir() { files(&folder, ".rs") } else { Vec::new() };
+            files.extend(place.is_file().then_some(place));
+            let code: String = files
+                .iter()
+                .map(|file| std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{part}: {error}")))
+                .collect();
+            for test in tests {
+                assert!(code.contains(&format!("fn {test}(")), "{test} is not in {files:?}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 80, "only {found} tests are named: the page is not what it was");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
-mod sql {
+mod sql_enqueue {
     mod parity;
     mod writing;
 }
