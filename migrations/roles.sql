@@ -10,8 +10,9 @@
 --     grant outbox_owner to deploy;                                   -- whoever runs `outbox migrate` from now on
 --
 --     outbox_owner     owns both schemas and all in them; migrates
---     outbox_service   enqueues, in its own transactions
---     outbox_relay     reads the log, keeps its cursors and what it holds back, empties leaves that are done with
+--     outbox_service   enqueues, schedules and cancels, in its own transactions
+--     outbox_relay     reads the log, keeps its cursors and what it holds back, moves what is due into the log, empties
+--                      leaves that are done with
 --     outbox_consumer  records what it has handled, keeps what it holds back, forgets what lies past the horizon
 --     outbox_operator  sees what the monitor sees, and held messages whole; pauses and retires relays, redrives, skips, replays
 --     outbox_monitor   sees everything but payloads and headers
@@ -85,6 +86,8 @@ begin
     -- nor `enqueued_at`, and gets nothing back: the id is its own.
     grant insert (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
         on outbox.message to outbox_service;
+    grant insert (due_at, id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload),
+        select (id), delete on outbox.scheduled_message to outbox_service;
     grant execute on all functions in schema outbox to outbox_service;
 
     -- A relay changes no message. Positions come from a sequence, whose last value bounds what can be new. What it may
@@ -104,9 +107,15 @@ begin
     grant insert (who, action, relay, replay, position, message_id, reason) on outbox.audit to outbox_relay, outbox_operator;
     grant select on outbox.audit to outbox_operator, outbox_monitor;
     grant update (holder, expires_at) on outbox.upkeep to outbox_relay;
+    -- What is due it moves as it is. (To lock a row takes a right to update; of this column it is of no use.)
+    grant select, delete, update (number) on outbox.scheduled_message to outbox_relay;
+    grant insert (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+        on outbox.message to outbox_relay;
 
     grant select (tx, position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
         on outbox.message to outbox_operator, outbox_monitor;
+    grant select (due_at, number, id, correlation, causation, occurred_at, source, topic, kind, key)
+        on outbox.scheduled_message to outbox_operator, outbox_monitor;
     grant select (relay, position, held, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
         on outbox.held_message to outbox_monitor;
 

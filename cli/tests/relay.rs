@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::{outbox, run, until};
 use message::{Message, Subscriber};
+use sqlx::Executor;
 use tests::Database;
 
 /// A relay that is ended with the test.
@@ -344,4 +345,36 @@ async fn a_file_of_databases_is_relayed_within_a_budget_of_connections() {
     assert_eq!(relay.code(), Some(0));
     let both = run(&["relay", "--databases", &list, "--broker", &broker], &[("DATABASE_URL", one.url())]);
     both.failed(2, &["both given"]);
+}
+
+#[tokio::test]
+async fn what_is_scheduled_is_moved_into_the_log_once_however_often_the_process_is_killed() {
+    const ALL: usize = 20_000;
+    let database = Database::new("cli_schedule").await;
+    let insert = "insert into outbox.scheduled_message (due_at, id, correlation, occurred_at, source, topic, kind, payload)
+        select now() - interval '1 hour', id, id, now(), '/test', 'orders', 'order.placed', ''
+        from generate_series(1, 20000) n cross join lateral outbox.uuid_v7() id";
+    database.pool().execute(insert).await.unwrap();
+    let count = async |table: &str| -> usize {
+        let sql = sqlx::AssertSqlSafe(format!("select count(*) from outbox.{table}"));
+        let count: i64 = sqlx::query_scalar(sql).fetch_one(database.pool()).await.unwrap();
+        usize::try_from(count).unwrap()
+    };
+    let mut kills = 0;
+    while count("scheduled_message").await > 0 {
+        let before = count("message").await;
+        let relay = Relay::start(&database, &["--broker", "file:/dev/null", "--lease", "1s"]);
+        while count("message").await == before && count("scheduled_message").await > 0 {
+            tokio::task::yield_now().await;
+        }
+        relay.signal("KILL");
+        drop(relay);
+        kills += usize::from(count("scheduled_message").await > 0);
+    }
+    assert!(kills > 0, "it was never killed in the middle");
+    let different: i64 = sqlx::query_scalar("select count(distinct id) from outbox.message")
+        .fetch_one(database.pool())
+        .await
+        .unwrap();
+    assert_eq!((count("message").await, different), (ALL, ALL as i64));
 }

@@ -172,6 +172,22 @@ create table outbox.held_message (
 );
 create index held_message_held on outbox.held_message (relay, held, position);
 
+-- Messages that are not due yet, and nobody's to read until they are: then the upkeep moves them into the log, in the order
+-- of `due_at`, and of `number` for the same moment. The limits are the log's.
+create table outbox.scheduled_message (
+    due_at timestamptz not null,
+    number bigint not null generated always as identity,
+    like outbox.message including constraints,
+    primary key (due_at, number)
+);
+alter table outbox.scheduled_message
+    drop column tx, drop column position, drop column slot, drop column enqueued_at,
+    add constraint scheduled_message_due_at check (
+        due_at >= '1970-01-01 00:00:00+00' and due_at < '10000-01-01 00:00:00+00'
+    );
+-- Whoever gives one up knows its id.
+create index scheduled_message_id on outbox.scheduled_message (id);
+
 -- A replay: messages of the log that are published once more, because a person asked for it. It publishes what its columns
 -- ask for (null: anything) of what was committed when it began (`seen`), at positions above `after` and up to
 -- `to_position`; up to `after` it is done. As long as it is running, at work or not, the log keeps what is left of it.
@@ -241,6 +257,41 @@ as $$
         'hex')::uuid
 $$;
 
+-- What is wrong with a message: the field and its limit, never the value; null if nothing is.
+create function outbox.message_fault(
+    topic text, kind text, payload bytea, key text, headers jsonb, id uuid, source text, correlation uuid, causation uuid,
+    occurred_at timestamptz
+) returns text
+language sql immutable parallel safe set search_path = pg_catalog
+as $$
+    select case
+        when topic is null or octet_length(topic) > 200
+            or topic !~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'
+            then 'topic: words of A-Z a-z 0-9 _ - joined by dots, at most 200 bytes'
+        when kind is null or kind !~ '^[!-~]{1,200}$'
+            then 'kind: 1 to 200 printable ASCII characters without a space'
+        when payload is null then 'payload: must not be null (it may be empty)'
+        when octet_length(payload) > 983040 then 'payload: at most 983040 bytes'
+        when octet_length(key) not between 1 and 512 then 'key: 1 to 512 bytes'
+        when source !~ '^[!-~]{1,200}$'
+            then 'source: 1 to 200 printable ASCII characters without a space'
+        when id = '00000000-0000-0000-0000-000000000000' then 'id: must not be nil'
+        when correlation = '00000000-0000-0000-0000-000000000000' then 'correlation: must not be nil'
+        when causation = '00000000-0000-0000-0000-000000000000' then 'causation: must not be nil'
+        when occurred_at < '1970-01-01 00:00:00+00' or occurred_at >= '10000-01-01 00:00:00+00'
+            then 'occurred_at: between the years 1970 and 9999'
+        when jsonb_typeof(headers) <> 'object' then 'headers: a JSON object of strings'
+        when octet_length(headers::text) > 16384 then 'headers: at most 16384 bytes in all'
+        when jsonb_path_exists(headers, '$.keyvalue() ? (
+            !(@.key like_regex "^[a-z0-9][a-z0-9._-]{0,63}$") || @.key starts with "ce-" || @.key starts with "nats-"
+            || @.key starts with "webhook-" || @.key starts with "outbox-")')
+            then 'headers: a name has 1 to 64 of a-z 0-9 . _ - and no reserved prefix (ce- nats- webhook- outbox-)'
+        when jsonb_path_exists(headers, '$.keyvalue() ? (
+            @.value.type() != "string" || @.value like_regex "[\\x01-\\x1f\\x7f]")')
+            then 'headers: a value is a string without control characters'
+    end
+$$;
+
 -- Writes one message in the caller's transaction and answers its id. The contract of the Rust function `outbox::enqueue`
 -- for every other language: the same limits, checked before the insert, so that an error names the field and the limit
 -- and never the value. SQLSTATE 22023 for each. `lock_key` serialises the writers of a key that do not already lock a
@@ -262,32 +313,9 @@ language plpgsql volatile set search_path = pg_catalog
 as $$
 declare
     message_id uuid := coalesce(enqueue.id, outbox.uuid_v7());
-    fault text := case
-        when enqueue.topic is null or octet_length(enqueue.topic) > 200
-            or enqueue.topic !~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'
-            then 'topic: words of A-Z a-z 0-9 _ - joined by dots, at most 200 bytes'
-        when enqueue.kind is null or enqueue.kind !~ '^[!-~]{1,200}$'
-            then 'kind: 1 to 200 printable ASCII characters without a space'
-        when enqueue.payload is null then 'payload: must not be null (it may be empty)'
-        when octet_length(enqueue.payload) > 983040 then 'payload: at most 983040 bytes'
-        when octet_length(enqueue.key) not between 1 and 512 then 'key: 1 to 512 bytes'
-        when enqueue.source !~ '^[!-~]{1,200}$'
-            then 'source: 1 to 200 printable ASCII characters without a space'
-        when message_id = '00000000-0000-0000-0000-000000000000' then 'id: must not be nil'
-        when enqueue.correlation = '00000000-0000-0000-0000-000000000000' then 'correlation: must not be nil'
-        when enqueue.causation = '00000000-0000-0000-0000-000000000000' then 'causation: must not be nil'
-        when enqueue.occurred_at < '1970-01-01 00:00:00+00' or enqueue.occurred_at >= '10000-01-01 00:00:00+00'
-            then 'occurred_at: between the years 1970 and 9999'
-        when jsonb_typeof(enqueue.headers) <> 'object' then 'headers: a JSON object of strings'
-        when octet_length(enqueue.headers::text) > 16384 then 'headers: at most 16384 bytes in all'
-        when jsonb_path_exists(enqueue.headers, '$.keyvalue() ? (
-            !(@.key like_regex "^[a-z0-9][a-z0-9._-]{0,63}$") || @.key starts with "ce-" || @.key starts with "nats-"
-            || @.key starts with "webhook-" || @.key starts with "outbox-")')
-            then 'headers: a name has 1 to 64 of a-z 0-9 . _ - and no reserved prefix (ce- nats- webhook- outbox-)'
-        when jsonb_path_exists(enqueue.headers, '$.keyvalue() ? (
-            @.value.type() != "string" || @.value like_regex "[\\x01-\\x1f\\x7f]")')
-            then 'headers: a value is a string without control characters'
-    end;
+    fault text := outbox.message_fault(
+        enqueue.topic, enqueue.kind, enqueue.payload, enqueue.key, enqueue.headers, message_id, enqueue.source,
+        enqueue.correlation, enqueue.causation, enqueue.occurred_at);
 begin
     if fault is not null then
         raise exception using errcode = 'invalid_parameter_value', message = 'outbox.enqueue: ' || fault;
@@ -324,4 +352,79 @@ language sql volatile set search_path = pg_catalog
 as $$
     select outbox.enqueue(
         topic, kind, convert_to(payload, 'UTF8'), key, headers, id, source, correlation, causation, occurred_at, lock_key)
+$$;
+
+-- Schedules one message in the caller's transaction and answers its id: it enters the log when it is due, as if it were
+-- enqueued then, and happens then. Its id carries that moment, too (or now, if it has passed), unless one is given. As
+-- outbox.enqueue else.
+create function outbox.enqueue_at(
+    due_at timestamptz,
+    topic text,
+    kind text,
+    payload bytea,
+    key text default null,
+    headers jsonb default null,
+    id uuid default null,
+    source text default null,
+    correlation uuid default null,
+    causation uuid default null
+) returns uuid
+language plpgsql volatile set search_path = pg_catalog
+as $$
+declare
+    fault text := case
+        when enqueue_at.due_at is null or enqueue_at.due_at < '1970-01-01 00:00:00+00'
+            or enqueue_at.due_at >= '10000-01-01 00:00:00+00'
+            then 'due_at: between the years 1970 and 9999'
+    end;
+    message_id uuid := enqueue_at.id;
+begin
+    if fault is null then
+        message_id := coalesce(message_id, outbox.uuid_v7(greatest(enqueue_at.due_at, clock_timestamp())));
+        fault := outbox.message_fault(
+            enqueue_at.topic, enqueue_at.kind, enqueue_at.payload, enqueue_at.key, enqueue_at.headers, message_id,
+            enqueue_at.source, enqueue_at.correlation, enqueue_at.causation, enqueue_at.due_at);
+    end if;
+    if fault is not null then
+        raise exception using errcode = 'invalid_parameter_value', message = 'outbox.enqueue_at: ' || fault;
+    end if;
+    insert into outbox.scheduled_message (
+        due_at, id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+    values (
+        enqueue_at.due_at, message_id, coalesce(enqueue_at.correlation, message_id), enqueue_at.causation,
+        enqueue_at.due_at, coalesce(enqueue_at.source, (select origin.source from outbox.origin)),
+        enqueue_at.topic, enqueue_at.kind, enqueue_at.key, enqueue_at.headers, enqueue_at.payload
+    );
+    return message_id;
+end
+$$;
+
+-- The same for text.
+create function outbox.enqueue_at(
+    due_at timestamptz,
+    topic text,
+    kind text,
+    payload text,
+    key text default null,
+    headers jsonb default null,
+    id uuid default null,
+    source text default null,
+    correlation uuid default null,
+    causation uuid default null
+) returns uuid
+language sql volatile set search_path = pg_catalog
+as $$
+    select outbox.enqueue_at(
+        due_at, topic, kind, convert_to(payload, 'UTF8'), key, headers, id, source, correlation, causation)
+$$;
+
+-- Gives up a scheduled message in the caller's transaction. Whether it was still waiting; else it is in the log, or was
+-- never scheduled.
+create function outbox.cancel(id uuid) returns boolean
+language plpgsql volatile set search_path = pg_catalog
+as $$
+begin
+    delete from outbox.scheduled_message m where m.id = cancel.id;
+    return found;
+end
 $$;

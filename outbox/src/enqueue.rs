@@ -10,8 +10,9 @@ use crate::statement::is_named;
 const ENQUEUE: &str = include_str!("sql/enqueue.sql");
 const LOCK_KEYS: &str = include_str!("sql/lock_keys.sql");
 
-/// Why nothing was enqueued. After every error but [`Invalid`](EnqueueError::Invalid) and
-/// [`Encode`](EnqueueError::Encode), which are found before any SQL runs, the transaction can only be rolled back.
+/// Why nothing was enqueued. After every error but [`Invalid`](EnqueueError::Invalid),
+/// [`DueAt`](EnqueueError::DueAt) and [`Encode`](EnqueueError::Encode), which are found before any SQL runs, the transaction
+/// can only be rolled back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnqueueError {
@@ -23,6 +24,9 @@ pub enum EnqueueError {
         /// The field and its limit.
         fault: InvalidMessage,
     },
+    /// The caller's: a scheduled message is due when no calendar of ours holds it. The transaction is untouched.
+    #[error("due_at: between the years 1970 and 9999")]
+    DueAt,
     /// The caller's: the event does not serialise. The transaction is untouched.
     #[error("the event does not serialise as JSON")]
     Encode(#[source] serde_json::Error),
@@ -137,7 +141,7 @@ pub async fn lock_keys(tx: &mut PgTransaction<'_>, keys: &[&str]) -> Result<(), 
     Ok(())
 }
 
-fn validate(messages: &[Message]) -> Result<(), EnqueueError> {
+pub(crate) fn validate(messages: &[Message]) -> Result<(), EnqueueError> {
     messages.iter().enumerate().try_for_each(|(index, message)| {
         message.validate().map_err(|fault| EnqueueError::Invalid { index, fault })
     })
@@ -176,7 +180,7 @@ pub(crate) fn bind(mut arguments: PgArguments, messages: &[Message]) -> Result<P
     added.map(|()| arguments).map_err(sqlx::Error::Encode)
 }
 
-fn classify(error: sqlx::Error) -> EnqueueError {
+pub(crate) fn classify(error: sqlx::Error) -> EnqueueError {
     let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
     match code.as_str() {
         "25P02" => EnqueueError::Aborted,

@@ -9,6 +9,7 @@ mod enqueue;
 mod fleet;
 mod pool;
 mod relay;
+mod schedule;
 mod statement;
 mod upkeep;
 
@@ -21,4 +22,5 @@ pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys}
 pub use fleet::Fleet;
 pub use pool::pool_options;
 pub use relay::{Backoff, InvalidRoute, Pattern, Policies, Policy, Relay, RelayError, Routes, Settings};
+pub use schedule::{cancel, enqueue_all_at, enqueue_at};
 pub use upkeep::{Pruned, Upkeep, prune};

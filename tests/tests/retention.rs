@@ -256,7 +256,9 @@ async fn what_commits_while_the_janitor_waits_for_the_leaf_is_seen_and_kept() {
             // On a busy machine it may have waited and given up between two looks.
             while !given_up.load(Ordering::Relaxed)
                 && !sqlx::query_scalar::<_, bool>(waits).fetch_one(pool).await.unwrap()
-            {}
+            {
+                tokio::task::yield_now().await;
+            }
             outbox::commit(late).await.unwrap();
         };
         let pruned = tokio::join!(pruning, committing).0;

@@ -96,6 +96,7 @@ outbox_monitor: outbox.origin r
 outbox_monitor: outbox.process r
 outbox_monitor: outbox.relay r
 outbox_monitor: outbox.replay r
+outbox_monitor: outbox.scheduled_message r*
 outbox_monitor: outbox.schema_version r
 outbox_monitor: outbox.upkeep r
 outbox_operator: inbox u
@@ -121,6 +122,7 @@ outbox_operator: outbox.origin r
 outbox_operator: outbox.process r
 outbox_operator: outbox.relay rw*
 outbox_operator: outbox.replay arw*
+outbox_operator: outbox.scheduled_message r*
 outbox_operator: outbox.schema_version r
 outbox_operator: outbox.upkeep r
 outbox_relay: outbox u
@@ -129,19 +131,24 @@ outbox_relay: outbox.cluster r
 outbox_relay: outbox.cursor arw
 outbox_relay: outbox.held_key adrw
 outbox_relay: outbox.held_message adr
+outbox_relay: outbox.message a*r
 outbox_relay: outbox.message leaf Dr
-outbox_relay: outbox.message r
 outbox_relay: outbox.message_position_seq select
 outbox_relay: outbox.origin r
 outbox_relay: outbox.process adrw
 outbox_relay: outbox.relay arw*
 outbox_relay: outbox.replay r
+outbox_relay: outbox.scheduled_message drw*
 outbox_relay: outbox.schema_version r
 outbox_relay: outbox.upkeep rw*
 outbox_service: outbox u
+outbox_service: outbox.cancel() X
 outbox_service: outbox.enqueue() X
+outbox_service: outbox.enqueue_at() X
 outbox_service: outbox.message a*
+outbox_service: outbox.message_fault() X
 outbox_service: outbox.origin r
+outbox_service: outbox.scheduled_message a*dr*
 outbox_service: outbox.schema_version r
 outbox_service: outbox.uuid_v7() X
 ";
@@ -162,6 +169,10 @@ const WORK: [(&str, &[&str]); 6] = [
         "insert into outbox.message (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
          select outbox.uuid_v7(), outbox.uuid_v7(), null, now(), source, 't', 'k', null, null, '' from outbox.origin",
         "select max(version), max(serves) from outbox.schema_version",
+        "select outbox.cancel(outbox.enqueue_at(now(), 't', 'k', 'secret', key => 'k'))",
+        "insert into outbox.scheduled_message (due_at, id, correlation, causation, occurred_at, source, topic, kind, key,
+             headers, payload)
+         select now(), outbox.uuid_v7(), outbox.uuid_v7(), null, now(), source, 't', 'k', null, null, '' from outbox.origin",
     ]),
     ("outbox_relay", &[
         "select max(version), max(serves) from outbox.schema_version",
@@ -188,6 +199,10 @@ const WORK: [(&str, &[&str]); 6] = [
         "insert into outbox.audit (who, action, relay, position, message_id, reason)
          values ('relay r', 'skip', 'r', 1, gen_random_uuid(), 'rejected')",
         "delete from outbox.process",
+        "select due_at, number from outbox.scheduled_message limit 1 for update skip locked",
+        "with gone as (delete from outbox.scheduled_message returning *)
+         insert into outbox.message (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+         select id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload from gone",
         "truncate outbox.message_3",
     ]),
     ("outbox_consumer", &[
@@ -272,7 +287,7 @@ async fn each_role_can_do_its_work() {
 }
 
 /// Refusals that matter most, each by SQLSTATE: what the rights above rule out, said as an attack.
-const DENIED: [(&str, &str); 40] = [
+const DENIED: [(&str, &str); 43] = [
     ("outbox_service", "select payload from outbox.message"),
     (
         "outbox_service",
@@ -301,6 +316,9 @@ const DENIED: [(&str, &str); 40] = [
     ("outbox_service", "update outbox.origin set source = '/somebody-else'"),
     ("outbox_service", "select from outbox.cursor"),
     ("outbox_service", "select from inbox.message"),
+    ("outbox_service", "select payload from outbox.scheduled_message"),
+    ("outbox_service", "update outbox.scheduled_message set due_at = now()"),
+    ("outbox_relay", "update outbox.scheduled_message set payload = ''"),
     ("outbox_relay", "select outbox.enqueue('t', 'k', '')"),
     ("outbox_relay", "update outbox.message set payload = ''"),
     ("outbox_relay", "delete from outbox.message"),

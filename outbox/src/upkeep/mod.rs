@@ -17,6 +17,7 @@ use uuid::Uuid;
 pub(crate) use prune::pins;
 pub use prune::{Pruned, prune};
 
+use crate::schedule::Mover;
 use crate::statement;
 use prune::{summarize, sweep};
 
@@ -33,6 +34,8 @@ const IDLE_SWEEP: Duration = Duration::from_secs(60);
 const SUMMARY: Duration = Duration::from_secs(60);
 /// A sweep that took long, over leaves that are pinned, is not begun again before so many times as long.
 const SWEEP_SHARE: u32 = 20;
+/// The longest pause after a failure.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// Failures in a row after which somebody should know.
 const WORTH_A_WARNING: u32 = 3;
 
@@ -53,6 +56,7 @@ pub struct Upkeep {
     sweep_at: Instant,
     last_position: Option<i64>,
     summarized: Option<Instant>,
+    mover: Mover,
 }
 
 impl Upkeep {
@@ -73,6 +77,7 @@ impl Upkeep {
             sweep_at: now,
             last_position: None,
             summarized: None,
+            mover: Mover::new(),
         }
     }
 
@@ -95,7 +100,7 @@ impl Upkeep {
                     } else {
                         tracing::debug!(relay = self.relay, %error, "the upkeep of the log failed");
                     }
-                    self.try_at = Instant::now() + self.lease / 2;
+                    self.try_at = Instant::now() + (self.lease / 2).min(TRY_AGAIN);
                     self.sweep_at = self.sweep_at.max(self.try_at);
                     self.try_at
                 }
@@ -137,7 +142,10 @@ impl Upkeep {
         if self.sweep_at <= Instant::now() {
             self.sweep(&mut connection, stop).await?;
         }
-        Ok(self.try_at.min(self.sweep_at))
+        if self.mover.next_at() <= Instant::now() {
+            self.mover.move_due(&mut connection, self.holder).await?;
+        }
+        Ok(self.try_at.min(self.sweep_at).min(self.mover.next_at()))
     }
 
     /// Takes the lease if nobody has it, or renews it.
@@ -153,6 +161,7 @@ impl Upkeep {
         if held && !self.held {
             tracing::debug!(relay = self.relay, "this process has the upkeep of the log");
             self.sweep_at = Instant::now();
+            self.mover = Mover::new();
         }
         self.held = held;
         let ends_in: f64 = row.try_get::<Option<f64>, _>("ends_in")?.unwrap_or_default();

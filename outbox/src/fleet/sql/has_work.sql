@@ -1,6 +1,6 @@
 -- Whether a relay may have something to do, without joining it: it has no cursors yet, or one stands half way in a
--- window, or there is a message that none of them has seen, above the bound or by a transaction that was running then; or
--- a held key is due. $1 relay.
+-- window, or there is a message that none of them has seen, above the bound or by a transaction that was running then; a held
+-- key or a scheduled message is due. $1 relay.
 with place as (
     -- Snapshots have no equality; their texts have.
     select c.seen::text::pg_snapshot as seen, c.seen_l, bool_or(c.until is not null) as is_half_way
@@ -28,3 +28,4 @@ select not exists (select from place)
         select from outbox.held_key h
         where h.relay = $1 and h.state = 'retrying' and h.next_attempt_at <= clock_timestamp()
     )
+    or exists (select from outbox.scheduled_message m where m.due_at <= statement_timestamp())

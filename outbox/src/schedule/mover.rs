@@ -1,0 +1,85 @@
+//! Moves what is due into the log. The upkeep's holder does it, and what keeps it from being done twice is the database.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::log::preflight;
+use crate::statement::{self, fill, literal};
+
+const NEXT: &str = include_str!("sql/next.sql");
+const MOVE: &str = include_str!("sql/move.sql");
+
+/// How often it is looked whether something has been scheduled that is due before what was known.
+const LOOK: Duration = Duration::from_secs(2);
+/// Messages in one transaction.
+const BATCH: i64 = 1000;
+/// While somebody holds a snapshot, what was moved stays in the index as dead entries, and whoever looks for the first one
+/// that is alive walks over all of them. So it is looked above the time of the last that was moved, less this, ...
+const SLACK: TimeDelta = TimeDelta::seconds(5);
+/// ... and everywhere once in this time: a transaction that was open for long may have scheduled for a time that has passed.
+const FULL_LOOK: Duration = Duration::from_secs(10);
+
+/// Where the mover stands.
+#[derive(Debug)]
+pub(crate) struct Mover {
+    /// What is due up to here has been moved, but for what came late.
+    moved_to: Option<DateTime<Utc>>,
+    looked_everywhere: Option<Instant>,
+    next_at: Instant,
+    /// The log may be written to: it was not restored into another cluster, for instance.
+    is_safe: bool,
+}
+
+impl Mover {
+    pub(crate) fn new() -> Self {
+        Mover { moved_to: None, looked_everywhere: None, next_at: Instant::now(), is_safe: false }
+    }
+
+    /// When there is something to look at or to move.
+    pub(crate) fn next_at(&self) -> Instant {
+        self.next_at
+    }
+
+    /// Moves one batch of what is due, if anything is, for the process that has the upkeep.
+    pub(crate) async fn move_due(
+        &mut self,
+        connection: &mut PgConnection,
+        holder: Uuid,
+    ) -> Result<(), sqlx::Error> {
+        if self.looked_everywhere.is_none_or(|at| at.elapsed() >= FULL_LOOK) {
+            (self.moved_to, self.looked_everywhere) = (None, Some(Instant::now()));
+        }
+        let above = self.moved_to.map_or(DateTime::UNIX_EPOCH - SLACK, |moved_to| moved_to - SLACK);
+        let next = fill(NEXT, &[literal(&above.to_rfc3339())]);
+        let row = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).fetch_one(&mut *connection).await?;
+        let due_in: Option<f64> = row.try_get("due_in")?;
+        if due_in.is_none_or(|due_in| due_in > 0.0) {
+            let due_in = due_in.and_then(|due_in| Duration::try_from_secs_f64(due_in).ok());
+            self.next_at = Instant::now() + due_in.unwrap_or(LOOK).min(LOOK);
+            return Ok(());
+        }
+        if !self.is_safe {
+            if let Err(error) = preflight(&mut *connection).await {
+                tracing::debug!(%error, "scheduled messages are not moved into this log");
+                self.next_at = Instant::now() + LOOK;
+                return Ok(());
+            }
+            self.is_safe = true;
+        }
+        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(BATCH);
+        let row = statement::row(connection, query).await?;
+        let moved: i64 = row.try_get("moved")?;
+        if moved > 0 {
+            metrics::counter!("outbox_scheduled_messages_moved_total").increment(moved.unsigned_abs());
+            self.moved_to = row.try_get("last_due")?;
+        }
+        // What was due and is not moved is being given up, or the upkeep is another's.
+        self.next_at = Instant::now() + if moved > 0 { Duration::ZERO } else { LOOK };
+        Ok(())
+    }
+}

@@ -1,0 +1,9 @@
+-- In how many seconds the next scheduled message is due, of those due after $1 (a literal); null if there is none. One
+-- entry of an index, however many wait.
+select (
+    select extract(epoch from m.due_at - clock_timestamp())::float8
+    from outbox.scheduled_message m
+    where m.due_at > $1::timestamptz
+    order by m.due_at
+    limit 1
+) as due_in
