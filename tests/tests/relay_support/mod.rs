@@ -77,6 +77,12 @@ pub(crate) fn firsts(numbers: &[usize]) -> Vec<usize> {
     firsts
 }
 
+/// Waits until so many messages are published.
+pub(crate) async fn until_published(broker: &Broker, count: usize) {
+    let arrived = tokio::time::timeout(PATIENCE, broker.wait_for_published(count)).await;
+    assert!(arrived.is_ok(), "{} of {count} messages came", broker.published().len());
+}
+
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !holds().await {
