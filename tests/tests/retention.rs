@@ -254,11 +254,8 @@ async fn what_commits_while_the_janitor_waits_for_the_leaf_is_seen_and_kept() {
         };
         let committing = async {
             // On a busy machine it may have waited and given up between two looks.
-            while !given_up.load(Ordering::Relaxed)
-                && !sqlx::query_scalar::<_, bool>(waits).fetch_one(pool).await.unwrap()
-            {
-                tokio::task::yield_now().await;
-            }
+            let waits = || sqlx::query_scalar::<_, bool>(waits).fetch_one(pool);
+            while !waits().await.unwrap() && !given_up.load(Ordering::Relaxed) {}
             outbox::commit(late).await.unwrap();
         };
         let pruned = tokio::join!(pruning, committing).0;
