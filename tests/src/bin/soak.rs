@@ -10,9 +10,13 @@ mod soak;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+
+/// Of every disturbance, with several relays: a fifth of what an idle machine manages.
+const EACH_A_MINUTE: f64 = 4.0;
 
 /// Kill the relay under load, again and again, and judge what came out
 #[derive(Debug, Parser)]
@@ -24,9 +28,16 @@ struct Arguments {
     /// Of everything that is left to chance
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Kills that must each find a backlog
-    #[arg(long, default_value_t = 24)]
-    kills: u64,
+    /// Kills that must each find a backlog [default: 24]; with several relays as many starts, polite stops, freezes that
+    /// outlive the lease and takeovers as well [default: 4 a minute]
+    #[arg(long)]
+    kills: Option<u64>,
+    /// Processes of the relay; several are started, stopped, killed and frozen at random all the while
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    relays: u8,
+    /// With several relays: for so long, instead of for a number of messages
+    #[arg(long, conflicts_with = "messages")]
+    minutes: Option<f64>,
     /// Instead of the shipped relay, a naive one with this bug: is it caught?
     #[arg(long)]
     plant: Option<soak::Plant>,
@@ -59,8 +70,12 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
         soak::naive::run(plant, &std::env::var("DATABASE_URL")?, &file).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Arguments { messages, seed, kills, plant, child: _ } = arguments;
-    let verdict = soak::run(&soak::Settings { messages, seed, kills, plant }).await?;
+    let Arguments { messages, seed, kills, relays, minutes, plant, child: _ } = arguments;
+    let lasts = minutes.map(|minutes| Duration::try_from_secs_f64(minutes * 60.0)).transpose()?;
+    let each_minute = |minutes: f64| (minutes * EACH_A_MINUTE).ceil().max(1.0) as u64;
+    let kills = kills.unwrap_or(if relays == 1 { 24 } else { each_minute(minutes.unwrap_or_default()) });
+    let settings = soak::Settings { messages, lasts, seed, kills, relays: relays.into(), plant };
+    let verdict = soak::run(&settings).await?;
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&verdict)?)?;
     Ok(verdict.exit_code())
 }

@@ -24,7 +24,8 @@ pub(super) struct Cluster {
 impl Cluster {
     /// On the server that `DATABASE_URL` names, or on one of our own. `alone`: always on one of our own, because what
     /// others do in the same cluster changes what a snapshot holds, and with it whether a planted bug shows.
-    pub(super) async fn start(alone: bool) -> Result<Cluster> {
+    /// `shared`: with what is written down of several processes.
+    pub(super) async fn start(alone: bool, shared: bool) -> Result<Cluster> {
         let server = match Postgres::given().filter(|_| !alone) {
             Some(given) => given,
             // Without the disk a commit takes a moment; the order of commits is the same.
@@ -43,12 +44,15 @@ impl Cluster {
         let pool = |name: &str, connections| {
             outbox::pool_options().max_connections(connections).connect_lazy(&server.url(name))
         };
-        let producer = pool(&names[0], WRITERS + 2)?;
+        let producer = pool(&names[0], WRITERS + 4)?;
         let consumer = pool(&names[1], 3)?;
         let elsewhere = pool(&names[2], 1)?;
         Schema::Outbox.migrate(&mut *producer.acquire().await?).await?;
         Schema::Inbox.migrate(&mut *consumer.acquire().await?).await?;
         producer.execute(include_str!("sql/schema.sql")).await?;
+        if shared {
+            producer.execute(include_str!("sql/sharing_schema.sql")).await?;
+        }
         consumer.execute(include_str!("sql/consumer_schema.sql")).await?;
         Ok(Cluster { producer, consumer, version, elsewhere, names, server })
     }

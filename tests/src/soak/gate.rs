@@ -1,4 +1,5 @@
-//! How far the writers may run ahead of the kills: there must be a backlog whenever the relay is killed.
+//! How far the writers may run ahead: there must be a backlog whenever the relay is killed, and not one that grows for
+//! ever.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -28,6 +29,15 @@ impl Gate {
     /// Lets `more` messages through, from now on.
     pub(super) fn open(&self, more: u64) {
         self.allowed.send_modify(|allowed| allowed.messages = allowed.messages.max(self.committed()) + more);
+    }
+
+    /// Lets messages through until that many have committed, if it was less before.
+    pub(super) fn reach(&self, messages: u64) {
+        self.allowed.send_if_modified(|allowed| {
+            let more = messages > allowed.messages && !allowed.last;
+            allowed.messages = if more { messages } else { allowed.messages };
+            more
+        });
     }
 
     /// The work is done when `total` messages have committed.

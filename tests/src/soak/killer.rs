@@ -68,14 +68,20 @@ impl Killer<'_> {
 
     /// The messages on the wire when all that a dead relay has written is read.
     async fn delivered_by_the_dead(&self) -> Result<u64> {
-        let written = self.file.metadata().map_or(0, |metadata| metadata.len());
-        let started = Instant::now();
-        while self.wire.bytes() < written {
-            ensure!(started.elapsed() < PATIENCE, "the consumer has stopped");
-            tokio::time::sleep(BETWEEN_LOOKS).await;
-        }
+        read_to_the_end(self.file, &self.wire).await?;
         Ok(self.wire.ledger().distinct())
     }
+}
+
+/// Waits until all that the file holds now is in the ledger.
+pub(super) async fn read_to_the_end(file: &Path, wire: &Wire) -> Result<()> {
+    let written = file.metadata().map_or(0, |metadata| metadata.len());
+    let started = Instant::now();
+    while wire.bytes() < written {
+        ensure!(started.elapsed() < PATIENCE, "the consumer has stopped");
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    Ok(())
 }
 
 async fn committed(producer: &PgPool) -> Result<u64> {

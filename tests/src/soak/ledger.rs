@@ -31,6 +31,10 @@ pub(super) enum Violation {
     Stalled,
     /// The effect of a message did not happen, or happened more than once.
     Effect,
+    /// A shard was nobody's for longer than it takes to notice that its process is dead, and to take it.
+    Unowned,
+    /// A message was published again for no reason that may make copies, or one reason made too many.
+    Duplicates,
 }
 
 /// What was on the wire, in its order.
@@ -49,6 +53,11 @@ impl Ledger {
             self.firsts.push((id, fact));
         }
         *copies == 1
+    }
+
+    /// Whether a message was read from the wire.
+    pub(super) fn has(&self, id: Uuid) -> bool {
+        self.copies.contains_key(&id)
     }
 
     /// Different messages read from the wire.

@@ -31,35 +31,75 @@ struct Read {
     message: Message,
 }
 
+impl Read {
+    fn outgoing(self) -> Outgoing {
+        Outgoing { destination: "soak".into(), message: Arc::new(self.message) }
+    }
+}
+
 /// Runs until it is killed.
 pub(crate) async fn run(plant: Plant, database: &str, file: &Path) -> Result<()> {
+    match plant {
+        Plant::UnfencedRecord | Plant::NoTakeover | Plant::FencedRecord => {
+            super::naive_team::run(plant, database, file).await
+        }
+        Plant::ParallelClaims => in_parallel(database, file).await,
+        _ => alone(plant, database, file).await,
+    }
+}
+
+async fn alone(plant: Plant, database: &str, file: &Path) -> Result<()> {
     let mut connection = PgConnection::connect(database).await?;
     let publisher = FilePublisher::new(file).without_sync();
     let row = sqlx::query(include_str!("sql/naive_cursor.sql")).fetch_one(&mut connection).await?;
-    let mut cursor = Cursor {
-        seen: row.try_get("seen")?,
-        bound: row.try_get("bound")?,
-        tx: row.try_get("tx")?,
-        position: row.try_get("position")?,
-    };
+    let mut cursor = cursor(&row)?;
     loop {
         let (read, next) = match plant {
             Plant::PositionCursor | Plant::XidHorizon => in_line(plant, &mut connection, &cursor).await?,
             _ => between_snapshots(plant, &mut connection, &cursor).await?,
         };
-        let batch: Vec<Outgoing> = read
-            .into_iter()
-            .map(|read| Outgoing { destination: "soak".into(), message: Arc::new(read.message) })
-            .collect();
-        for outcome in publish_all(&publisher, &batch).await {
-            outcome.context("the file takes everything")?;
-        }
-        if !batch.is_empty() {
+        if publish(&publisher, read).await? {
             record(&mut connection, &next).await?;
         }
         cursor = next;
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// One of several that share a cursor: it claims what is new by moving the cursor past it, and publishes it then. Others
+/// claim and publish what follows meanwhile.
+async fn in_parallel(database: &str, file: &Path) -> Result<()> {
+    let mut claims = PgConnection::connect(database).await?;
+    let mut connection = PgConnection::connect(database).await?;
+    let publisher = FilePublisher::new(file).without_sync();
+    loop {
+        let mut claim = claims.begin().await?;
+        let row = sqlx::query(include_str!("sql/naive_lock_cursor.sql")).fetch_one(&mut *claim).await?;
+        // Beside the claim's transaction, which proves no bound while it is open.
+        let (read, next) = between_snapshots(Plant::ParallelClaims, &mut connection, &cursor(&row)?).await?;
+        record(&mut claim, &next).await?;
+        claim.commit().await?;
+        publish(&publisher, read).await?;
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn cursor(row: &PgRow) -> Result<Cursor> {
+    Ok(Cursor {
+        seen: row.try_get("seen")?,
+        bound: row.try_get("bound")?,
+        tx: row.try_get("tx")?,
+        position: row.try_get("position")?,
+    })
+}
+
+/// Whether there was something to publish.
+async fn publish(publisher: &FilePublisher, read: Vec<Read>) -> Result<bool> {
+    let batch: Vec<Outgoing> = read.into_iter().map(Read::outgoing).collect();
+    for outcome in publish_all(publisher, &batch).await {
+        outcome.context("the file takes everything")?;
+    }
+    Ok(!batch.is_empty())
 }
 
 /// A cursor that is a place in an order, and what lies beyond it.
@@ -87,13 +127,10 @@ async fn between_snapshots(
     connection: &mut PgConnection,
     cursor: &Cursor,
 ) -> Result<(Vec<Read>, Cursor)> {
-    let bound: i64 =
-        sqlx::query_scalar(include_str!("sql/naive_bound.sql")).fetch_one(&mut *connection).await?;
-    if plant != Plant::BoundAtSnapshot {
-        sqlx::query(include_str!("sql/take_id.sql")).execute(&mut *connection).await?;
-    }
-    let until: String =
-        sqlx::query_scalar(include_str!("sql/naive_snapshot.sql")).fetch_one(&mut *connection).await?;
+    let (bound, until) = match plant {
+        Plant::BoundAtSnapshot => (bound(connection).await?, snapshot(connection).await?),
+        _ => proven_snapshot(connection).await?,
+    };
     let rows = sqlx::query(include_str!("sql/naive_window.sql"))
         .bind(&cursor.seen)
         .bind(&until)
@@ -110,6 +147,21 @@ async fn between_snapshots(
     Ok((read, Cursor { seen: until, bound, tx: cursor.tx.clone(), position: cursor.position }))
 }
 
+/// A lower bound of what is not visible in a snapshot, and the snapshot.
+pub(super) async fn proven_snapshot(connection: &mut PgConnection) -> Result<(i64, String)> {
+    let bound = bound(connection).await?;
+    sqlx::query(include_str!("sql/take_id.sql")).execute(&mut *connection).await?;
+    Ok((bound, snapshot(connection).await?))
+}
+
+async fn bound(connection: &mut PgConnection) -> Result<i64> {
+    Ok(sqlx::query_scalar(include_str!("sql/naive_bound.sql")).fetch_one(connection).await?)
+}
+
+async fn snapshot(connection: &mut PgConnection) -> Result<String> {
+    Ok(sqlx::query_scalar(include_str!("sql/naive_snapshot.sql")).fetch_one(connection).await?)
+}
+
 async fn record(connection: &mut PgConnection, cursor: &Cursor) -> Result<()> {
     sqlx::query(include_str!("sql/naive_record.sql"))
         .bind(&cursor.seen)
@@ -119,6 +171,11 @@ async fn record(connection: &mut PgConnection, cursor: &Cursor) -> Result<()> {
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// A message that was read, to be published.
+pub(super) fn outgoing(row: &PgRow) -> Result<Outgoing> {
+    Ok(decode(row)?.outgoing())
 }
 
 fn decode(row: &PgRow) -> Result<Read> {

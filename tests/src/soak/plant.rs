@@ -19,16 +19,42 @@ pub(crate) enum Plant {
     OrderByTx,
     /// None of the bugs, in the naive relay: the control, without which the others would prove nothing.
     Control,
+    /// Of several processes: each publishes everything, whoever else does.
+    NoShards,
+    /// Of several processes: each claims the next window for itself and publishes it, without waiting for the last one.
+    ParallelClaims,
+    /// Of several processes that take turns with shards: a process that was frozen still counts what it has published as
+    /// progress of a window that is no longer its own.
+    UnfencedRecord,
+    /// Of such processes: a shard of one that stands still is never taken over.
+    NoTakeover,
+    /// The same without either bug: their control.
+    FencedRecord,
 }
 
 impl Plant {
-    /// The violation it must be convicted of; none for the control.
+    /// The violation it must be convicted of; none for a control.
     pub(super) fn expected(self) -> Option<Violation> {
         match self {
-            Plant::PositionCursor | Plant::BoundAtSnapshot | Plant::TxAfterPosition => Some(Violation::Lost),
-            Plant::XidHorizon | Plant::OrderByTx => Some(Violation::Inversion),
-            Plant::Control => None,
+            Plant::PositionCursor
+            | Plant::BoundAtSnapshot
+            | Plant::TxAfterPosition
+            | Plant::UnfencedRecord => Some(Violation::Lost),
+            Plant::XidHorizon | Plant::OrderByTx | Plant::ParallelClaims => Some(Violation::Inversion),
+            Plant::NoTakeover => Some(Violation::Unowned),
+            Plant::NoShards => Some(Violation::Duplicates),
+            Plant::Control | Plant::FencedRecord => None,
         }
+    }
+
+    /// Whether it takes several processes to have the bug.
+    pub(super) fn is_of_several(self) -> bool {
+        self.is_frozen() || matches!(self, Plant::NoShards | Plant::ParallelClaims)
+    }
+
+    /// Whether it shows only when a process stands still for a while.
+    pub(super) fn is_frozen(self) -> bool {
+        matches!(self, Plant::UnfencedRecord | Plant::NoTakeover | Plant::FencedRecord)
     }
 
     /// As the command line says it.

@@ -1,27 +1,43 @@
-//! The relay under test as a process: the shipped binary, or our own with a bug in it.
+//! The relay under test as processes: of the shipped binary, or of our own with a bug in it.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use servers::process::{Process, Signal};
+use servers::process::{NotReady, Process, Signal};
 
 use super::Plant;
 
-/// How long a relay may be silent before its shards are free: what every kill costs.
+/// How long a relay that has one process may be silent before its shards are free: what every kill costs.
 const LEASE: &str = "1s";
 
-/// A relay, which can be killed and started again.
+/// The same where several share the machine: one that is only slow should not be thought dead.
+pub(super) const SHARED_LEASE: Duration = Duration::from_secs(2);
+/// What a process of several may have on the wire and not recorded: what each of its losses may repeat.
+pub(super) const SHARED_UNRECORDED: u64 = 1000;
+
+/// How long a file may be another's before somebody must be holding it: a write and its sync are over sooner.
+const A_WRITE: Duration = Duration::from_millis(300);
+/// How often a process is frozen anew because it held the file.
+const FREEZES: u32 = 5;
+
+/// A process of the relay, which can be killed and started again.
 pub(super) struct Relay {
     process: Process,
     command: Command,
 }
 
 impl Relay {
-    /// Starts what [`program`] answered, for that database.
-    pub(super) fn start(mut program: Command, database: &str) -> Result<Relay> {
+    /// Starts what [`program`] answered, so often, for that database.
+    pub(super) fn start_all(program: &Command, processes: usize, database: &str) -> Result<Vec<Relay>> {
+        (0..processes).map(|_| Relay::start(copy(program), database)).collect()
+    }
+
+    fn start(mut program: Command, database: &str) -> Result<Relay> {
         // Not in the arguments, which every process of the machine can read.
         program.env("DATABASE_URL", database);
         let process = Process::new("outbox-soak-relay", Signal::Terminate)?;
@@ -40,9 +56,49 @@ impl Relay {
         self.process.kill();
     }
 
-    /// Asks it to end and waits.
-    pub(super) fn stop(&mut self) {
-        self.process.stop();
+    /// Asks it to end (SIGTERM); [`has_stopped`](Self::has_stopped) tells when it has.
+    pub(super) fn ask_to_stop(&self) {
+        self.process.signal(Signal::Terminate);
+    }
+
+    /// Whether it has ended, as it was asked to. An error if it says that it failed.
+    pub(super) fn has_stopped(&mut self) -> Result<bool> {
+        match self.process.ready(Duration::ZERO, || true) {
+            Ok(()) => Ok(false),
+            Err(NotReady::Ended { status, .. }) if status.success() => Ok(true),
+            Err(error) => Err(anyhow::anyhow!(error).context("a relay that was asked to stop has failed")),
+        }
+    }
+
+    /// Asks all of them to end and waits.
+    pub(super) fn stop_all(relays: &mut [Relay]) {
+        relays.iter().for_each(Relay::ask_to_stop);
+        relays.iter_mut().for_each(|relay| relay.process.stop());
+    }
+
+    /// Makes it stand still (SIGSTOP), though not while it has the file locked: the file is the broker of all processes, and
+    /// that it is down is another matter. A process that waits for the lock, and writes when it wakes, is as much a zombie.
+    /// Whether it stands still.
+    pub(super) fn freeze(&self, file: &Path) -> Result<bool> {
+        for _ in 0..FREEZES {
+            self.process.signal(Signal::Pause);
+            if is_free(file)? {
+                return Ok(true);
+            }
+            self.thaw();
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        Ok(false)
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub(super) fn thaw(&self) {
+        self.process.signal(Signal::Resume);
+    }
+
+    /// As the database knows it; nothing, if it does not run.
+    pub(super) fn label(&self) -> Option<String> {
+        self.process.pid().map(|pid| format!("pid {pid}"))
     }
 
     /// An error if it has ended by itself.
@@ -52,18 +108,52 @@ impl Relay {
     }
 }
 
+/// Of program, arguments and environment, which is all that is ever set.
+fn copy(program: &Command) -> Command {
+    let mut copy = Command::new(program.get_program());
+    copy.args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => copy.env(name, value),
+            None => copy.env_remove(name),
+        };
+    }
+    copy
+}
+
+/// Whether no process keeps the file locked. Those that write lock it for a moment.
+fn is_free(file: &Path) -> Result<bool> {
+    // Locked only by who has written to it.
+    let Ok(file) = File::open(file) else { return Ok(true) };
+    let deadline = Instant::now() + A_WRITE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) if Instant::now() > deadline => return Ok(false),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(500)),
+        }
+    }
+}
+
 /// The relay that publishes to `file`: the shipped binary, built now if it has to be, or a naive one with that bug.
-pub(super) fn program(plant: Option<Plant>, file: &Path) -> Result<Command> {
+pub(super) fn program(plant: Option<Plant>, processes: usize, file: &Path) -> Result<Command> {
     match plant {
-        None => shipped(file),
+        None => shipped(processes, file),
         Some(plant) => naive(plant, file),
     }
 }
 
-fn shipped(file: &Path) -> Result<Command> {
+fn shipped(processes: usize, file: &Path) -> Result<Command> {
     let mut command = Command::new(binary()?);
     command.arg("relay").arg("--broker").arg(format!("file:{}", file.display()));
-    command.args(["--lease", LEASE]);
+    if processes == 1 {
+        command.args(["--lease", LEASE]);
+    } else {
+        command.arg("--lease").arg(format!("{}ms", SHARED_LEASE.as_millis()));
+        command.arg("--max-unrecorded").arg(SHARED_UNRECORDED.to_string());
+        command.arg("--max-on-wire").arg((SHARED_UNRECORDED / 2).to_string());
+    }
     for (name, _) in std::env::vars_os() {
         // What is set here for another relay is not for this one.
         if name.to_string_lossy().starts_with("OUTBOX_") {

@@ -6,11 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::Serialize;
 
 use super::ledger::Violation;
+use super::sharing::Sharing;
 use super::transaction::Tally;
 use super::{Plant, Settings};
 
 /// Fewer messages prove nothing, whatever was asked for.
 const FEWEST_MESSAGES: u64 = 1000;
+
+/// Owners that are looked at more seldom may leave a shard alone for long unseen.
+const LONGEST_GAP_MS: u64 = 1000;
 
 /// What was counted.
 #[derive(Debug, Default, Serialize)]
@@ -31,6 +35,9 @@ pub(super) struct Counts {
     pub(super) kills: u64,
     pub(super) kills_with_backlog: u64,
     pub(super) torn_lines: u64,
+    /// With several processes.
+    #[serde(flatten)]
+    pub(super) sharing: Option<Sharing>,
 }
 
 /// The judgement.
@@ -59,6 +66,9 @@ impl Verdict {
         seconds: u64,
         postgres: String,
     ) -> Self {
+        let sharing = counts.sharing.as_ref();
+        // Of naive relays nobody knows why they took a shard: copies count against one that is there to make them.
+        let judged = settings.plant.is_none_or(|plant| plant.expected() == Some(Violation::Duplicates));
         let found = [
             (Violation::Lost, counts.lost),
             (Violation::Inversion, counts.inversions),
@@ -69,6 +79,13 @@ impl Verdict {
                 Violation::Effect,
                 counts.effects_not_exactly_one
                     + counts.duplicates_on_wire.abs_diff(counts.duplicates_discarded),
+            ),
+            (Violation::Unowned, sharing.map_or(0, |sharing| sharing.unowned_too_long().into())),
+            (
+                Violation::Duplicates,
+                sharing
+                    .filter(|_| judged)
+                    .map_or(0, |sharing| sharing.forbidden_duplicates(counts.duplicates_on_wire)),
             ),
         ];
         let violations = found.into_iter().filter(|(_, count)| *count > 0).map(|(violation, _)| violation);
@@ -105,8 +122,10 @@ fn too_little(settings: &Settings, counts: &Counts, workload: &Tally) -> Vec<&'s
     let none = |count: &AtomicU64| count.load(Relaxed) == 0;
     let wanted = settings.kills_wanted();
     let killed = wanted > 0;
+    let sharing = counts.sharing.as_ref().filter(|_| settings.plant.is_none());
+    let lacks_sharing = |lacks: &dyn Fn(&Sharing) -> bool| sharing.is_some_and(lacks);
     let lacks = [
-        (counts.messages < settings.messages.max(FEWEST_MESSAGES), "messages"),
+        (counts.messages < settings.messages_wanted().max(FEWEST_MESSAGES), "messages"),
         (counts.kills_with_backlog < wanted, "kills with a backlog"),
         (killed && counts.duplicates_on_wire == 0, "duplicates on the wire"),
         (killed && counts.duplicates_discarded == 0, "duplicates discarded"),
@@ -115,6 +134,18 @@ fn too_little(settings: &Settings, counts: &Counts, workload: &Tally) -> Vec<&'s
         (none(&workload.stragglers), "stragglers"),
         (none(&workload.savepoints_released), "savepoints released"),
         (none(&workload.savepoints_rolled_back), "savepoints rolled back"),
+        (lacks_sharing(&|sharing| sharing.starts < sharing.relays + wanted), "starts under load"),
+        (lacks_sharing(&|sharing| sharing.polite_stops < wanted), "polite stops"),
+        (
+            lacks_sharing(&|sharing| sharing.freezes_outliving_the_lease < wanted),
+            "freezes that outlive the lease",
+        ),
+        (lacks_sharing(&|sharing| sharing.takeovers < wanted), "takeovers"),
+        (lacks_sharing(&|sharing| sharing.settled_samples == 0), "moments in which all have their places"),
+        (
+            lacks_sharing(&|sharing| sharing.longest_gap_between_samples_ms > LONGEST_GAP_MS),
+            "samples of owners",
+        ),
     ];
     lacks.into_iter().filter(|(lacks, _)| *lacks).map(|(_, what)| what).collect()
 }
@@ -124,7 +155,27 @@ mod tests {
     use super::*;
 
     fn settings(plant: Option<Plant>) -> Settings {
-        Settings { messages: 2000, seed: 1, kills: 3, plant }
+        Settings { messages: 2000, lasts: None, seed: 1, kills: 3, relays: 1, plant }
+    }
+
+    /// As of a run with several processes in which nothing was wrong.
+    fn sharing() -> Sharing {
+        Sharing {
+            relays: 8,
+            lease_ms: 2000,
+            max_unrecorded: 100,
+            starts: 11,
+            polite_stops: 3,
+            freezes: 4,
+            freezes_outliving_the_lease: 3,
+            takeovers: 3,
+            settled_samples: 1,
+            longest_unowned_ms: 3000,
+            longest_gap_between_samples_ms: 1000,
+            duplicates_bound: 500,
+            most_duplicates_of_one_loss: 100,
+            ..Sharing::default()
+        }
     }
 
     fn counts() -> Counts {
@@ -170,6 +221,48 @@ mod tests {
             let text = format!("{broken:?}");
             assert_eq!(code(None, broken, workload()), 1, "{text}");
         }
+    }
+
+    fn code_of_several(plant: Option<Plant>, sharing: Sharing, duplicates: u64) -> u8 {
+        let (duplicates_on_wire, duplicates_discarded) = (duplicates, duplicates);
+        let counts = Counts { duplicates_on_wire, duplicates_discarded, sharing: Some(sharing), ..counts() };
+        code(plant, counts, workload())
+    }
+
+    #[test]
+    fn a_shard_that_nobody_owns_and_copies_beyond_the_bound_fail_a_run_of_several() {
+        assert_eq!(code_of_several(None, sharing(), 500), 0);
+        assert_eq!(code_of_several(None, sharing(), 501), 1);
+        for broken in [
+            Sharing { longest_unowned_ms: 3001, ..sharing() },
+            Sharing { duplicates_unexplained: 1, ..sharing() },
+            Sharing { most_duplicates_of_one_loss: 101, ..sharing() },
+        ] {
+            let text = format!("{broken:?}");
+            assert_eq!(code_of_several(None, broken, 5), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_run_of_several_without_its_dangers_proves_too_little() {
+        for lacking in [
+            Sharing { starts: 10, ..sharing() },
+            Sharing { polite_stops: 2, ..sharing() },
+            Sharing { freezes_outliving_the_lease: 2, ..sharing() },
+            Sharing { takeovers: 2, ..sharing() },
+            Sharing { settled_samples: 0, ..sharing() },
+            Sharing { longest_gap_between_samples_ms: 1001, ..sharing() },
+        ] {
+            let text = format!("{lacking:?}");
+            assert_eq!(code_of_several(None, lacking, 5), 2, "{text}");
+        }
+    }
+
+    #[test]
+    fn copies_count_against_a_naive_relay_only_if_it_is_there_to_make_them() {
+        let copies = || Sharing { duplicates_unexplained: 9, ..sharing() };
+        assert_eq!(code_of_several(Some(Plant::NoShards), copies(), 9), 1);
+        assert_eq!(code_of_several(Some(Plant::FencedRecord), copies(), 9), 0);
     }
 
     #[test]

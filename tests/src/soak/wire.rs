@@ -5,10 +5,12 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use message::Message;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::ledger::{Fact, Ledger};
 
@@ -28,6 +30,7 @@ pub(super) struct Wire {
     bytes: AtomicU64,
     lines: AtomicU64,
     torn: AtomicU64,
+    repeats: Mutex<Vec<(Uuid, Instant)>>,
     newest_stamp: AtomicU64,
 }
 
@@ -45,6 +48,11 @@ impl Wire {
     /// Lines that a kill has cut off.
     pub(super) fn torn(&self) -> u64 {
         self.torn.load(Relaxed)
+    }
+
+    /// Copies of messages that were on the wire before, in its order, and when they were read.
+    pub(super) fn repeats(&self) -> Vec<(Uuid, Instant)> {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The highest stamp delivered.
@@ -66,7 +74,10 @@ impl Wire {
         // A key that does not fit is no fact that ever committed.
         let key_fits = message.key.as_deref() == Some(payload.key.to_string().as_str());
         let fact = Fact { key: if key_fits { payload.key } else { -1 }, version: payload.version };
-        self.ledger().delivered(message.id.into(), fact);
+        let id = message.id.into();
+        if !self.ledger().delivered(id, fact) {
+            self.repeats.lock().unwrap_or_else(PoisonError::into_inner).push((id, Instant::now()));
+        }
         self.lines.fetch_add(1, Relaxed);
         self.newest_stamp.fetch_max(payload.stamp, Relaxed);
         Ok(Some((message, fact)))
