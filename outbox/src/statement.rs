@@ -9,47 +9,64 @@
 //! * what cannot afford those is sent as text, with its parameters [filled in](fill): one part, one round trip;
 //! * what runs in the service's own transaction is named if the service's statements are ([`is_named`]).
 
+use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::Query;
-use sqlx::{Acquire, Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool, PgTransaction};
 
 pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
+/// In one message, so for no round trip more.
+const BEGIN: &str = concat!("begin;\n", include_str!("sql/silence.sql"));
+
+/// Where a transaction can begin whose locks a client that stands still does not keep for ever. What processes share, others
+/// would wait for, or pass over as if it were being worked at; and no lease ends a transaction.
+pub(crate) trait Begin<'c> {
+    /// Begins one; within a transaction, a savepoint of it.
+    fn begin_bounded(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>>;
+}
+
+impl<'c> Begin<'c> for &'c PgPool {
+    fn begin_bounded(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
+        Box::pin(async move { self.begin_with(BEGIN).await })
+    }
+}
+
+impl<'c> Begin<'c> for &'c mut PgConnection {
+    fn begin_bounded(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
+        Box::pin(async move {
+            if self.is_in_transaction() {
+                Connection::begin(self).await
+            } else {
+                self.begin_with(BEGIN).await
+            }
+        })
+    }
+}
+
 /// Runs one statement alone; how many rows it changed.
-pub(crate) async fn run(
-    on: impl Acquire<'_, Database = Postgres>,
-    query: PgQuery<'_>,
-) -> Result<u64, sqlx::Error> {
-    let mut tx = on.begin().await?;
+pub(crate) async fn run(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<u64, sqlx::Error> {
+    let mut tx = on.begin_bounded().await?;
     let done = query.persistent(false).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(done.rows_affected())
 }
 
 /// Runs one statement alone; its rows.
-pub(crate) async fn rows(
-    on: impl Acquire<'_, Database = Postgres>,
-    query: PgQuery<'_>,
-) -> Result<Vec<PgRow>, sqlx::Error> {
-    let mut tx = on.begin().await?;
+pub(crate) async fn rows(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut tx = on.begin_bounded().await?;
     let rows = query.persistent(false).fetch_all(&mut *tx).await?;
     tx.commit().await?;
     Ok(rows)
 }
 
 /// Runs one statement alone; its row, if there is one.
-pub(crate) async fn optional(
-    on: impl Acquire<'_, Database = Postgres>,
-    query: PgQuery<'_>,
-) -> Result<Option<PgRow>, sqlx::Error> {
+pub(crate) async fn optional(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Option<PgRow>, sqlx::Error> {
     Ok(rows(on, query).await?.into_iter().next())
 }
 
 /// Runs one statement alone; its row.
-pub(crate) async fn row(
-    on: impl Acquire<'_, Database = Postgres>,
-    query: PgQuery<'_>,
-) -> Result<PgRow, sqlx::Error> {
+pub(crate) async fn row(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
     optional(on, query).await?.ok_or(sqlx::Error::RowNotFound)
 }
 

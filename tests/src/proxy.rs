@@ -23,6 +23,9 @@ pub enum Fate {
     LosesItsAnswer,
     /// It is passed on and carried out, and nothing is ever said again; the connections stay.
     IsNeverAnswered,
+    /// It is not passed on, and the client says nothing any more; the connections stay for as long as the server lets them:
+    /// so is a client that stands still.
+    IsWithheld,
 }
 
 /// Between its clients and one server, until it is dropped.
@@ -147,6 +150,9 @@ impl Link {
             if message == COMMIT && fate != Fate::Passes {
                 if fate == Fate::NeverArrives {
                     return Ok(());
+                }
+                if fate == Fate::IsWithheld {
+                    std::future::pending::<()>().await;
                 }
                 self.muted.send_replace(Some(fate));
             }

@@ -12,7 +12,7 @@ use outbox::admin;
 use outbox::log::{CursorRecord, LogConnection, Record, Seen, Snapshot, Start, Store};
 use relay_support::{Running, firsts, message, numbers, patient, settings, start, until, write};
 use sqlx::PgPool;
-use tests::Database;
+use tests::{Database, Fate, Proxy};
 use uuid::Uuid;
 
 /// How many shards each process owns, ascending; those that nobody owns are not counted.
@@ -189,4 +189,62 @@ async fn a_late_record_changes_nothing_of_a_shard_that_was_lost_and_all_of_the_o
     assert_eq!(bounds, [0, 1]);
     assert!(admin::held_keys(pool, "default").await.unwrap().is_empty());
     assert_ne!(seen.snapshot, Snapshot::nothing());
+}
+
+/// The shards that a process takes which has just joined: of two, once those of others that it may take are to be had.
+async fn until_another_takes_both(pool: &PgPool) {
+    let mut log = LogConnection::open(pool).await.unwrap();
+    let lease = Duration::from_secs(3600);
+    let joined = Store::join(&mut log, "default", Uuid::now_v7(), 2, Start::Beginning, lease).await;
+    let mut other = joined.unwrap();
+    let deadline = tokio::time::Instant::now() + relay_support::PATIENCE;
+    while other.acquire(log.connection(), 2).await.unwrap().len() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "it keeps them");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Nothing can be done about the row locks of somebody who has not said COMMIT yet.
+async fn until_both_are_locked(pool: &PgPool) {
+    let free = "select count(*) from (select from outbox.cursor for update skip locked) free";
+    let locked = || async { sqlx::query_scalar::<_, i64>(free).fetch_one(pool).await.unwrap() == 0 };
+    until("both locked", locked).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stands_still_while_it_takes_shards_keeps_them_from_nobody() {
+    let database = Database::new("sharing_still_taking").await;
+    let pool = database.pool();
+    let proxy = Proxy::start(&database.url().parse().unwrap()).await.unwrap();
+    let through = outbox::pool_options().connect_with(proxy.options()).await.unwrap();
+    let mut log = LogConnection::open(&through).await.unwrap();
+    let lease = Duration::from_secs(3600);
+    let joined = Store::join(&mut log, "default", Uuid::now_v7(), 2, Start::Beginning, lease).await;
+    let mut still = joined.unwrap();
+    proxy.at_commit(Fate::IsWithheld);
+    let taking = tokio::spawn(async move { still.acquire(log.connection(), 2).await.is_err() });
+    until_both_are_locked(pool).await;
+    until_another_takes_both(pool).await;
+    assert!(taking.await.unwrap(), "it has not taken them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stands_still_while_it_records_loses_its_shards_when_its_lease_ends() {
+    let database = Database::new("sharing_still_recording").await;
+    let pool = database.pool();
+    let proxy = Proxy::start(&database.url().parse().unwrap()).await.unwrap();
+    let through = outbox::pool_options().connect_with(proxy.options()).await.unwrap();
+    let mut log = LogConnection::open(&through).await.unwrap();
+    let lease = Duration::from_millis(500);
+    let joined = Store::join(&mut log, "default", Uuid::now_v7(), 2, Start::Beginning, lease).await;
+    let mut still = joined.unwrap();
+    assert_eq!(still.acquire(log.connection(), 2).await.unwrap().len(), 2);
+    let seen = Seen { era: 1, snapshot: log.look("default").await.unwrap().snapshot, bound: 1 };
+    let cursor = |shard| CursorRecord { shard, seen: seen.clone(), until: None, after: 0 };
+    let record = Record { cursors: vec![cursor(0), cursor(1)], ..Record::default() };
+    proxy.at_commit(Fate::IsWithheld);
+    let recording = tokio::spawn(async move { log.record(&mut still, record).await.is_err() });
+    until_both_are_locked(pool).await;
+    until_another_takes_both(pool).await;
+    assert!(recording.await.unwrap(), "it has not recorded");
 }

@@ -3,13 +3,13 @@
 use futures_util::TryStreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool, PgRow, Postgres};
-use sqlx::{AssertSqlSafe, Connection, Executor, Row};
+use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::row::{Copied, LogMessage, Names};
 use super::snapshot::{NotSnapshot, column, leaf, leaves};
 use super::store::{Record, Store};
 use super::window::{Look, PageRange, Window};
-use crate::statement::{array, fill, literal};
+use crate::statement::{Begin, array, fill, literal};
 
 const IDENTITY: &str = include_str!("sql/identity.sql");
 
@@ -159,7 +159,7 @@ impl LogConnection {
     /// See [`LogError`]: whether the record was written is unknown.
     pub async fn record(&mut self, store: &mut Store, record: Record) -> Result<Vec<i16>, LogError> {
         for _ in 0..TRIES {
-            let mut tx = self.connection.begin().await?;
+            let mut tx = self.connection.begin_bounded().await?;
             let identity = tx.fetch_one(sqlx::raw_sql(IDENTITY)).await?;
             if Server::knows(&mut self.server, &identity)? {
                 let lost = store.record(&mut tx, record).await?;
