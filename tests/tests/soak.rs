@@ -1,5 +1,6 @@
 //! A small soak: the judge finds nothing in the shipped relay, and finds what is planted in a naive one. The whole of it
-//! is `cargo run --release -p tests --bin soak -- --messages 100000 --seed 1`.
+//! is `cargo run --release -p tests --bin soak -- --messages 100000 --seed 1`, and `-- --relays 8 --minutes 5 --seed 1` for
+//! a relay of several processes.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +29,16 @@ async fn soak(arguments: &[&str]) -> (i32, Value) {
 }
 
 async fn convicts(plant: &str, violation: &str) {
-    let (code, verdict) = soak(&["--messages", "3000", "--seed", "1", "--plant", plant]).await;
+    convicts_of(&["--messages", "3000", "--seed", "1", "--plant", plant], violation).await;
+}
+
+async fn convicts_of_several(plant: &str, violation: &str) {
+    let messages = ["--relays", "4", "--messages", "3000", "--seed", "1", "--plant", plant];
+    convicts_of(&messages, violation).await;
+}
+
+async fn convicts_of(arguments: &[&str], violation: &str) {
+    let (code, verdict) = soak(arguments).await;
     assert_eq!((code, &verdict["expected"]), (1, &Value::from(violation)), "{verdict}");
     assert!(verdict["violations"].as_array().unwrap().contains(&violation.into()), "{verdict}");
 }
@@ -77,4 +87,41 @@ async fn a_position_drawn_before_the_transaction_id_loses_messages() {
 #[tokio::test]
 async fn a_window_in_the_order_of_transaction_ids_inverts_a_key() {
     convicts("order-by-tx", "inversion").await;
+}
+
+#[tokio::test]
+async fn processes_started_stopped_killed_and_frozen_lose_and_overtake_nothing_and_leave_no_shard_alone() {
+    let (code, verdict) = soak(&["--relays", "4", "--minutes", "0.4", "--kills", "1", "--seed", "1"]).await;
+    assert_eq!((code, &verdict["violations"]), (0, &Value::Array(Vec::new())), "{verdict}");
+    for dangers in ["kills_with_backlog", "polite_stops", "freezes_outliving_the_lease", "takeovers"] {
+        assert!(verdict[dangers].as_u64().unwrap() >= 1, "{dangers}: {verdict}");
+    }
+}
+
+/// Without it, the bugs of a team might be the naive team's own.
+#[tokio::test]
+async fn a_naive_team_that_takes_over_and_fences_is_acquitted() {
+    let messages = ["--relays", "4", "--messages", "3000", "--seed", "1", "--plant", "fenced-record"];
+    let (code, verdict) = soak(&messages).await;
+    assert_eq!((code, &verdict["violations"]), (0, &Value::Array(Vec::new())), "{verdict}");
+}
+
+#[tokio::test]
+async fn a_process_that_counts_for_a_shard_it_has_lost_loses_messages() {
+    convicts_of_several("unfenced-record", "lost").await;
+}
+
+#[tokio::test]
+async fn processes_that_claim_windows_side_by_side_invert_a_key() {
+    convicts_of_several("parallel-claims", "inversion").await;
+}
+
+#[tokio::test]
+async fn processes_that_each_publish_everything_repeat_without_bound() {
+    convicts_of_several("no-shards", "duplicates").await;
+}
+
+#[tokio::test]
+async fn a_shard_that_nobody_takes_over_is_found() {
+    convicts_of_several("no-takeover", "unowned").await;
 }

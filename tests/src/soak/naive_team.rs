@@ -1,5 +1,5 @@
 //! A relay of several processes as one writes it in an afternoon, on the same terms as [`naive`](super::naive): each takes
-//! any shard that is free, under a lease, publishes a page of its window, counts it as done, and gives the shard back.
+//! the free shard that waits longest, under a lease, publishes a page of its window, counts it as done, and gives the shard back.
 //! With the epoch in that count it is right.
 //!
 //! The count is relative, and that is the point: a late record that says all of where a cursor stands only repeats, since
