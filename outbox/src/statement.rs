@@ -16,6 +16,11 @@ use sqlx::{Connection, PgConnection, PgPool, PgTransaction};
 
 pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
+/// Within a transaction: the next statement may take long to arrive.
+pub(crate) const SPEECH: &str = include_str!("sql/speech.sql");
+/// Within a transaction: no statement does from here on.
+pub(crate) const SILENCE: &str = include_str!("sql/silence.sql");
+
 /// In one message, so for no round trip more.
 const BEGIN: &str = concat!("begin;\n", include_str!("sql/silence.sql"));
 

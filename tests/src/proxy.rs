@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -54,6 +55,8 @@ struct Wishes {
     /// Connections up to this one say nothing any more.
     silent_to: u64,
     connections: u64,
+    /// A message of a client's longer than [`LONG`] takes so long to arrive.
+    long_takes: Duration,
 }
 
 /// Printed by the driver, they would show the password.
@@ -74,7 +77,12 @@ impl Proxy {
         let server = (options.get_host().to_owned(), options.get_port());
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address: SocketAddr = listener.local_addr()?;
-        let wishes = watch::Sender::new(Wishes { at_commit: Fate::Passes, silent_to: 0, connections: 0 });
+        let wishes = watch::Sender::new(Wishes {
+            at_commit: Fate::Passes,
+            silent_to: 0,
+            connections: 0,
+            long_takes: Duration::ZERO,
+        });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, server, wishes.clone()));
         // In plain text, which it must be able to read.
@@ -95,6 +103,11 @@ impl Proxy {
     /// The connections there are fall silent and stay: neither side hears of the other again. New ones are as before.
     pub fn fall_silent(&self) {
         self.wishes.send_modify(|wishes| wishes.silent_to = wishes.connections);
+    }
+
+    /// A client's message of more than half a MiB takes so long to arrive, from now on.
+    pub fn be_slow(&self, long_takes: Duration) {
+        self.wishes.send_modify(|wishes| wishes.long_takes = long_takes);
     }
 
     /// How many connections there have been.
@@ -134,6 +147,8 @@ struct Link {
     muted: watch::Sender<Option<Fate>>,
 }
 
+const LONG: usize = 512 << 10;
+
 const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
 
 impl Link {
@@ -156,7 +171,14 @@ impl Link {
                 }
                 self.muted.send_replace(Some(fate));
             }
-            server.write_all(&message).await?;
+            let long_takes = self.wishes.borrow().long_takes;
+            if message.len() > LONG && !long_takes.is_zero() {
+                server.write_all(&message[..LONG]).await?;
+                tokio::time::sleep(long_takes).await;
+                server.write_all(&message[LONG..]).await?;
+            } else {
+                server.write_all(&message).await?;
+            }
         }
     }
 

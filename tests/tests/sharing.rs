@@ -248,3 +248,36 @@ async fn a_process_that_stands_still_while_it_records_loses_its_shards_when_its_
     until_another_takes_both(pool).await;
     assert!(recording.await.unwrap(), "it has not recorded");
 }
+
+/// A statement that is still coming in is not somebody who stands still.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_appended_over_a_slow_line_arrives() {
+    let database = Database::new("sharing_slow").await;
+    let proxy = Proxy::start(&database.url().parse().unwrap()).await.unwrap();
+    let through = outbox::pool_options().connect_with(proxy.options()).await.unwrap();
+    proxy.be_slow(Duration::from_secs(2));
+    let long = Message::new("orders", "order.changed", vec![b'x'; 600 << 10]);
+    let mut connection = through.acquire().await.unwrap();
+    outbox::log::append(&mut connection, &[long]).await.unwrap();
+    let rows =
+        sqlx::query_scalar::<_, i64>("select count(*) from outbox.message").fetch_one(database.pool()).await;
+    assert_eq!(rows.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stands_still_at_its_start_starts_over() {
+    let database = Database::new("sharing_still_starting").await;
+    let pool = database.pool();
+    let proxy = Proxy::start(&database.url().parse().unwrap()).await.unwrap();
+    let through = outbox::pool_options().connect_with(proxy.options()).await.unwrap();
+    let broker = Broker::new();
+    write(pool, &[message("a", 1)]).await;
+    proxy.at_commit(Fate::IsWithheld);
+    let relay = start(&through, broker.publisher(), settings());
+    let still = "select exists (select from pg_stat_activity where datname = current_database() and state = 'idle in transaction')";
+    let stands = || async { sqlx::query_scalar::<_, bool>(still).fetch_one(pool).await.unwrap() };
+    until("it stands still", stands).await;
+    proxy.at_commit(Fate::Passes);
+    broker.wait_for_published(1).await;
+    relay.stop().await.unwrap();
+}

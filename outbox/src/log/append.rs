@@ -2,10 +2,10 @@
 
 use message::Message;
 use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::{Executor, Row};
+use sqlx::{Connection, Executor, Row};
 
 use super::Refusal;
-use crate::{bell, enqueue, statement};
+use crate::{bell, enqueue};
 
 /// Appends messages in the order given, in one statement that is a transaction of its own: all or none. When it answers
 /// `Ok`, they are on disk, whatever `synchronous_commit` says by default.
@@ -14,7 +14,10 @@ use crate::{bell, enqueue, statement};
 /// The database's, as it is. One that is no answer of the server's leaves open whether the messages were appended.
 pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Result<(), sqlx::Error> {
     let arguments = enqueue::bind(PgArguments::default(), messages)?;
-    statement::run(connection, sqlx::query_with(include_str!("sql/append.sql"), arguments)).await?;
+    // Without a bound on silence, which a long statement on a slow line would break: it locks nothing that others wait for.
+    let mut tx = Connection::begin(connection).await?;
+    sqlx::query_with(include_str!("sql/append.sql"), arguments).persistent(false).execute(&mut *tx).await?;
+    tx.commit().await?;
     bell::ring();
     Ok(())
 }

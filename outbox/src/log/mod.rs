@@ -121,6 +121,20 @@ impl Refusal {
     pub fn is_passing(&self) -> bool {
         matches!(self, Refusal::Log(_) | Refusal::Schema(migrations::SchemaError::Unreadable { .. }))
     }
+
+    /// Whether the database was reached and has hung up, as it does on who stands still in the middle of a transaction.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+        match self {
+            Refusal::Log(LogError::Database(sqlx::Error::Database(error))) => {
+                error.code().as_deref() == Some("25P03")
+            }
+            Refusal::Log(LogError::Database(sqlx::Error::Io(error))) => {
+                matches!(error.kind(), BrokenPipe | ConnectionReset)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<sqlx::Error> for Refusal {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection, Row};
+use sqlx::{Connection, Executor, Row};
 use uuid::Uuid;
 
 use super::connection::LogConnection;
@@ -210,8 +210,10 @@ impl Store {
                 self.record_cursors(connection, &record.cursors, "off").await?
             } else {
                 let mut tx = connection.begin().await?;
+                tx.execute(sqlx::raw_sql(statement::SPEECH)).await?;
                 self.hold(&mut tx, &record.holds).await?;
                 self.copy(&mut tx, &record.copies).await?;
+                tx.execute(sqlx::raw_sql(statement::SILENCE)).await?;
                 let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
                 // Holds and copies stand under their shards' epochs, or not at all.
                 if lost.is_empty() {

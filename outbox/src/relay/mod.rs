@@ -151,6 +151,7 @@ impl<P: Publisher + 'static> Relay<P> {
                     }
                     continue;
                 }
+                Err(refusal) if refusal.is_hung_up() => refusal,
                 // A server that comes back as a replica may be promoted yet.
                 Err(refusal) if begun && (refusal.is_passing() || matches!(refusal, Refusal::Replica)) => {
                     refusal
