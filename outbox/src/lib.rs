@@ -5,6 +5,7 @@
 
 mod bell;
 mod commit;
+mod doorbell;
 mod enqueue;
 mod fleet;
 mod pool;
@@ -18,6 +19,7 @@ pub mod log;
 pub mod replay;
 
 pub use commit::{CommitError, TransactionStatus, commit, commit_within, transaction_status};
+pub use doorbell::Doorbell;
 pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};
 pub use fleet::Fleet;
 pub use pool::pool_options;

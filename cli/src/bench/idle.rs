@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outbox::Relay;
+use outbox::{Doorbell, Relay};
 use serde::Serialize;
+use sqlx::postgres::PgConnection;
+use sqlx::{ConnectOptions, Executor, Row};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +22,9 @@ use crate::{database, output};
 Examples:
   outbox bench idle --silence 60 --messages 5
 
-Each message is preceded by a silence, in which the statements of the relay and the WAL of the server are counted. The
-server must have nothing else to do.")]
+Each message is preceded by a silence, in which the transactions of the relay and of the doorbell, and the WAL of the server,
+are counted. `embedded` runs the relay in the writing process, `separate` and `doorbell` as a process of its own. The server
+must have nothing else to do.")]
 pub(crate) struct Args {
     /// The server, by a database on it: a URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
     #[arg(long)]
@@ -40,10 +43,13 @@ struct Report {
     silence: u32,
     embedded: Figures,
     separate: Figures,
+    /// Separate too, and listening; the writing process has a doorbell.
+    doorbell: Figures,
 }
 
 #[derive(Debug, Serialize)]
 struct Figures {
+    /// Each is a transaction; that of a renewal is begun and ended by statements of its own, which are not counted.
     statements_per_second: f64,
     /// Of the whole server; a lease is renewed four times while it lasts.
     wal_bytes_per_second: f64,
@@ -52,46 +58,68 @@ struct Figures {
     max_ms: f64,
 }
 
+/// How a relay hears of a message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wakened {
+    Embedded,
+    Polling,
+    Doorbell,
+}
+
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let server = database::named(args.database.as_deref())?;
     let mut figures = Vec::new();
-    for embedded in [true, false] {
+    for wakened in [Wakened::Embedded, Wakened::Polling, Wakened::Doorbell] {
         let place = Place::make(server.clone()).await?;
-        let measured = measure(&args, &place, embedded).await;
+        let measured = measure(&args, &place, wakened).await;
         let dropped = place.drop().await;
         figures.push(measured?);
         dropped?;
     }
-    let (Some(separate), Some(embedded)) = (figures.pop(), figures.pop()) else {
+    let (Some(doorbell), Some(separate), Some(embedded)) = (figures.pop(), figures.pop(), figures.pop())
+    else {
         return Err(Failure::failed("bench: a run is missing"));
     };
-    output::print_json(&Report { bench: "idle", silence: args.silence, embedded, separate })
+    output::print_json(&Report { bench: "idle", silence: args.silence, embedded, separate, doorbell })
 }
 
-async fn measure(args: &Args, place: &Place, embedded: bool) -> Result<Figures, Failure> {
+async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<Figures, Failure> {
     let failed = |error: sqlx::Error| database::failed("bench", &error);
     Load::prepare(&place.pool).await.map_err(failed)?;
     let load = Load { rate: 1, writers: 1, payload: 256, enqueues: true };
     let clock = Arc::new(Clock::default());
     let stop = CancellationToken::new();
     let mut relays = JoinSet::new();
-    if embedded {
-        let relay = Relay::new("bench", place.pool.clone(), Arc::clone(&clock)).run(stop.clone());
-        relays.spawn(async move { relay.await.map_err(|error| Failure::failed(chain(&error))) });
-    } else {
-        relays.spawn(separate(place.url(), Arc::clone(&clock), stop.clone()));
+    match wakened {
+        Wakened::Embedded => {
+            let relay = Relay::new("bench", place.pool.clone(), Arc::clone(&clock)).run(stop.clone());
+            relays.spawn(async move { relay.await.map_err(|error| Failure::failed(chain(&error))) });
+        }
+        Wakened::Polling => {
+            relays.spawn(separate(place.url(), &[], Arc::clone(&clock), stop.clone()));
+        }
+        Wakened::Doorbell => {
+            relays.spawn(separate(place.url(), &["--doorbell"], Arc::clone(&clock), stop.clone()));
+            let doorbell = Doorbell::new(place.pool.clone()).run(stop.clone());
+            relays.spawn(async move {
+                doorbell.await;
+                Ok(())
+            });
+        }
     }
     load.transact(&place.pool, &clock, 0).await.map_err(failed)?;
     until_delivered(&clock, 1, &mut relays).await?;
     clock.take();
     let (mut statements, mut wal, mut took) = (0.0, 0.0, Vec::new());
+    // Not of the pool, which asks a connection more than it was told to.
+    let mut observer = place.options.connect().await.map_err(failed)?;
     for number in 1..=args.messages {
         // What the last message has stirred up settles first.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let before = counters(place).await?;
+        let before = counters(&mut observer).await?;
         tokio::time::sleep(Duration::from_secs(u64::from(args.silence))).await;
-        let after = counters(place).await?;
+        let after = counters(&mut observer).await?;
         // Statistics of this look itself: one statement.
         statements += after.0 - before.0 - 1.0;
         wal += after.1 - before.1;
@@ -112,10 +140,9 @@ async fn measure(args: &Args, place: &Place, embedded: bool) -> Result<Figures, 
     })
 }
 
-/// Transactions of this database, each of which is a statement of a relay that is idle, and the server's WAL in bytes.
-async fn counters(place: &Place) -> Result<(f64, f64), Failure> {
-    sqlx::query_as(include_str!("sql/counters.sql"))
-        .fetch_one(&place.pool)
-        .await
-        .map_err(|error| database::failed("bench", &error))
+/// Transactions of this database, and the server's WAL in bytes.
+async fn counters(observer: &mut PgConnection) -> Result<(f64, f64), Failure> {
+    let row = observer.fetch_one(sqlx::raw_sql(include_str!("sql/counters.sql"))).await;
+    let figures = row.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+    figures.map_err(|error| database::failed("bench", &error))
 }

@@ -120,7 +120,7 @@ async fn measure(args: &Args, place: &Place, delivery: Delivery) -> Result<(Figu
             relays.spawn(async move { relay.await.map_err(|error| Failure::failed(chain(&error))) });
         }
         Delivery::Separate => {
-            relays.spawn(separate(place.url(), Arc::clone(&clock), stop.clone()));
+            relays.spawn(separate(place.url(), &[], Arc::clone(&clock), stop.clone()));
         }
     }
     // A first second that does not count: connections are made, plans and caches warm up.

@@ -149,10 +149,16 @@ pub(super) async fn until_delivered(
 }
 
 /// `outbox relay` as a process of its own, whose standard output is the broker.
-pub(super) async fn separate(url: String, clock: Arc<Clock>, stop: CancellationToken) -> Result<(), Failure> {
+pub(super) async fn separate(
+    url: String,
+    flags: &'static [&'static str],
+    clock: Arc<Clock>,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(Failure::failed)?;
     let mut relay = Command::new(program)
         .args(["relay", "--relay", "bench", "--broker", "file:-"])
+        .args(flags)
         .env(database::VARIABLE, url)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -52,9 +52,11 @@ fn take(path: &str, layer: &mut Layer, key: &str, value: Value) -> Result<(), Fa
         (Kind::Text, Value::String(text)) => ("", Some(text)),
         (Kind::Duration, Value::String(text)) => ("", Some(text)),
         (Kind::Count, Value::Integer(number)) => ("", Some(number.to_string())),
+        (Kind::Switch, Value::Boolean(switch)) => ("", Some(switch.to_string())),
         (Kind::Text, _) => ("text in quotes", None),
         (Kind::Duration, _) => ("a duration in quotes, like \"30s\"", None),
         (Kind::Count, _) => ("a whole number without quotes", None),
+        (Kind::Switch, _) => ("true or false without quotes", None),
     };
     let Some(text) = text else {
         return Err(Failure::usage(format!("{path}: {key}: must be {wanted}")));
@@ -130,6 +132,7 @@ mod tests {
             ("lease = 30", "relay.toml: lease: must be a duration in quotes, like \"30s\""),
             ("batch = \"m4rker\"", "relay.toml: batch: must be a whole number without quotes"),
             ("batch = 1.5", "relay.toml: batch: must be a whole number without quotes"),
+            ("doorbell = \"true\"", "relay.toml: doorbell: must be true or false without quotes"),
             ("broker = 7", "relay.toml: broker: must be text in quotes"),
             ("[broker]\nurl = \"m4rker\"", "relay.toml: broker: must be text in quotes"),
             ("retry = 3", "relay.toml: retry: must be a table, [retry] with max_attempts, first, ceiling"),
@@ -160,5 +163,13 @@ mod tests {
             parse("f", "lease = \"30s\"\r\n[[route]]\r\ntopic = \"a\"\r\ndestination = \"b\"\r\n").unwrap();
         assert_eq!(layer.get("lease").map(|given| given.text.as_str()), Some("30s"));
         assert_eq!(topics.routes.len(), 1);
+    }
+
+    #[test]
+    fn a_switch_is_true_or_false() {
+        for on in [true, false] {
+            let (layer, _) = parse("f", &format!("doorbell = {on}")).unwrap();
+            assert_eq!(layer.switch("doorbell").unwrap(), Some(on));
+        }
     }
 }

@@ -100,6 +100,11 @@ impl Layer {
         self.text(key, &wanted, |text| digits(text).filter(|number| bounds.contains(number)))
     }
 
+    /// On or off.
+    pub(super) fn switch(&self, key: &'static str) -> Result<Option<bool>, Failure> {
+        self.text(key, "true or false", |text| text.parse().ok())
+    }
+
     /// A duration of at least `least`.
     pub(super) fn duration(&self, key: &'static str, least: Duration) -> Result<Option<Duration>, Failure> {
         let wanted = format!(

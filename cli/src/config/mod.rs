@@ -143,6 +143,11 @@ impl Config {
         if config.nats_stream.is_some() && !matches!(config.broker, Broker::Nats(_)) {
             return Err(Failure::usage("nats.stream is given, and the broker is not NATS"));
         }
+        if config.settings.doorbell && matches!(config.databases, Databases::Many(..)) {
+            return Err(Failure::usage(
+                "doorbell and databases are both given: a relay of many databases listens to none",
+            ));
+        }
         Ok(config)
     }
 }
@@ -218,10 +223,12 @@ fn settings(layer: &Layer, topics: &Topics) -> Result<Settings, Failure> {
     ] {
         set(field, layer.count(key, 1..=most)?.map(|number| number as usize));
     }
+    set(&mut settings.doorbell, layer.switch("doorbell")?);
     set(&mut settings.max_attempts, layer.count("retry.max_attempts", 1..=1_000_000)?);
     for (key, least, field) in [
         ("record_interval", TICK, &mut settings.record_interval),
         ("poll_ceiling", TICK, &mut settings.read.poll_ceiling),
+        ("doorbell_ceiling", TICK, &mut settings.read.doorbell_ceiling),
         ("publish_timeout", TICK, &mut settings.publish_timeout),
         ("lease", SHORTEST_LEASE, &mut settings.lease),
         ("retention", Duration::ZERO, &mut settings.retention),
@@ -394,6 +401,7 @@ mod tests {
             (("broker", "kafka://n"), "", "broker kafka://n: must be file:/PATH"),
             (("nats.subjects", "a"), "", "nats.subjects are given without nats.stream"),
             (("nats.stream", "a.b"), "", "--nats-stream: must be a stream's name"),
+            (("doorbell", "yes"), "", "--doorbell: must be true or false"),
             (("lease", "10ms"), "", "--lease: must be a whole number and a unit"),
             (("batch", "0"), "", "--batch: must be a whole number from 1 to 10000"),
             (("relay", "a"), "orders", "--route: must be PATTERN=DESTINATION"),

@@ -7,6 +7,7 @@ pub(super) enum Kind {
     Text,
     Duration,
     Count,
+    Switch,
 }
 
 /// One setting under its three names.
@@ -26,7 +27,7 @@ const fn setting(key: &'static str, variable: &'static str, flag: &'static str, 
 }
 
 /// Every setting, except the routes, which are a list. Those of the relay itself have the names of `outbox::Settings`.
-pub(super) const SETTINGS: [Setting; 26] = [
+pub(super) const SETTINGS: [Setting; 28] = [
     setting("database", crate::database::VARIABLE, "--database", Kind::Text),
     setting("databases", "OUTBOX_DATABASES", "--databases", Kind::Text),
     setting("connections", "OUTBOX_CONNECTIONS", "--connections", Kind::Count),
@@ -40,6 +41,8 @@ pub(super) const SETTINGS: [Setting; 26] = [
     setting("max_bytes", "OUTBOX_MAX_BYTES", "--max-bytes", Kind::Count),
     setting("record_interval", "OUTBOX_RECORD_INTERVAL", "--record-interval", Kind::Duration),
     setting("poll_ceiling", "OUTBOX_POLL_CEILING", "--poll-ceiling", Kind::Duration),
+    setting("doorbell", "OUTBOX_DOORBELL", "--doorbell", Kind::Switch),
+    setting("doorbell_ceiling", "OUTBOX_DOORBELL_CEILING", "--doorbell-ceiling", Kind::Duration),
     setting("publish_timeout", "OUTBOX_PUBLISH_TIMEOUT", "--publish-timeout", Kind::Duration),
     setting("lease", "OUTBOX_LEASE", "--lease", Kind::Duration),
     setting("retention", "OUTBOX_RETENTION", "--retention", Kind::Duration),

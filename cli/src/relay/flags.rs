@@ -69,6 +69,13 @@ pub(crate) struct Args {
     /// Longest pause between looks at an idle log
     #[arg(long, value_name = "DURATION", help_heading = "Pace")]
     poll_ceiling: Option<String>,
+    /// Listen for services whose doorbell rings, and look less often; takes a direct connection of its own
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        help_heading = "Pace")]
+    doorbell: Option<String>,
+    /// Longest pause between looks at an idle log while the doorbell is heard
+    #[arg(long, value_name = "DURATION", help_heading = "Pace")]
+    doorbell_ceiling: Option<String>,
     /// How long the broker may take for a batch before its outcome counts as unknown
     #[arg(long, value_name = "DURATION", help_heading = "Failure")]
     publish_timeout: Option<String>,
@@ -146,7 +153,7 @@ impl Args {
         Config::of_process(self.config.as_deref(), &self.given(), topics)
     }
 
-    fn given(&self) -> [(&'static str, Option<&str>); 26] {
+    fn given(&self) -> [(&'static str, Option<&str>); 28] {
         [
             ("database", self.database.as_deref()),
             ("databases", self.databases.as_deref()),
@@ -163,6 +170,8 @@ impl Args {
             ("max_bytes", self.max_bytes.as_deref()),
             ("record_interval", self.record_interval.as_deref()),
             ("poll_ceiling", self.poll_ceiling.as_deref()),
+            ("doorbell", self.doorbell.as_deref()),
+            ("doorbell_ceiling", self.doorbell_ceiling.as_deref()),
             ("publish_timeout", self.publish_timeout.as_deref()),
             ("lease", self.lease.as_deref()),
             ("retention", self.retention.as_deref()),

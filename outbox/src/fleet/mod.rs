@@ -112,9 +112,10 @@ impl<P: Publisher + 'static> Fleet<P> {
         self
     }
 
-    /// With other settings of each relay. The bounds on what is in memory or on the wire are each relay's.
+    /// With other settings of each relay. The bounds on what is in memory or on the wire are each relay's; none listens for
+    /// a doorbell, which would take a connection beyond the budget.
     pub fn with_settings(mut self, settings: Settings) -> Self {
-        self.settings = settings;
+        self.settings = Settings { doorbell: false, ..settings };
         self
     }
 

@@ -51,6 +51,8 @@ pub struct ReadSettings {
     pub busy_poll: Duration,
     /// Longest pause between looks that find nothing.
     pub poll_ceiling: Duration,
+    /// The same while a doorbell would be heard, unless `poll_ceiling` is longer.
+    pub doorbell_ceiling: Duration,
     /// How often the lower bound may be proven anew while little is read: each time spends a transaction id.
     pub proof_interval: Duration,
 }
@@ -61,7 +63,9 @@ impl Default for ReadSettings {
             page: 1000,
             page_bytes: 8 << 20,
             busy_poll: Duration::from_millis(5),
-            poll_ceiling: Duration::from_millis(100),
+            // An idle reader with its lease stays below ten statements a second.
+            poll_ceiling: Duration::from_millis(125),
+            doorbell_ceiling: Duration::from_secs(1),
             proof_interval: Duration::from_millis(100),
         }
     }

@@ -32,6 +32,12 @@ impl Pace {
         pause
     }
 
+    /// The longest pause is another from now on.
+    pub(super) fn rise_to(&mut self, ceiling: Duration) {
+        self.ceiling = ceiling;
+        self.pause = self.pause.min(ceiling);
+    }
+
     /// A bell was heard.
     pub(super) fn heard(&mut self) -> Duration {
         self.pause = SOON.min(self.ceiling);
@@ -51,5 +57,17 @@ mod tests {
         assert_eq!(pauses, [ms(5), ms(10), ms(20), ms(40), ms(80), ms(100)]);
         assert_eq!((pace.found(true), pace.nothing()), (ms(0), ms(5)));
         assert_eq!((pace.heard(), pace.nothing(), pace.nothing()), (SOON, SOON, ms(1)));
+    }
+
+    #[test]
+    fn another_ceiling_holds_at_once() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::new(ms(5), ms(1000));
+        let pauses: Vec<_> = (0..9).map(|_| pace.nothing()).collect();
+        assert_eq!(pauses[7..], [ms(640), ms(1000)]);
+        pace.rise_to(ms(100));
+        assert_eq!((pace.nothing(), pace.nothing()), (ms(100), ms(100)));
+        pace.rise_to(ms(1000));
+        assert_eq!((pace.nothing(), pace.nothing()), (ms(100), ms(200)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::connection::LogConnection;
@@ -29,6 +29,8 @@ pub struct Reader {
     read_since_proof: usize,
     pace: Pace,
     ear: Ear,
+    /// Changes at each ring of a doorbell, and says whether one would be heard.
+    doorbell: watch::Receiver<bool>,
     heard: bool,
     look_at: Instant,
     /// How long messages were of late.
@@ -66,6 +68,8 @@ impl Reader {
             proven_at: Instant::now(),
             read_since_proof: 0,
             ear: Ear::new(),
+            // Nobody rings.
+            doorbell: watch::channel(false).1,
             heard: false,
             look_at: Instant::now(),
             length: 0,
@@ -78,6 +82,13 @@ impl Reader {
             reader.readings.add(&cursor.record, &look, reader.store.eras());
         }
         Ok(reader)
+    }
+
+    /// Looks when a doorbell rings, which is true while it would be heard; then it looks by itself less often.
+    pub(crate) fn with_doorbell(mut self, doorbell: watch::Receiver<bool>) -> Self {
+        self.doorbell = doorbell;
+        self.doorbell.mark_changed();
+        self
     }
 
     /// Where each shard's progress begins.
@@ -120,11 +131,22 @@ impl Reader {
                 () = tokio::time::sleep_until(self.look_at), if waiting => self.look().await?,
                 () = self.ear.wait(), if waiting && !self.heard => {
                     self.ear.heard();
-                    self.heard = true;
-                    self.look_at = self.look_at.min(Instant::now() + self.pace.heard());
+                    self.hear();
+                }
+                Ok(()) = self.doorbell.changed(), if waiting && !self.heard => {
+                    let usual = self.settings.poll_ceiling;
+                    let is_heard = *self.doorbell.borrow_and_update();
+                    self.pace.rise_to(if is_heard { usual.max(self.settings.doorbell_ceiling) } else { usual });
+                    self.hear();
                 }
             }
         }
+    }
+
+    /// A bell: somebody has enqueued, or rings may have been lost.
+    fn hear(&mut self) {
+        self.heard = true;
+        self.look_at = self.look_at.min(Instant::now() + self.pace.heard());
     }
 
     async fn look(&mut self) -> Result<(), LogError> {

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use message::{PublishError, Publisher};
 use sqlx::postgres::PgPool;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -28,6 +30,7 @@ pub(crate) use routes::Router;
 pub use routes::{InvalidRoute, Pattern, Routes};
 pub use settings::Settings;
 
+use crate::doorbell;
 use crate::log::{Refusal, Start};
 use crate::upkeep::Upkeep;
 use session::{Ended, Session};
@@ -68,6 +71,8 @@ pub struct Relay<P> {
     publisher: Arc<P>,
     settings: Settings,
     busy: Arc<Busy>,
+    /// Changes at each ring, and is true while rings are heard.
+    doorbell: watch::Sender<bool>,
 }
 
 impl<P: Publisher + 'static> Relay<P> {
@@ -75,7 +80,8 @@ impl<P: Publisher + 'static> Relay<P> {
     /// [`pool_options`](crate::pool_options) do.
     pub fn new(name: impl Into<String>, pool: PgPool, publisher: P) -> Self {
         let (publisher, busy) = (Arc::new(publisher), Arc::new(Busy::default()));
-        Relay { name: name.into(), pool, publisher, settings: Settings::default(), busy }
+        let doorbell = watch::Sender::new(false);
+        Relay { name: name.into(), pool, publisher, settings: Settings::default(), busy, doorbell }
     }
 
     /// With other settings altogether.
@@ -110,7 +116,13 @@ impl<P: Publisher + 'static> Relay<P> {
         let Settings { retention, lease, drain, .. } = self.settings;
         let over = stop.child_token();
         let mut upkeep = Upkeep::new(self.pool.clone(), &self.name, retention, lease).spawn(over.clone());
+        // Aborted when this ends.
+        let mut listening = JoinSet::new();
+        if self.settings.doorbell {
+            listening.spawn(doorbell::listen(self.pool.clone(), self.name.clone(), self.doorbell.clone()));
+        }
         let ended = self.deliver(&stop).await;
+        drop(listening);
         over.cancel();
         // Bounded as all of a stop: the upkeep is free when its lease ends.
         let _ = tokio::time::timeout(drain, upkeep.join_next()).await;

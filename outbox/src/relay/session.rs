@@ -189,7 +189,9 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let (held_count, held_receiver) = watch::channel(held.len());
         let holds_stop = CancellationToken::new();
         let share = lease.shares();
-        let reader = Reader::new(log, store, cursors, settings.read.clone(), Arc::clone(&lease)).await?;
+        let reader = Reader::new(log, store, cursors, settings.read.clone(), Arc::clone(&lease))
+            .await?
+            .with_doorbell(relay.doorbell.subscribe());
         tasks.spawn(async move { Task::Reader(reader.run(page_sender, record_receiver).await) });
         let holds = Holds {
             relay: relay.name.clone(),

@@ -15,6 +15,10 @@ pub struct Settings {
     pub shards: i16,
     /// How the log is read.
     pub read: ReadSettings,
+    /// Listens, on a connection of its own, for services whose [`Doorbell`](crate::Doorbell) rings, and looks less often
+    /// by itself while it can ([`doorbell_ceiling`](ReadSettings::doorbell_ceiling)): so long waits what is enqueued
+    /// without one. A pooler in transaction mode passes no ring on; then the relay polls as without.
+    pub doorbell: bool,
     /// Most messages handed to the publisher at once.
     pub batch: usize,
     /// Most messages on the wire at once.
@@ -70,6 +74,7 @@ impl Default for Settings {
             start: Start::Beginning,
             shards: 16,
             read: ReadSettings::default(),
+            doorbell: false,
             batch: 500,
             max_on_wire: 4000,
             max_unrecorded: 10_000,

@@ -1,0 +1,231 @@
+//! The relay of another process hears the doorbell: looking by itself once an hour, it delivers all the same.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::{outbox, run};
+use message::Message;
+use outbox::Doorbell;
+use sqlx::Executor;
+use tests::Database;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Much shorter than the hour between two looks.
+const PATIENCE: Duration = Duration::from_secs(60);
+const AN_HOUR: [&str; 2] = ["--poll-ceiling", "1h"];
+const RINGING: &str = "outbox doorbell, ringing";
+const LISTENING: &str = "outbox doorbell, listening";
+
+/// `outbox relay`, ended with the test, whose standard output is the broker.
+struct Relay {
+    child: std::process::Child,
+    output: mpsc::UnboundedReceiver<String>,
+    log: mpsc::UnboundedReceiver<String>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines(source: impl std::io::Read + Send + 'static) -> mpsc::UnboundedReceiver<String> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        BufReader::new(source).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    receiver
+}
+
+async fn until(lines: &mut mpsc::UnboundedReceiver<String>, words: &str) {
+    let found = async {
+        while let Some(line) = lines.recv().await {
+            if line.contains(words) {
+                return true;
+            }
+        }
+        false
+    };
+    let found = tokio::time::timeout(PATIENCE, found).await;
+    assert!(found.unwrap_or(false), "{words:?} does not come");
+}
+
+impl Relay {
+    fn start(url: &str, flags: &[&str]) -> Self {
+        let arguments = [&["relay", "--broker", "file:-", "--log", "outbox=debug"], flags].concat();
+        let mut command = crate::outbox(&arguments, &[("DATABASE_URL", url)]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (output, log) = (lines(child.stdout.take().unwrap()), lines(child.stderr.take().unwrap()));
+        Relay { child, output, log }
+    }
+
+    async fn delivers(&mut self, message: &Message) {
+        until(&mut self.output, &message.id.to_string()).await;
+    }
+}
+
+struct Ringing {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Ringing {
+    fn start(database: &Database) -> Self {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(Doorbell::new(database.pool().clone()).run(stop.clone()));
+        Ringing { stop, task }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+/// Writes one message as a service does.
+async fn enqueue(database: &Database) -> Message {
+    let message = Message::new("orders", "order.placed", "{}").with_key("a");
+    let mut tx = database.pool().begin().await.unwrap();
+    outbox::enqueue_all(&mut tx, std::slice::from_ref(&message)).await.unwrap();
+    outbox::commit(tx).await.unwrap();
+    message
+}
+
+async fn backend(database: &Database, name: &str) -> Option<i32> {
+    let query = "select pid from pg_stat_activity where datname = $1 and application_name = $2";
+    sqlx::query_scalar(query).bind(&database.name).bind(name).fetch_optional(database.admin()).await.unwrap()
+}
+
+/// Waits for a backend of that name that is another than `before`.
+async fn until_backend(database: &Database, name: &str, before: Option<i32>) -> i32 {
+    let found = async {
+        loop {
+            match backend(database, name).await {
+                Some(pid) if Some(pid) != before => return pid,
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap()
+}
+
+async fn terminate(database: &Database, pid: i32) {
+    let ended = sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(database.admin());
+    ended.await.unwrap();
+}
+
+/// A relay that listens, and a service that rings, after the first delivery.
+async fn at_work(database: &Database, flags: &[&str]) -> (Relay, Ringing) {
+    let mut relay = Relay::start(database.url(), &[&["--doorbell"], flags].concat());
+    until(&mut relay.log, "the doorbell is heard").await;
+    let ringing = Ringing::start(database);
+    until_backend(database, RINGING, None).await;
+    let first = enqueue(database).await;
+    relay.delivers(&first).await;
+    (relay, ringing)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_looks_by_itself_once_an_hour_delivers_when_the_doorbell_rings() {
+    let database = Database::new("doorbell_rings").await;
+    let (mut relay, ringing) = at_work(&database, &AN_HOUR).await;
+    for _ in 0..3 {
+        let message = enqueue(&database).await;
+        relay.delivers(&message).await;
+    }
+    ringing.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doorbell_whose_connection_is_ended_rings_again_on_another() {
+    let database = Database::new("doorbell_ended").await;
+    let (mut relay, ringing) = at_work(&database, &AN_HOUR).await;
+    for _ in 0..2 {
+        let pid = backend(&database, RINGING).await.unwrap();
+        terminate(&database, pid).await;
+        // Its ring is the one that fails, and is made up for.
+        let message = enqueue(&database).await;
+        relay.delivers(&message).await;
+        until_backend(&database, RINGING, Some(pid)).await;
+    }
+    ringing.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_whose_listening_connection_is_ended_listens_again_on_another() {
+    let database = Database::new("doorbell_unheard").await;
+    let (mut relay, ringing) = at_work(&database, &AN_HOUR).await;
+    for _ in 0..2 {
+        let pid = backend(&database, LISTENING).await.unwrap();
+        terminate(&database, pid).await;
+        // Enqueued while nobody listens: the look that is due on listening again finds it.
+        let message = enqueue(&database).await;
+        relay.delivers(&message).await;
+        until(&mut relay.log, "the doorbell is heard again").await;
+        until_backend(&database, LISTENING, Some(pid)).await;
+        let message = enqueue(&database).await;
+        relay.delivers(&message).await;
+    }
+    ringing.stop().await;
+}
+
+/// What the relay has asked of its database: its looks, and few others.
+async fn looks(database: &Database) -> i64 {
+    let query = "select xact_commit from pg_stat_database where datname = $1";
+    sqlx::query_scalar(query).bind(&database.name).fetch_one(database.admin()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_looks_seldom_while_it_hears_the_doorbell_and_as_ever_when_it_does_not() {
+    let database = Database::new("doorbell_lost").await;
+    let (mut relay, ringing) =
+        at_work(&database, &["--poll-ceiling", "20ms", "--doorbell-ceiling", "1h"]).await;
+    ringing.stop().await;
+    // That it does not look has no event.
+    let before = looks(&database).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let seldom = looks(&database).await - before;
+    assert!(seldom < 60, "{seldom} looks in four seconds");
+    // Who is connected stays.
+    let closed = format!("alter database {} allow_connections false", database.name);
+    database.admin().execute(sqlx::AssertSqlSafe(closed)).await.unwrap();
+    terminate(&database, backend(&database, LISTENING).await.unwrap()).await;
+    until(&mut relay.log, "the doorbell is not heard still").await;
+    let before = looks(&database).await;
+    let often = async {
+        while looks(&database).await < before + 300 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, often).await.unwrap();
+    let message = enqueue(&database).await;
+    relay.delivers(&message).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_behind_a_pooler_that_passes_no_ring_on_says_so_and_polls() {
+    let database = Database::new("doorbell_pooler").await;
+    let pooler = servers::Pgbouncer::start(&servers::Postgres::start().unwrap(), 3).unwrap();
+    let flags = ["--doorbell", "--poll-ceiling", "50ms", "--doorbell-ceiling", "1h"];
+    let mut relay = Relay::start(&pooler.url(&database.name), &flags);
+    until(&mut relay.log, "a pooler in transaction mode passes none on").await;
+    let message = enqueue(&database).await;
+    relay.delivers(&message).await;
+}
+
+#[test]
+fn a_relay_of_many_databases_listens_to_no_doorbell() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("databases");
+    std::fs::write(&path, "postgres://db/orders\n").unwrap();
+    let arguments = ["relay", "--broker", "file:-", "--databases", path.to_str().unwrap(), "--doorbell"];
+    run(&arguments, &[]).failed(2, &["doorbell", "databases"]);
+}

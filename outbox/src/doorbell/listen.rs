@@ -1,0 +1,82 @@
+//! A relay's end of the doorbell: whether it can hear it, and each ring.
+
+use std::convert::Infallible;
+
+use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
+use sqlx::{Acquire, Connection, Executor};
+use tokio::sync::watch;
+
+use super::{ANSWER, NOTIFY, QUIET, in_time};
+use crate::relay::{Backoff, chain, chance};
+
+const CHANNEL: &str = "outbox_doorbell";
+/// A pooler that passes nothing on is tried now and then, since it may be taken away.
+const LISTEN_AGAIN: Backoff =
+    Backoff { first: std::time::Duration::from_millis(50), ceiling: std::time::Duration::from_secs(30) };
+
+/// Why no ring is heard.
+#[derive(Debug, thiserror::Error)]
+enum Deaf {
+    #[error("the database did not answer")]
+    Database(#[from] sqlx::Error),
+    /// The operator's.
+    #[error(
+        "a ring of its own was not heard: a pooler in transaction mode passes none on, a direct connection does"
+    )]
+    Unheard,
+    #[error("the connection was lost")]
+    Lost,
+}
+
+/// Listens for as long as it is polled. `heard` changes at every ring, and is true while rings would be heard.
+pub(crate) async fn listen(pool: PgPool, relay: String, heard: watch::Sender<bool>) {
+    let mut failures = 0;
+    loop {
+        let Err(error) = listen_on_one_connection(&pool, &relay, &heard, &mut failures).await;
+        // At once, before anything else is tried: from here on it is the poll's ceiling that finds messages.
+        heard.send_if_modified(|heard| std::mem::take(heard));
+        failures += 1;
+        let pause = LISTEN_AGAIN.after(failures, chance());
+        let error = chain(&error);
+        if failures == 1 {
+            tracing::warn!(relay, error, ?pause, "the doorbell is not heard: polling as without it");
+        } else {
+            tracing::debug!(relay, error, ?pause, "the doorbell is not heard still");
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn listen_on_one_connection(
+    pool: &PgPool,
+    relay: &str,
+    heard: &watch::Sender<bool>,
+    failures: &mut u32,
+) -> Result<Infallible, Deaf> {
+    let options = (*pool.connect_options()).clone().application_name("outbox doorbell, listening");
+    // The driver's listener takes its connection from a pool; none of the relay's, which count on theirs.
+    let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER).connect_lazy_with(options);
+    let mut listener = PgListener::connect_with(&own).await?;
+    // Else the driver would connect again by itself, and meanwhile nobody would know that rings are lost.
+    listener.eager_reconnect(false);
+    in_time(listener.listen(CHANNEL)).await?;
+    // Behind a pooler in transaction mode that succeeds, and no ring ever comes. One from another connection shows it.
+    in_time(pool.execute(sqlx::raw_sql(NOTIFY))).await?;
+    match tokio::time::timeout(ANSWER, listener.try_recv()).await {
+        Ok(ring) => ring?.ok_or(Deaf::Lost)?,
+        Err(_) => return Err(Deaf::Unheard),
+    };
+    let again = if std::mem::take(failures) > 0 { " again" } else { "" };
+    tracing::info!(relay, "the doorbell is heard{again}");
+    // A look is due now: rings before this one may have been lost.
+    heard.send_replace(true);
+    loop {
+        match tokio::time::timeout(QUIET, listener.try_recv()).await {
+            Ok(ring) => {
+                ring?.ok_or(Deaf::Lost)?;
+                heard.send_replace(true);
+            }
+            Err(_) => in_time(async { listener.acquire().await?.ping().await }).await?,
+        }
+    }
+}
