@@ -29,6 +29,7 @@ Examples:
 
 pending: messages committed and not recorded as published, without those held back. lag: the age of the oldest of
 them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs.
+scheduled: messages that are not due yet, counted up to 10,000.
 retrying and parked count keys; held counts the messages behind them. `outbox parked` lists them.
 
 Exit codes: 0 printed; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 4 the schema is
@@ -37,6 +38,7 @@ missing or does not fit this build.";
 #[derive(Serialize)]
 struct Status {
     relays: Vec<Relay>,
+    scheduled: Scheduled,
     consumers: Vec<Consumer>,
 }
 
@@ -57,6 +59,14 @@ struct Relay {
     unattended_since: Option<DateTime<Utc>>,
 }
 
+/// Up to 10,000 are counted; `more`: there are more.
+#[derive(Clone, Copy, Default, Serialize)]
+struct Scheduled {
+    waiting: i64,
+    more: bool,
+    next_due: Option<DateTime<Utc>>,
+}
+
 #[derive(Serialize)]
 struct Consumer {
     consumer: String,
@@ -74,10 +84,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let failed = |error: sqlx::Error| database::failed(&format!("database {url}"), &error);
     let mut connection = pool.acquire().await.map_err(failed)?;
     let present = schema::present(&mut connection, &url).await?;
-    let mut status = Status { relays: Vec::new(), consumers: Vec::new() };
+    let mut status = Status { relays: Vec::new(), scheduled: Scheduled::default(), consumers: Vec::new() };
     if present.outbox {
         let relays = outbox::admin::status(&pool).await.map_err(failed)?;
         status.relays = relays.into_iter().map(Relay::from).collect();
+        let outbox::admin::Scheduled { waiting, more, next_due, .. } =
+            outbox::admin::scheduled(&pool).await.map_err(failed)?;
+        status.scheduled = Scheduled { waiting, more, next_due };
     }
     if present.inbox {
         let consumers = inbox::admin::status(&mut connection).await.map_err(failed)?;
@@ -99,6 +112,7 @@ fn text(status: &Status, now: DateTime<Utc>) -> String {
         text.push_str(&output::table(&head, &rows));
         text.extend(status.relays.iter().filter_map(|relay| relay.abandoned(now)));
     }
+    text.extend(status.scheduled.line(now));
     text.push('\n');
     if status.consumers.is_empty() {
         text.push_str("no consumer has run here\n");
@@ -110,6 +124,19 @@ fn text(status: &Status, now: DateTime<Utc>) -> String {
         ));
     }
     text
+}
+
+impl Scheduled {
+    fn line(&self, now: DateTime<Utc>) -> Option<String> {
+        let next = self.next_due?;
+        let plus = if self.more { "+" } else { "" };
+        let due = if next > now {
+            format!("the next is due in {}", passed(next - now))
+        } else {
+            format!("the first was due {} ago: run a relay to have it published", passed(now - next))
+        };
+        Some(format!("scheduled: {}{plus} messages; {due}\n", self.waiting))
+    }
 }
 
 impl Relay {
@@ -233,12 +260,20 @@ relay    state    pending  lag   retrying  parked  held  processes  shards
 default  running  12       1.2s  0         1       3     2          15 of 16
 old      running  12       1.2s  0         1       3     0          0 of 16
 relay old pins 2 of the 16 leaves of the log, and nobody has run it for 2h00m: run it, or outbox relays retire old
+scheduled: 10000+ messages; the next is due in 1m30s
 
 consumer  started    retrying  parked  held  oldest
 stock     1m30s ago  0         0       0     -
 ";
+        let scheduled =
+            Scheduled { waiting: 10_000, more: true, next_due: Some(now + TimeDelta::seconds(90)) };
+        let overdue = Scheduled { waiting: 1, more: false, ..scheduled };
         assert_eq!(
-            text(&Status { relays: vec![relay, abandoned], consumers: vec![consumer] }, now),
+            overdue.line(now + TimeDelta::minutes(3)).unwrap(),
+            "scheduled: 1 messages; the first was due 1m30s ago: run a relay to have it published\n"
+        );
+        assert_eq!(
+            text(&Status { relays: vec![relay, abandoned], scheduled, consumers: vec![consumer] }, now),
             expected
         );
     }

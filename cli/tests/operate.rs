@@ -79,6 +79,10 @@ async fn status_counts_what_is_pending_and_what_is_held() {
     hold_in_relay(&database).await;
     hold_in_consumer(&database).await;
     enqueue(&database, &[Message::new("shop", "order.placed", "{}")]).await;
+    let mut tx = database.pool().begin().await.unwrap();
+    let due = chrono::Utc::now() + chrono::TimeDelta::hours(1);
+    outbox::enqueue_all_at(&mut tx, &[Message::new("shop", "order.overdue", "{}")], due).await.unwrap();
+    tx.commit().await.unwrap();
     let status = run(&["status", "--output", "json"], &environment).json();
     let relay = &status["relays"][0];
     assert_eq!((&relay["relay"], &relay["pending"]), (&"default".into(), &1.into()));
@@ -88,6 +92,7 @@ async fn status_counts_what_is_pending_and_what_is_held() {
         (&1.into(), &0.into(), &0.into())
     );
     assert!(relay["lag_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(status["scheduled"]["waiting"], 1);
     let consumer = &status["consumers"][0];
     assert_eq!(
         (&consumer["consumer"], &consumer["parked"], &consumer["held"]),

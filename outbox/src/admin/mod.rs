@@ -8,6 +8,7 @@ mod audit;
 mod doctor;
 mod relays;
 mod repair;
+mod scheduled;
 
 use chrono::{DateTime, Utc};
 use message::MessageId;
@@ -20,6 +21,7 @@ pub use audit::{AuditEntry, audit};
 pub use doctor::{Finding, Severity, examine};
 pub use relays::{StateError, pause, resume, retire};
 pub use repair::{RepairError, Survey, repair, survey};
+pub use scheduled::{Scheduled, scheduled};
 
 /// How far one relay is.
 #[derive(Debug, Clone)]

@@ -34,7 +34,7 @@ pub(crate) async fn listen(pool: PgPool, relay: String, heard: watch::Sender<boo
     loop {
         let Err(error) = listen_on_one_connection(&pool, &relay, &heard, &mut failures).await;
         // At once, before anything else is tried: from here on it is the poll's ceiling that finds messages.
-        heard.send_if_modified(|heard| std::mem::take(heard));
+        heard.send_if_modified(std::mem::take);
         failures += 1;
         let pause = LISTEN_AGAIN.after(failures, chance());
         let error = chain(&error);

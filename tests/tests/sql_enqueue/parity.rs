@@ -1,4 +1,5 @@
-//! One verdict from three judges: `Message::validate`, `outbox.enqueue`, and the table's constraints.
+//! One verdict from all judges: `Message::validate`, `outbox.enqueue` and `outbox.enqueue_at`, and the constraints of the log
+//! and of the scheduled messages.
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use message::{Field, InvalidMessage, Message};
@@ -32,6 +33,31 @@ const JUDGES: &str = "
         return null;
     exception when others then
         return array[sqlstate, sqlerrm];
+    end $$;
+    create function pg_temp.by_function_at(
+        id uuid, correlation uuid, causation uuid, occurred_at timestamptz, source text, topic text, kind text, key text,
+        headers text, payload bytea
+    ) returns text[] language plpgsql as $$
+    begin
+        perform outbox.enqueue_at(
+            now(), topic, kind, payload, key => key, headers => headers::jsonb, source => source,
+            correlation => correlation, causation => causation);
+        return null;
+    exception when others then
+        return array[sqlstate, sqlerrm];
+    end $$;
+    create function pg_temp.by_table_at(
+        id uuid, correlation uuid, causation uuid, occurred_at timestamptz, source text, topic text, kind text, key text,
+        headers text, payload bytea
+    ) returns text[] language plpgsql as $$
+    begin
+        insert into outbox.scheduled_message
+            (due_at, id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+        values (occurred_at, outbox.uuid_v7(), correlation, causation, occurred_at, coalesce(source, '/x'), topic, kind, key,
+            headers::jsonb, payload);
+        return null;
+    exception when others then
+        return array[sqlstate, sqlerrm];
     end $$";
 
 /// SQLSTATE and text of a refusal.
@@ -60,6 +86,13 @@ async fn judge(connection: &mut PgConnection, judge: &'static str, message: &Mes
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Of the judges of scheduled messages, for which `occurred_at` is the due time.
+async fn verdicts_at(connection: &mut PgConnection, message: &Message) -> (Verdict, Verdict) {
+    const FUNCTION: &str = "select pg_temp.by_function_at($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+    const TABLE: &str = "select pg_temp.by_table_at($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+    (judge(connection, FUNCTION, message).await, judge(connection, TABLE, message).await)
 }
 
 async fn verdicts(connection: &mut PgConnection, message: &Message) -> (Verdict, Verdict) {
@@ -204,14 +237,21 @@ async fn rust_function_and_table_refuse_the_same_with_the_same_words() {
     for (field, change) in changes() {
         let message = changed([&change]);
         let (function, table) = verdicts(&mut connection, &message).await;
+        let (function_at, table_at) = verdicts_at(&mut connection, &message).await;
         match message.validate() {
             Ok(()) => {
                 assert_eq!((&function, &table), (&None, &None), "{}", short(&message));
+                assert_eq!((&function_at, &table_at), (&None, &None), "{}", short(&message));
                 accepted += 1;
             }
             Err(fault) => {
                 assert_eq!(fault.field, field, "{}", short(&message));
-                assert_refused(&fault, function, table, &message);
+                assert_refused(("outbox.enqueue", &fault), function, table, &message);
+                if field == Field::OccurredAt {
+                    assert!(table_at.is_some(), "{}", short(&message));
+                } else {
+                    assert_refused(("outbox.enqueue_at", &fault), function_at, table_at, &message);
+                }
                 refused += 1;
             }
         }
@@ -219,11 +259,16 @@ async fn rust_function_and_table_refuse_the_same_with_the_same_words() {
     assert!(accepted > 60 && refused > 80, "accepted {accepted}, refused {refused}");
 }
 
-fn assert_refused(fault: &InvalidMessage, function: Verdict, table: Verdict, message: &Message) {
+fn assert_refused(
+    (name, fault): (&str, &InvalidMessage),
+    function: Verdict,
+    table: Verdict,
+    message: &Message,
+) {
     let (state, says) = function.unwrap_or_else(|| panic!("the function takes {fault}: {}", short(message)));
     // PostgreSQL itself has no NUL in a text and none in jsonb, and says so before we can.
     if !matches!(&*state, "22021" | "22P05") {
-        assert_eq!((&*state, says), ("22023", format!("outbox.enqueue: {fault}")), "{}", short(message));
+        assert_eq!((&*state, says), ("22023", format!("{name}: {fault}")), "{}", short(message));
     }
     let (state, _) = table.unwrap_or_else(|| panic!("the table takes {fault}: {}", short(message)));
     assert!(matches!(&*state, "23514" | "22021" | "22P05"), "{state} {}", short(message));

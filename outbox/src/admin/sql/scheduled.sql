@@ -1,0 +1,3 @@
+-- How many scheduled messages wait to be due, as far as they can be counted quickly, and when the next one is.
+select (select count(*) from (select from outbox.scheduled_message limit 10001) as first) as waiting,
+    (select s.due_at from outbox.scheduled_message s order by s.due_at, s.number limit 1) as next_due
