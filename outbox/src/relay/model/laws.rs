@@ -84,13 +84,10 @@ fn passed_is_safe(world: &World) -> bool {
 
 /// What a session has passed in the shards that are its own, and not recorded, is what it counts.
 fn is_counted(world: &World, session: &Session) -> bool {
-    let database = &world.database;
-    session.epochs.keys().filter(|shard| session.owns(database, **shard)).all(|shard| {
-        let of_all = i16::try_from(database.cursors.len()).unwrap_or(1);
-        let rows = database.rows();
-        let passed =
-            rows.iter().filter(|row| row.key % of_all == *shard && session.passed.contains(&row.position));
-        passed.count() == session.unrecorded(*shard)
+    let of_all = i16::try_from(world.database.cursors.len()).unwrap_or(1);
+    session.epochs.keys().filter(|shard| session.owns(&world.database, **shard)).all(|shard| {
+        let passed = session.passed.values().filter(|key| *key % of_all == *shard).count();
+        passed == session.unrecorded(*shard)
     })
 }
 

@@ -103,7 +103,13 @@ fn unanswered() -> Bounds {
 
 /// Several messages of a key in one batch, to a broker that keeps them in order.
 fn pipelined() -> Bounds {
-    Bounds { pipelining: Pipelining::PerBatch, page: 3, ..unanswered() }
+    let bounds = Bounds { pipelining: Pipelining::PerBatch, page: 3, ..unanswered() };
+    if large() { bounds } else { Bounds { processes: 1, expiries: 0, crashes: 1, ..bounds } }
+}
+
+/// The same, and a process that is taken for dead with a batch on the wire.
+fn pipelined_by_zombies() -> Bounds {
+    Bounds { scripts: vec![&[0, 0]], committed: 1, pipelining: Pipelining::PerBatch, ..unanswered() }
 }
 
 /// Processes come, share the shards, stop, and hand over.
@@ -205,6 +211,7 @@ fn zombies_publish_and_overtake_nobody() {
 #[test]
 fn a_batch_that_fails_in_part_is_overtaken_by_nothing() {
     hold(pipelined());
+    hold(pipelined_by_zombies());
 }
 
 /// No fault is in them, so the bound of duplicates is none.

@@ -77,8 +77,8 @@ pub(super) struct Session {
     pub(super) ending: Option<Ended>,
     /// The last message of each shard that was sent before, as (window, position): only what lies before it is still sent.
     ends_at: BTreeMap<i16, (u64, i64)>,
-    /// Passed, and not recorded yet.
-    pub(super) passed: BTreeSet<i64>,
+    /// Passed and not recorded yet, each with its key.
+    pub(super) passed: BTreeMap<i64, i16>,
 }
 
 /// A message to be copied to the hold at a position.
@@ -122,7 +122,7 @@ impl Session {
             looked: -1,
             ending: None,
             ends_at: BTreeMap::new(),
-            passed: BTreeSet::new(),
+            passed: BTreeMap::new(),
         }
     }
 
@@ -349,7 +349,7 @@ impl Session {
         self.moved = true;
         if let Some(progress) = self.progress.get_mut(&(log.slot % of_all)) {
             progress.finish(window, log.position);
-            self.passed.insert(log.position);
+            self.passed.insert(log.position, log.slot);
         }
     }
 
