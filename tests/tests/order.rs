@@ -282,8 +282,18 @@ async fn a_zombie_repeats_what_it_has_in_hand_and_overtakes_nothing() {
         sqlx::query_scalar::<_, String>(cursor).fetch_one(pool).await.unwrap()
     };
     let before = recorded().await;
-    sqlx::query("update outbox.process set expires_at = '-infinity'").execute(pool).await.unwrap();
+    let owner = "select owner::text from outbox.cursor";
+    let owner = || async { sqlx::query_scalar::<_, String>(owner).fetch_one(pool).await.unwrap() };
+    let first = owner().await;
     let successor = start(pool, broker.publisher().one_per_key(), settings.clone());
+    until("the successor has the shard", || async {
+        // More than once: it may just have been about to renew its lease.
+        let end = "with ended as (update outbox.process set expires_at = '-infinity' where id::text = $1)
+            update outbox.relay set changes = changes + 1";
+        sqlx::query(end).bind(&first).execute(pool).await.unwrap();
+        owner().await != first
+    })
+    .await;
     until_published(&broker, 10).await;
     until("recorded", || async { recorded().await != before && numbers(&broker, "a").len() == 10 }).await;
     // It records when it is told to stop; nobody comes after the zombie and puts right what that has recorded.
