@@ -238,3 +238,24 @@ async fn another_language_schedules_and_gives_up_with_functions() {
     assert_eq!(broker.published()[0].message.id.as_uuid(), &id);
     assert_eq!(numbers(&broker, "a"), [1]);
 }
+
+/// A plan that a session keeps from when nothing was scheduled would look through them all.
+#[tokio::test]
+async fn a_session_that_gave_up_when_nothing_was_scheduled_finds_one_among_many_by_its_index() {
+    let database = Database::new("schedule_plan").await;
+    let mut connection = database.connect().await;
+    connection.execute("alter table outbox.scheduled_message set (autovacuum_enabled = off)").await.unwrap();
+    connection.execute("vacuum analyze outbox.scheduled_message").await.unwrap();
+    for _ in 0..10 {
+        connection.execute("select outbox.cancel(gen_random_uuid())").await.unwrap();
+    }
+    let insert = "insert into outbox.scheduled_message (due_at, id, correlation, occurred_at, source, topic, kind, payload)
+        select now() + interval '1 hour', gen_random_uuid(), gen_random_uuid(), now(), '/test', 'orders', 'k', ''
+        from generate_series(1, 20000) n";
+    database.pool().execute(insert).await.unwrap();
+    let scanned = "begin; select outbox.cancel(gen_random_uuid())";
+    connection.execute(scanned).await.unwrap();
+    let read = "select coalesce(sum(seq_tup_read), 0)::bigint from pg_stat_xact_user_tables where relname = 'scheduled_message'";
+    let read: i64 = sqlx::query_scalar(read).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(read, 0);
+}

@@ -289,3 +289,15 @@ async fn nobody_sets_a_slot() {
         .expect_err("a generated column");
     assert_eq!(error.as_database_error().and_then(|error| error.code()).as_deref(), Some("428C9"));
 }
+
+/// Called as a function of its own it would cost more than all the rest of an enqueue.
+#[tokio::test]
+async fn the_limits_are_checked_within_the_functions_that_write() {
+    let database = Database::new("inlined").await;
+    let explain = "explain (verbose, costs off)
+        select outbox.message_fault(topic, kind, payload, key, headers, id, source, correlation, causation, occurred_at)
+        from outbox.scheduled_message";
+    let plan: Vec<String> = sqlx::query_scalar(explain).fetch_all(database.pool()).await.expect("a plan");
+    let plan = plan.join("\n");
+    assert!(plan.contains("CASE") && !plan.contains("message_fault"), "{plan}");
+}
