@@ -25,7 +25,7 @@ const CANCEL: &str = include_str!("sql/cancel.sql");
 /// Scheduled messages enter the log in the order of their times, and, for the same time, in the order in which they were
 /// scheduled. Among a key's other messages a scheduled one takes its place when it is due. It is the relays that move it
 /// there, by the database's clock: at its time if it was committed two seconds before, within two seconds else, or when the next
-/// relay runs. A time that has passed is due at once, and moved within ten seconds. When the process that moves them dies,
+/// relay runs. A time that has passed is due at once. When the process that moves them dies,
 /// another goes on when its lease is over.
 ///
 /// # Errors

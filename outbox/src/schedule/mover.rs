@@ -19,10 +19,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Messages in one transaction.
 const BATCH: i64 = 1000;
 /// While somebody holds a snapshot, what was moved stays in the index as dead entries, and whoever looks for the first one
-/// that is alive walks over all of them. So it is looked above the time of the last that was moved, less this, ...
+/// that is alive walks over all of them. So one batch after another is looked for above the time of the last that was moved, less
+/// this; and everywhere only as often as it is looked at all, for what was scheduled, or committed, when its time had passed.
 const SLACK: TimeDelta = TimeDelta::seconds(5);
-/// ... and everywhere once in this time: a transaction that was open for long may have scheduled for a time that has passed.
-const FULL_LOOK: Duration = Duration::from_secs(10);
 
 /// Where the mover stands.
 #[derive(Debug)]
@@ -51,7 +50,7 @@ impl Mover {
         connection: &mut PgConnection,
         holder: Uuid,
     ) -> Result<(), sqlx::Error> {
-        if self.looked_everywhere.is_none_or(|at| at.elapsed() >= FULL_LOOK) {
+        if self.looked_everywhere.is_none_or(|at| at.elapsed() >= LOOK) {
             (self.moved_to, self.looked_everywhere) = (None, Some(Instant::now()));
         }
         let above = self.moved_to.map_or(DateTime::UNIX_EPOCH - SLACK, |moved_to| moved_to - SLACK);
