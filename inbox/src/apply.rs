@@ -16,7 +16,7 @@ use crate::horizon::Refusal;
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::bounded;
-use crate::statement::is_named;
+use crate::statement::{begin_on_pool, is_named};
 use crate::stored::Body;
 
 /// Whether the lane may go on to its next delivery.
@@ -145,7 +145,8 @@ async fn once(
     received: Instant,
 ) -> Result<Step, Setback> {
     let begun = Instant::now();
-    let mut tx = core.pool.begin().await?;
+    // A handler may be silent for as long as it may take; a process that stands still, not longer.
+    let mut tx = begin_on_pool(core.pool.clone(), core.try_time()).await?;
     let row = sqlx::query(include_str!("sql/receive.sql"))
         .bind(&*core.name)
         .bind(message.id.as_uuid())

@@ -14,7 +14,7 @@ use crate::consumer::{Core, IN_PLACE};
 use crate::hold::milliseconds;
 use crate::measure;
 use crate::patience::{self, Patience};
-use crate::statement::{self, is_named};
+use crate::statement::{self, begin_on_pool, is_named};
 use crate::stored::HeldMessage;
 
 /// A held key that this process may try, and its first message.
@@ -134,7 +134,8 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
     };
     let made_at: Option<DateTime<Utc>> = message.id.made_at().filter(|_| !first.late);
     let begun = Instant::now();
-    let mut tx = core.pool.begin().await?;
+    // A handler may be silent for as long as it may take; a process that stands still, not longer.
+    let mut tx = begin_on_pool(core.pool.clone(), core.try_time()).await?;
     let row = sqlx::query(include_str!("sql/retry.sql"))
         .bind(&*core.name)
         .bind(claim.hold)

@@ -7,47 +7,82 @@
 //! transaction and unnamed ([`run`], [`rows`], …), and what runs in a handler's transaction is named if the handler's
 //! statements are ([`is_named`]).
 
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::Query;
-use sqlx::{Acquire, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, PgTransaction};
 
 pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
+/// What stands still for so long while it runs a statement alone is gone.
+const SILENCE: Duration = Duration::from_secs(1);
+/// The server's longest, in milliseconds.
+const MOST: u128 = i32::MAX as u128;
+
+/// In one message, so for no round trip more.
+fn begin(silence: Duration) -> String {
+    let milliseconds = format!("'{}'", silence.as_millis().min(MOST));
+    format!("begin;\n{}", include_str!("sql/silence.sql").replace("$1", &milliseconds))
+}
+
+/// Where a transaction can begin whose locks a client that stands still does not keep for ever: others would wait for them,
+/// and no lease ends a transaction. The server ends it when nothing is heard of it for so long.
+pub(crate) trait Begin<'c> {
+    /// Begins one; within a transaction, a savepoint of it.
+    fn begin_bounded(self, silence: Duration) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>>;
+}
+
+/// One for a handler, on a connection of its own.
+pub(crate) fn begin_on_pool(
+    pool: PgPool,
+    silence: Duration,
+) -> BoxFuture<'static, Result<PgTransaction<'static>, sqlx::Error>> {
+    Box::pin(async move { pool.begin_with(AssertSqlSafe(begin(silence))).await })
+}
+
+impl<'c> Begin<'c> for &'c PgPool {
+    fn begin_bounded(self, silence: Duration) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
+        Box::pin(async move { self.begin_with(AssertSqlSafe(begin(silence))).await })
+    }
+}
+
+impl<'c> Begin<'c> for &'c mut PgConnection {
+    fn begin_bounded(self, silence: Duration) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
+        Box::pin(async move {
+            if self.is_in_transaction() {
+                Connection::begin(self).await
+            } else {
+                self.begin_with(AssertSqlSafe(begin(silence))).await
+            }
+        })
+    }
+}
+
 /// Runs one statement alone; how many rows it changed.
-pub(crate) async fn run(
-    on: impl Acquire<'_, Database = Postgres>,
-    query: PgQuery<'_>,
-) -> Result<u64, sqlx::Error> {
-    let mut tx = on.begin().await?;
+pub(crate) async fn run(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<u64, sqlx::Error> {
+    let mut tx = on.begin_bounded(SILENCE).await?;
     let done = query.persistent(false).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(done.rows_affected())
 }
 
 /// Runs one statement alone; its rows.
-pub(crate) async fn rows(
-    on: impl Acquire<'_, Database = Postgres>,
-    query: PgQuery<'_>,
-) -> Result<Vec<PgRow>, sqlx::Error> {
-    let mut tx = on.begin().await?;
+pub(crate) async fn rows(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut tx = on.begin_bounded(SILENCE).await?;
     let rows = query.persistent(false).fetch_all(&mut *tx).await?;
     tx.commit().await?;
     Ok(rows)
 }
 
 /// Runs one statement alone; its row, if there is one.
-pub(crate) async fn optional(
-    on: impl Acquire<'_, Database = Postgres>,
-    query: PgQuery<'_>,
-) -> Result<Option<PgRow>, sqlx::Error> {
+pub(crate) async fn optional(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Option<PgRow>, sqlx::Error> {
     Ok(rows(on, query).await?.into_iter().next())
 }
 
 /// Runs one statement alone; its row.
-pub(crate) async fn row(
-    on: impl Acquire<'_, Database = Postgres>,
-    query: PgQuery<'_>,
-) -> Result<PgRow, sqlx::Error> {
+pub(crate) async fn row(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
     optional(on, query).await?.ok_or(sqlx::Error::RowNotFound)
 }
 

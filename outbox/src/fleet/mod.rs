@@ -56,10 +56,16 @@ pub struct Fleet<P> {
     look: Duration,
 }
 
-#[derive(Debug)]
 struct Database {
     name: String,
     options: PgConnectOptions,
+}
+
+/// Without the options, in which the driver shows the password.
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// Places at work, and how many wait for one.

@@ -217,6 +217,11 @@ impl LogConnection {
                 messages.push(message);
             }
         }
+        drop(sent);
+        if self.pooled {
+            // Another server process may have sent it, after a crash: then the window means nothing.
+            self.on_known("select true").await?;
+        }
         let more = messages.len() >= limit || read >= bytes;
         Ok((messages, more))
     }

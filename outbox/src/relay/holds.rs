@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Policy, Settings, backoff};
-use crate::statement;
+use crate::statement::{self, Begin, SPEECH};
 
 /// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
 const LOOK: Duration = Duration::from_millis(250);
@@ -133,7 +133,11 @@ impl<P: Publisher> Holds<P> {
                 .bind(due.epoch)
                 .bind(again.as_secs_f64())
                 .bind(i32::try_from(self.settings.max_attempts).unwrap_or(i32::MAX));
-            let row = statement::optional(&self.pool, query).await?;
+            let mut tx = self.pool.begin_bounded().await?;
+            // The answer may be long, and so may the way.
+            sqlx::raw_sql(SPEECH).execute(&mut *tx).await?;
+            let row = query.persistent(false).fetch_optional(&mut *tx).await?;
+            tx.commit().await?;
             let Some(row) = row else { return Ok(()) };
             let attempts: i32 = row.try_get("attempts")?;
             let Some(position) = row.try_get::<Option<i64>, _>("position")? else {

@@ -446,8 +446,14 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
 /// The answer to the record being written; never, if there is none.
 async fn answer(writing: &mut Option<oneshot::Receiver<Vec<i16>>>) -> Option<Vec<i16>> {
     match writing {
-        // The reader's own task tells of its end.
-        Some(receiver) => receiver.await.ok(),
+        Some(receiver) => match receiver.await {
+            Ok(lost) => Some(lost),
+            Err(_) => {
+                // The reader's own task tells of its end. Whoever asks the same receiver once more, before it has, panics.
+                *writing = None;
+                std::future::pending().await
+            }
+        },
         None => std::future::pending().await,
     }
 }

@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::bell;
 use crate::log::preflight;
 use crate::statement::{self, fill, literal};
 
@@ -23,20 +24,30 @@ const BATCH: i64 = 1000;
 /// this; and everywhere only as often as it is looked at all, for what was scheduled, or committed, when its time had passed.
 const SLACK: TimeDelta = TimeDelta::seconds(5);
 
+/// A look everywhere that took long is not made again before so many times as long.
+const SHARE: u32 = 20;
+
 /// Where the mover stands.
 #[derive(Debug)]
 pub(crate) struct Mover {
     /// What is due up to here has been moved, but for what came late.
     moved_to: Option<DateTime<Utc>>,
-    looked_everywhere: Option<Instant>,
+    look_everywhere_at: Instant,
     next_at: Instant,
-    /// The log may be written to: it was not restored into another cluster, for instance.
+    /// The log may be written to: it was not restored into another cluster, for instance. Since the last failure.
     is_safe: bool,
+    batch: i64,
 }
 
 impl Mover {
     pub(crate) fn new() -> Self {
-        Mover { moved_to: None, looked_everywhere: None, next_at: Instant::now(), is_safe: false }
+        let now = Instant::now();
+        Mover { moved_to: None, look_everywhere_at: now, next_at: now, is_safe: false, batch: BATCH }
+    }
+
+    /// The database did not answer, and may be another now.
+    pub(crate) fn doubt(&mut self) {
+        self.is_safe = false;
     }
 
     /// When there is something to look at or to move.
@@ -50,13 +61,18 @@ impl Mover {
         connection: &mut PgConnection,
         holder: Uuid,
     ) -> Result<(), sqlx::Error> {
-        if self.looked_everywhere.is_none_or(|at| at.elapsed() >= LOOK) {
-            (self.moved_to, self.looked_everywhere) = (None, Some(Instant::now()));
+        let began = Instant::now();
+        let everywhere = self.look_everywhere_at <= began;
+        if everywhere {
+            self.moved_to = None;
         }
         let above = self.moved_to.map_or(DateTime::UNIX_EPOCH - SLACK, |moved_to| moved_to - SLACK);
         let next = fill(NEXT, &[literal(&above.to_rfc3339())]);
         let row = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).fetch_one(&mut *connection).await?;
         let due_in: Option<f64> = row.try_get("due_in")?;
+        if everywhere {
+            self.look_everywhere_at = Instant::now() + LOOK.max(began.elapsed() * SHARE);
+        }
         if due_in.is_none_or(|due_in| due_in > 0.0) {
             let due_in = due_in.and_then(|due_in| Duration::try_from_secs_f64(due_in).ok());
             self.next_at = Instant::now() + due_in.unwrap_or(LOOK).min(LOOK);
@@ -70,12 +86,17 @@ impl Mover {
             }
             self.is_safe = true;
         }
-        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(BATCH);
+        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(self.batch);
+        // One that fails for what it holds, or takes too long, is tried again with fewer.
+        let batch = self.batch;
+        self.batch = (batch / 2).max(1);
         let row = statement::row(connection, query).await?;
+        self.batch = (batch * 2).min(BATCH);
         let moved: i64 = row.try_get("moved")?;
         if moved > 0 {
             metrics::counter!("outbox_scheduled_messages_moved_total").increment(moved.unsigned_abs());
             self.moved_to = row.try_get("last_due")?;
+            bell::ring();
         }
         // What was due and is not moved is being given up, or the upkeep is another's.
         self.next_at = Instant::now() + if moved > 0 { Duration::ZERO } else { LOOK };

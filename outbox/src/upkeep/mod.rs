@@ -94,6 +94,7 @@ impl Upkeep {
                     next
                 }
                 Err(error) => {
+                    self.mover.doubt();
                     failures += 1;
                     if failures == WORTH_A_WARNING {
                         tracing::warn!(relay = self.relay, %error, "the upkeep of the log fails: no leaf is emptied");
@@ -139,11 +140,12 @@ impl Upkeep {
         if !self.held {
             return Ok(self.try_at);
         }
-        if self.sweep_at <= Instant::now() {
-            self.sweep(&mut connection, stop).await?;
-        }
+        // What is due before what is tidy: a sweep may take long, and fail.
         if self.mover.next_at() <= Instant::now() {
             self.mover.move_due(&mut connection, self.holder).await?;
+        }
+        if self.sweep_at <= Instant::now() && self.mover.next_at() > Instant::now() {
+            self.sweep(&mut connection, stop).await?;
         }
         Ok(self.try_at.min(self.sweep_at).min(self.mover.next_at()))
     }

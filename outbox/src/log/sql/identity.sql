@@ -4,5 +4,6 @@
 select format('%s %s', pg_backend_pid(), extract(epoch from pg_postmaster_start_time())) as backend,
     (extract(epoch from a.backend_start) * 1000000)::bigint as began,
     (extract(epoch from clock_timestamp()) * 1000000)::bigint as clock,
-    left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) || '/' || c.system_identifier as life
+    format('%s/%s/%s', left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), c.system_identifier,
+        extract(epoch from pg_postmaster_start_time())) as life
 from pg_stat_get_activity(pg_backend_pid()) a, pg_control_system() c
