@@ -76,6 +76,27 @@ async fn a_thousand_enqueues_ring_a_few_times_with_nothing_to_say_and_never_in_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_doorbell_whose_connection_is_ended_rings_on_another_for_what_was_enqueued_meanwhile() {
+    let _alone = alone().await;
+    let database = Database::new("doorbell_ended").await;
+    let mut listener = listener(&database).await;
+    let (stop, ringing) = doorbell(database.pool());
+    let mut before = ring(&mut listener).await.process_id();
+    let mut service = database.connect().await;
+    for _ in 0..3 {
+        let end = sqlx::query("select pg_terminate_backend($1, 10000)").bind(i32::try_from(before).unwrap());
+        end.execute(database.admin()).await.unwrap();
+        // Whether or not the doorbell knows by now that it is broken.
+        transact(&mut service).await;
+        let now = ring(&mut listener).await.process_id();
+        assert_ne!(now, before);
+        before = now;
+    }
+    stop.cancel();
+    ringing.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_whose_doorbell_cannot_connect_enqueues_and_commits_as_ever() {
     let _alone = alone().await;
     let database = Database::new("doorbell_alone").await;
