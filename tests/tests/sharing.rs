@@ -278,6 +278,25 @@ async fn a_process_that_stands_still_at_its_start_starts_over() {
     let stands = || async { sqlx::query_scalar::<_, bool>(still).fetch_one(pool).await.unwrap() };
     until("it stands still", stands).await;
     proxy.at_commit(Fate::Passes);
-    broker.wait_for_published(1).await;
+    let published = tokio::time::timeout(relay_support::PATIENCE, broker.wait_for_published(1)).await;
+    assert!(published.is_ok(), "it has ended");
+    relay.stop().await.unwrap();
+}
+
+/// As when one process after another dies: there is always one that seems to be alive and takes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_that_are_left_to_who_does_not_take_them_are_taken_by_another() {
+    let database = Database::new("sharing_overdue").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings());
+    until_owned(pool, &[16]).await;
+    let dead = "insert into outbox.process (id, relay, label, build, expires_at)
+        values (gen_random_uuid(), 'default', 'dead', '0', clock_timestamp() + interval '1 hour')";
+    sqlx::query(dead).execute(pool).await.unwrap();
+    until_owned(pool, &[8]).await;
+    until_owned(pool, &[12]).await;
+    // Given back again, for it may be alive after all.
+    until_owned(pool, &[8]).await;
     relay.stop().await.unwrap();
 }

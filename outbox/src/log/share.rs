@@ -24,6 +24,9 @@ pub struct Share {
     pub shards: i64,
     /// Shards that nobody alive owns.
     pub free: i64,
+    /// Those of them that nobody has taken for half a lease: whoever they are left to may be dead already, and as long as one
+    /// process after another dies, there is always somebody who seems to be about to take them.
+    pub overdue: i64,
     /// The shards that this process owns, and at which epochs.
     pub owned: Vec<(i16, i64)>,
     /// When another process will be dead if it is not heard of.
@@ -39,7 +42,7 @@ pub enum Move {
     Stay,
     /// It has so many too many.
     Give(usize),
-    /// It has too few, and some are free.
+    /// It has too few, and some are free; or some are overdue.
     Take,
 }
 
@@ -55,12 +58,37 @@ impl Share {
     /// What to do with so many shards in hand.
     pub fn next(&self, owned: usize) -> Move {
         let fair = self.fair();
-        if owned > fair {
-            Move::Give(owned - fair)
-        } else if owned < fair && self.free > 0 {
+        if (owned < fair && self.free > 0) || self.overdue > 0 {
             Move::Take
+        } else if owned > fair {
+            Move::Give(owned - fair)
         } else {
             Move::Stay
+        }
+    }
+
+    /// How many shards to own after a [`Move::Take`]: its fair share, or, if it has that, its part of what is overdue more.
+    pub fn most(&self) -> usize {
+        let overdue = usize::try_from(self.overdue).unwrap_or_default();
+        if self.goes_beyond() {
+            self.owned.len() + overdue.div_ceil(usize::try_from(self.processes).unwrap_or(1).max(1))
+        } else {
+            self.fair()
+        }
+    }
+
+    /// Whether what it takes now is more than its fair share.
+    pub fn goes_beyond(&self) -> bool {
+        self.overdue > 0 && self.owned.len() >= self.fair()
+    }
+
+    /// Whether a process that has had so many shards for so long should share them anew. What it took `beyond` its fair share
+    /// it keeps for half a lease: given back at once, it would be nobody's again as long as whom it is left to is dead.
+    pub fn is_due(&self, owned: usize, had_for: Duration, beyond: bool, lease: Duration) -> bool {
+        match self.next(owned) {
+            Move::Stay => false,
+            Move::Take => owned < self.fair() || had_for >= lease / 4,
+            Move::Give(_) => !beyond || had_for >= lease / 2,
         }
     }
 
@@ -92,6 +120,7 @@ impl Share {
             rank: row.try_get("rank")?,
             shards: row.try_get("shards")?,
             free: row.try_get("free")?,
+            overdue: row.try_get("overdue")?,
             owned: shards.into_iter().zip(epochs).collect(),
             expires_in: expires_in.map(|left| Duration::try_from_secs_f64(left).unwrap_or_default()),
             renewed,
@@ -105,7 +134,18 @@ mod tests {
 
     fn share(shards: i64, processes: i64, rank: i64) -> Share {
         let (owned, expires_in, renewed) = (Vec::new(), None, Instant::now());
-        Share { running: true, changes: 0, processes, rank, shards, free: 1, owned, expires_in, renewed }
+        Share {
+            running: true,
+            changes: 0,
+            processes,
+            rank,
+            shards,
+            free: 1,
+            overdue: 0,
+            owned,
+            expires_in,
+            renewed,
+        }
     }
 
     #[test]
@@ -126,5 +166,23 @@ mod tests {
         assert_eq!((share.next(16), share.next(8), share.next(7)), (Move::Give(8), Move::Stay, Move::Take));
         share.free = 0;
         assert_eq!(share.next(7), Move::Stay);
+    }
+
+    #[test]
+    fn what_is_overdue_is_taken_beyond_the_fair_share_and_kept_for_a_while() {
+        let (lease, long) = (Duration::from_secs(8), Duration::from_secs(4));
+        let mut share = share(16, 4, 0);
+        share.owned = (0..4).map(|shard| (shard, 1)).collect();
+        assert!(!share.is_due(4, long, false, lease));
+        share.overdue = 5;
+        assert_eq!((share.next(4), share.most()), (Move::Take, 6));
+        assert!(share.is_due(4, long / 2, false, lease) && !share.is_due(4, long / 4, false, lease));
+        share.owned.pop();
+        assert_eq!((share.next(3), share.most()), (Move::Take, 4));
+        assert!(share.is_due(3, Duration::ZERO, false, lease));
+        share.overdue = 0;
+        assert_eq!(share.next(6), Move::Give(2));
+        assert!(share.is_due(6, Duration::ZERO, false, lease) && share.is_due(6, long, true, lease));
+        assert!(!share.is_due(6, long / 2, true, lease));
     }
 }

@@ -64,6 +64,8 @@ pub(super) struct Session<'a, P> {
     /// The shards that are ours, at which epochs, since when, and how the lease sees it.
     epochs: BTreeMap<i16, i64>,
     acquired: Instant,
+    /// Some of them beyond its fair share.
+    beyond: bool,
     share: watch::Receiver<Share>,
     lease: Arc<Lease>,
     lanes: Lanes,
@@ -129,16 +131,16 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let kept = Arc::clone(&lease);
         tasks.spawn(async move { Task::Lease(kept.keep().await) });
         let mut share = lease.shares();
-        let cursors = loop {
+        let (cursors, beyond) = loop {
             let now = share.borrow_and_update().clone();
             if !now.running {
                 store.leave(log.connection()).await?;
                 return Err(Refusal::Paused);
             }
             if now.next(0) == Move::Take || !now.owned.is_empty() {
-                let cursors = store.acquire(log.connection(), now.fair()).await?;
+                let cursors = store.acquire(log.connection(), now.most()).await?;
                 if !cursors.is_empty() {
-                    break cursors;
+                    break (cursors, now.goes_beyond());
                 }
             }
             tokio::select! {
@@ -156,7 +158,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 }
             }
         };
-        Session::begin(relay, log, store, &cursors, lease, tasks).await.map(Some)
+        let session = Session::begin(relay, log, store, &cursors, lease, tasks).await?;
+        Ok(Some(Session { beyond, ..session }))
     }
 
     /// Reads from the cursors acquired.
@@ -213,6 +216,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             shards,
             epochs,
             acquired: Instant::now(),
+            beyond: false,
             share,
             lease,
             lanes,
@@ -361,7 +365,9 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             }
             let lost = self.epochs.iter().filter(|(shard, epoch)| !share.owns(**shard, **epoch));
             let lost: Vec<i16> = lost.map(|(shard, _)| *shard).collect();
-            (lost, !share.running || share.next(self.epochs.len()) != Move::Stay)
+            let had_for = self.acquired.elapsed();
+            let due = share.is_due(self.epochs.len(), had_for, self.beyond, self.settings.lease);
+            (lost, !share.running || due)
         };
         self.lose(&lost);
         if shares_anew && self.ending.is_none() {

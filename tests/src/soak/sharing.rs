@@ -18,6 +18,8 @@ use super::wire::Wire;
 
 /// Of copies that nothing explains, so many are named.
 const MOST_SAID: usize = 10;
+/// With what happened to the shard and the processes in so many seconds before.
+const BEFORE: f64 = 8.0;
 
 /// Counted only with several processes.
 #[derive(Debug, Default, Serialize)]
@@ -61,6 +63,15 @@ impl Sharing {
             explain(&acquisitions, &disturbances.blows, &repeats);
         for repeat in unexplained.iter().take(MOST_SAID) {
             say(&format!("a copy that nothing explains: {repeat:?}"))?;
+            let about = repeat.enqueued_at - BEFORE..=repeat.at + 1.0;
+            for acquisition in
+                acquisitions.iter().filter(|it| it.shard == repeat.shard && about.contains(&it.at))
+            {
+                say(&format!("  {acquisition:?}"))?;
+            }
+            for blow in disturbances.blows.iter().filter(|blow| about.contains(&blow.at)) {
+                say(&format!("  {blow:?}"))?;
+            }
         }
         say(&format!("longest without an owner: {:?}", watched.longest_unowned))?;
         let blows = disturbances.kills.all + disturbances.freezes;

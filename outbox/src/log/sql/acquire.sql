@@ -6,7 +6,8 @@ with free as (
     from outbox.cursor c
     where c.relay = $1 and c.owner is distinct from $2
         and not exists (select from outbox.process p where p.id = c.owner and p.expires_at > clock_timestamp())
-    order by c.shard
+    -- The one that waits longest first: else those with the highest numbers are always those that are left over.
+    order by coalesce((select p.expires_at from outbox.process p where p.id = c.owner), c.recorded_at), c.shard
     limit greatest($3 - (select count(*) from outbox.cursor o where o.relay = $1 and o.owner = $2), 0)
     for update skip locked
 )

@@ -1,6 +1,6 @@
 -- A process lives, by the database's clock, and sees how its relay's shards are shared now. No row: it was thought dead
 -- and removed. `rank` counts the living processes that began before it; `expires_in`: seconds until the first other
--- process would be dead if it were not heard of. $1 relay, $2 process, $3 lease in seconds.
+-- process would be dead if it were not heard of; `overdue` counts the shards that nobody alive has owned for half a lease. $1 relay, $2 process, $3 lease in seconds.
 with renewed as (
     update outbox.process
     set expires_at = clock_timestamp() + make_interval(secs => $3)
@@ -15,12 +15,15 @@ select r.state, r.changes,
     (select count(*) from living) as processes,
     (select count(*) from living l where l.id < $2) as rank,
     (select extract(epoch from min(l.expires_at) - clock_timestamp())::float8 from living l where l.id <> $2) as expires_in,
-    c.shards, c.free, c.owned, c.epochs
+    c.shards, c.free, c.overdue, c.owned, c.epochs
 from renewed
 join outbox.relay r on r.name = $1
 cross join lateral (
     select count(*) as shards,
         count(*) filter (where not exists (select from living l where l.id = o.owner)) as free,
+        count(*) filter (where not exists (select from living l where l.id = o.owner)
+            and coalesce((select p.expires_at from outbox.process p where p.id = o.owner), o.recorded_at)
+                < clock_timestamp() - make_interval(secs => $3 / 2)) as overdue,
         coalesce(array_agg(o.shard order by o.shard) filter (where o.owner = $2), '{}') as owned,
         coalesce(array_agg(o.epoch order by o.shard) filter (where o.owner = $2), '{}') as epochs
     from outbox.cursor o

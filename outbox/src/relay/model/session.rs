@@ -545,6 +545,7 @@ pub(super) fn share(database: &Database, process: Process) -> Share {
         rank: count(others.filter(living).filter(|other| *other < process).count()),
         shards: count(database.cursors.len()),
         free: count(database.cursors.iter().filter(free).count()),
+        overdue: 0,
         owned: owned.map(|cursor| (cursor.record.shard, cursor.epoch)).collect(),
         expires_in: None,
         renewed: Instant::now(),
