@@ -101,6 +101,15 @@ impl Relay {
         self.process.pid().map(|pid| format!("pid {pid}"))
     }
 
+    /// What it has warned of, in all its lives.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.process.log()).unwrap_or_default();
+        log.lines()
+            .filter(|line| line.contains(" WARN ") || line.contains(" ERROR "))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// An error if it has ended by itself.
     pub(super) fn is_alive(&mut self) -> Result<()> {
         ensure!(self.process.is_running(), "the relay has ended by itself:\n{}", self.process.log_tail());

@@ -174,6 +174,11 @@ async fn soak(
     unwatched.cancel();
     let watched = watching.join_next().await.transpose()?.transpose()?;
     Relay::stop_all(&mut relays);
+    if settings.relays > 1 {
+        let mut warnings: Vec<String> = relays.iter().flat_map(Relay::warnings).collect();
+        warnings.sort();
+        warnings.iter().try_for_each(|warning| say(warning))?;
+    }
     stop.cancel();
     let discarded = match consumer.join_next().await {
         Some(ended) => ended??,
