@@ -7,10 +7,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use chrono::DateTime;
 use serde::Deserialize;
 use servers::process::{NotReady, Process, Signal};
 
 use super::Plant;
+use super::repeats::Restart;
 
 /// How long a relay that has one process may be silent before its shards are free: what every kill costs.
 const LEASE: &str = "1s";
@@ -22,6 +24,8 @@ pub(super) const SHARED_UNRECORDED: u64 = 1000;
 
 /// How long a file may be another's before somebody must be holding it: a write and its sync are over sooner.
 const A_WRITE: Duration = Duration::from_millis(300);
+/// What a process logs when it reads its cursors again because its database failed or its lease could not be renewed.
+const STARTS_OVER: &str = "starting over";
 /// How often a process is frozen anew because it held the file.
 const FREEZES: u32 = 5;
 
@@ -29,6 +33,8 @@ const FREEZES: u32 = 5;
 pub(super) struct Relay {
     process: Process,
     command: Command,
+    /// The label of each process there was, and where its part of the log begins.
+    lives: Vec<(String, usize)>,
 }
 
 impl Relay {
@@ -41,14 +47,17 @@ impl Relay {
         // Not in the arguments, which every process of the machine can read.
         program.env("DATABASE_URL", database);
         let process = Process::new("outbox-soak-relay", Signal::Terminate)?;
-        let mut relay = Relay { process, command: program };
+        let mut relay = Relay { process, command: program, lives: Vec::new() };
         relay.restart()?;
         Ok(relay)
     }
 
     /// Starts it again.
     pub(super) fn restart(&mut self) -> Result<()> {
-        Ok(self.process.launch(&self.command)?)
+        let begins = self.process.log().metadata().map_or(0, |log| log.len()) as usize;
+        self.process.launch(&self.command)?;
+        self.lives.extend(self.label().map(|label| (label, begins)));
+        Ok(())
     }
 
     /// `kill -9`.
@@ -101,13 +110,21 @@ impl Relay {
         self.process.pid().map(|pid| format!("pid {pid}"))
     }
 
-    /// What it has warned of, in all its lives.
-    pub(super) fn warnings(&self) -> Vec<String> {
-        let log = std::fs::read_to_string(self.process.log()).unwrap_or_default();
-        log.lines()
-            .filter(|line| line.contains(" WARN ") || line.contains(" ERROR "))
-            .map(str::to_owned)
-            .collect()
+    /// When its processes gave up what they had in memory, each as it says itself, with why.
+    pub(super) fn restarts(&self) -> Vec<Restart> {
+        let log = std::fs::read(self.process.log()).unwrap_or_default();
+        let ends = self.lives.iter().skip(1).map(|(_, begins)| *begins).chain([log.len()]);
+        let mut restarts = Vec::new();
+        for ((label, begins), ends) in self.lives.iter().zip(ends) {
+            let said = String::from_utf8_lossy(log.get(*begins..ends).unwrap_or_default());
+            let lines = said.lines().filter(|line| line.contains(STARTS_OVER));
+            restarts.extend(lines.filter_map(|line| {
+                let at = DateTime::parse_from_rfc3339(line.split_whitespace().next()?).ok()?;
+                let at = at.timestamp_micros() as f64 / 1e6;
+                Some(Restart { label: label.clone(), at, why: line.to_owned() })
+            }));
+        }
+        restarts
     }
 
     /// An error if it has ended by itself.

@@ -2,21 +2,33 @@
 //!
 //! A message is published again when its shard goes to another process though the last owner has not given it up: what
 //! that owner had not recorded is sent by the next one, or by the last one when it wakes. One such *loss* of a shard
-//! makes at most one more copy of a message. A process that stood still may also take its own shards again, from what it
-//! had recorded: the same. Where shards are given up, for a stop or to share them, nothing is sent twice.
+//! makes at most one more copy of a message. A process that stood still, or says that its database failed it, may also take
+//! its own shards again, from what it had recorded: the same. Where shards are given up, for a stop or to share them, nothing is sent twice.
 
 use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 
 /// A process has acquired a shard. Times are the database's, in seconds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Acquisition {
     pub(super) shard: i16,
     /// Who had not given it up.
     pub(super) previous: Option<Uuid>,
     pub(super) owner: Uuid,
+    /// The owner's.
+    pub(super) label: Option<String>,
     pub(super) at: f64,
+}
+
+/// A process says that it threw away what it had in memory and takes its shards again from what it had recorded: its
+/// connection was lost, or it could not renew its lease for half of it.
+#[derive(Debug, Clone)]
+pub(super) struct Restart {
+    pub(super) label: String,
+    pub(super) at: f64,
+    #[allow(dead_code, reason = "printed with it")]
+    pub(super) why: String,
 }
 
 /// What the soak has done to a process: it was killed, or frozen.
@@ -58,8 +70,13 @@ struct Loss {
 }
 
 /// Explains copies, given in the order of the wire; acquisitions in the order of each shard's.
-pub(super) fn explain(acquisitions: &[Acquisition], blows: &[Blow], repeats: &[Repeat]) -> Explained {
-    let mut losses = losses(acquisitions, blows);
+pub(super) fn explain(
+    acquisitions: &[Acquisition],
+    blows: &[Blow],
+    restarts: &[Restart],
+    repeats: &[Repeat],
+) -> Explained {
+    let mut losses = losses(acquisitions, blows, restarts);
     let touched = |loss: &Loss| blows.iter().any(|blow| blow.process == loss.of && blow.at <= loss.at);
     let slow = losses.values().flatten().filter(|loss| !touched(loss)).map(|loss| loss.of);
     let slow = slow.collect::<std::collections::BTreeSet<Uuid>>().len() as u64;
@@ -85,7 +102,7 @@ pub(super) fn explain(acquisitions: &[Acquisition], blows: &[Blow], repeats: &[R
     Explained { takeovers, slow, unexplained, most_of_one_loss: most_of_one_loss(&losses) }
 }
 
-fn losses(acquisitions: &[Acquisition], blows: &[Blow]) -> BTreeMap<i16, Vec<Loss>> {
+fn losses(acquisitions: &[Acquisition], blows: &[Blow], restarts: &[Restart]) -> BTreeMap<i16, Vec<Loss>> {
     let mut losses: BTreeMap<i16, Vec<Loss>> = BTreeMap::new();
     let mut last: HashMap<i16, f64> = HashMap::new();
     for acquisition in acquisitions {
@@ -93,7 +110,11 @@ fn losses(acquisitions: &[Acquisition], blows: &[Blow]) -> BTreeMap<i16, Vec<Los
         let Some(previous) = acquisition.previous else { continue };
         let stood_still =
             blows.iter().any(|blow| blow.process == previous && (since..=acquisition.at).contains(&blow.at));
-        if previous != acquisition.owner || stood_still {
+        let started_over = restarts.iter().any(|restart| {
+            acquisition.label.as_ref() == Some(&restart.label)
+                && (since..=acquisition.at).contains(&restart.at)
+        });
+        if previous != acquisition.owner || stood_still || started_over {
             let loss = Loss { of: previous, at: acquisition.at, copies: 0 };
             losses.entry(acquisition.shard).or_default().push(loss);
         }
@@ -127,7 +148,8 @@ mod tests {
     }
 
     fn acquired(shard: i16, previous: Option<u128>, owner: u128, at: f64) -> Acquisition {
-        Acquisition { shard, previous: previous.map(id), owner: id(owner), at }
+        let label = Some(format!("pid {owner}"));
+        Acquisition { shard, previous: previous.map(id), owner: id(owner), label, at }
     }
 
     fn repeat(message: u128, shard: i16, enqueued_at: f64, at: f64) -> Repeat {
@@ -135,7 +157,7 @@ mod tests {
     }
 
     fn unexplained(acquisitions: &[Acquisition], blows: &[Blow], repeats: &[Repeat]) -> usize {
-        explain(acquisitions, blows, repeats).unexplained.len()
+        explain(acquisitions, blows, &[], repeats).unexplained.len()
     }
 
     #[test]
@@ -173,11 +195,24 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_says_that_it_starts_over_repeats_only_its_own_and_only_then() {
+        let again = [acquired(1, None, 1, 1.0), acquired(1, Some(1), 1, 5.0)];
+        let judge = |label: &str, at| {
+            let restart = Restart { label: label.to_owned(), at, why: String::new() };
+            explain(&again, &[], &[restart], &[repeat(1, 1, 4.0, 6.0)]).unexplained.len()
+        };
+        assert_eq!(
+            [judge("pid 1", 4.9), judge("pid 2", 4.9), judge("pid 1", 0.9), judge("pid 1", 5.5)],
+            [0, 1, 1, 1]
+        );
+    }
+
+    #[test]
     fn what_a_loss_has_cost_is_counted_over_the_shards_of_the_process() {
         let lost = [acquired(1, Some(1), 2, 5.0), acquired(1, Some(1), 2, 9.0), acquired(2, Some(1), 3, 5.0)];
         let of = |shard, message, at| repeat(message, shard, 4.0, at);
         let repeats = [of(1, 1, 6.0), of(1, 2, 6.0), of(2, 3, 6.0), of(1, 4, 9.5)];
-        let explained = explain(&lost, &[Blow { process: id(1), at: 4.0 }], &repeats);
+        let explained = explain(&lost, &[Blow { process: id(1), at: 4.0 }], &[], &repeats);
         assert_eq!((explained.unexplained.len(), explained.most_of_one_loss), (0, 2));
     }
 
@@ -185,12 +220,12 @@ mod tests {
     fn a_shard_that_was_given_up_or_is_ones_own_is_not_taken_over() {
         let acquisitions =
             [acquired(1, None, 1, 1.0), acquired(1, Some(1), 1, 2.0), acquired(1, Some(1), 2, 5.0)];
-        assert_eq!(explain(&acquisitions, &[], &[]).takeovers, 1);
+        assert_eq!(explain(&acquisitions, &[], &[], &[]).takeovers, 1);
     }
 
     #[test]
     fn a_process_that_loses_its_shards_untouched_was_slow() {
         let lost = [acquired(1, Some(1), 2, 5.0), acquired(2, Some(1), 2, 5.0), acquired(3, Some(4), 2, 5.0)];
-        assert_eq!(explain(&lost, &[Blow { process: id(4), at: 4.0 }], &[]).slow, 1);
+        assert_eq!(explain(&lost, &[Blow { process: id(4), at: 4.0 }], &[], &[]).slow, 1);
     }
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::disturber::Disturbances;
 use super::relay::SHARED_UNRECORDED;
-use super::repeats::{Acquisition, Explained, Repeat, explain};
+use super::repeats::{Acquisition, Explained, Repeat, Restart, explain};
 use super::run::say;
 use super::watch::Watched;
 use super::wire::Wire;
@@ -53,6 +53,7 @@ impl Sharing {
         relays: usize,
         lease: Duration,
         disturbances: &Disturbances,
+        restarts: &[Restart],
         watched: &Watched,
         wire: &Wire,
         producer: &PgPool,
@@ -60,7 +61,7 @@ impl Sharing {
         let acquisitions = acquisitions(producer).await?;
         let repeats = repeats(watched, wire, producer).await?;
         let Explained { takeovers, slow, unexplained, most_of_one_loss } =
-            explain(&acquisitions, &disturbances.blows, &repeats);
+            explain(&acquisitions, &disturbances.blows, restarts, &repeats);
         for repeat in unexplained.iter().take(MOST_SAID) {
             say(&format!("a copy that nothing explains: {repeat:?}"))?;
             let about = repeat.enqueued_at - BEFORE..=repeat.at + 1.0;
@@ -68,6 +69,9 @@ impl Sharing {
                 acquisitions.iter().filter(|it| it.shard == repeat.shard && about.contains(&it.at))
             {
                 say(&format!("  {acquisition:?}"))?;
+            }
+            for restart in restarts.iter().filter(|restart| about.contains(&restart.at)) {
+                say(&format!("  {restart:?}"))?;
             }
             for blow in disturbances.blows.iter().filter(|blow| about.contains(&blow.at)) {
                 say(&format!("  {blow:?}"))?;
@@ -118,6 +122,7 @@ async fn acquisitions(producer: &PgPool) -> Result<Vec<Acquisition>> {
             shard: row.try_get("shard")?,
             previous: row.try_get("previous")?,
             owner: row.try_get("owner")?,
+            label: row.try_get("label")?,
             at: row.try_get("at")?,
         })
     });

@@ -1,2 +1,2 @@
 -- Who has acquired which shard from whom and when (in seconds), each shard's in their order.
-select shard, previous, owner, extract(epoch from at)::float8 as at from soak.acquisition order by shard, epoch
+select shard, previous, owner, label, extract(epoch from at)::float8 as at from soak.acquisition order by shard, epoch

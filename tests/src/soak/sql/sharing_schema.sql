@@ -6,11 +6,14 @@ create table soak.acquisition (
     epoch bigint not null,
     previous uuid,
     owner uuid not null,
+    -- Of the owner.
+    label text,
     at timestamptz not null default clock_timestamp()
 );
 create function soak.note_acquisition() returns trigger language plpgsql as $$
 begin
-    insert into soak.acquisition (shard, epoch, previous, owner) values (new.shard, new.epoch, old.owner, new.owner);
+    insert into soak.acquisition (shard, epoch, previous, owner, label)
+    values (new.shard, new.epoch, old.owner, new.owner, (select p.label from outbox.process p where p.id = new.owner));
     return null;
 end
 $$;
