@@ -353,7 +353,7 @@ async fn what_is_scheduled_is_moved_into_the_log_once_however_often_the_process_
     let database = Database::new("cli_schedule").await;
     let insert = "insert into outbox.scheduled_message (due_at, id, correlation, occurred_at, source, topic, kind, payload)
         select now() - interval '1 hour', id, id, now(), '/test', 'orders', 'order.placed', ''
-        from generate_series(1, 20000) n cross join lateral outbox.uuid_v7() id";
+        from generate_series(1, 20000) n cross join lateral outbox.uuid_v7(clock_timestamp() + n * interval '0') id";
     database.pool().execute(insert).await.unwrap();
     let count = async |table: &str| -> usize {
         let sql = sqlx::AssertSqlSafe(format!("select count(*) from outbox.{table}"));
