@@ -30,7 +30,7 @@ enum Deaf {
 
 /// Listens for as long as it is polled. `heard` changes at every ring, and is true while rings would be heard.
 pub(crate) async fn listen(pool: PgPool, relay: String, heard: watch::Sender<bool>) {
-    let mut failures = 0;
+    let (mut failures, mut said) = (0, String::new());
     loop {
         let Err(error) = listen_on_one_connection(&pool, &relay, &heard, &mut failures).await;
         // At once, before anything else is tried: from here on it is the poll's ceiling that finds messages.
@@ -38,8 +38,10 @@ pub(crate) async fn listen(pool: PgPool, relay: String, heard: watch::Sender<boo
         failures += 1;
         let pause = LISTEN_AGAIN.after(failures, chance());
         let error = chain(&error);
-        if failures == 1 {
+        // Another reason than before is news: a pooler that passes nothing on may have been slow at first.
+        if failures == 1 || error != said {
             tracing::warn!(relay, error, ?pause, "the doorbell is not heard: polling as without it");
+            said = error;
         } else {
             tracing::debug!(relay, error, ?pause, "the doorbell is not heard still");
         }
