@@ -125,7 +125,7 @@ impl PostgresSubscriber {
             shards: 16,
             lease: ms(10_000),
             retention: ms(3 * 86_400_000),
-            poll_ceiling: ms(125),
+            poll_ceiling: ms(150),
             record_interval: ms(100),
             redelivery_after: ms(1_000),
             max_unanswered: 1_000,
@@ -165,7 +165,7 @@ impl PostgresSubscriber {
         self
     }
 
-    /// Longest pause between looks at an idle log, which bounds the latency while there is little to do: 125 ms by
+    /// Longest pause between looks at an idle log, which bounds the latency while there is little to do: 150 ms by
     /// default. Each look is one small statement.
     pub fn with_poll_ceiling(mut self, ceiling: Duration) -> Self {
         self.settings.poll_ceiling = ceiling.max(Duration::from_millis(1));

@@ -64,7 +64,7 @@ impl Default for ReadSettings {
             page_bytes: 8 << 20,
             busy_poll: Duration::from_millis(5),
             // An idle reader with its lease stays below ten statements a second.
-            poll_ceiling: Duration::from_millis(125),
+            poll_ceiling: Duration::from_millis(150),
             doorbell_ceiling: Duration::from_secs(1),
             proof_interval: Duration::from_millis(100),
         }
