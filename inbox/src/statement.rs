@@ -16,8 +16,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, PgTransaction};
 
 pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-/// What stands still for so long while it runs a statement alone is gone.
-const SILENCE: Duration = Duration::from_secs(1);
+/// What stands still for so long while it runs a statement alone is gone. The server counts a long message that is still
+/// coming, or going, over a slow line as silence, too.
+const SILENCE: Duration = Duration::from_secs(30);
 /// The server's longest, in milliseconds.
 const MOST: u128 = i32::MAX as u128;
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 use inbox::HandlerError;
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, placed, start};
 use message::Message;
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgTransaction};
+use tokio_util::sync::CancellationToken;
 
 /// Kills its own backend in its first tries, after it has written.
 struct Killed(AtomicUsize);
@@ -45,6 +47,51 @@ async fn a_connection_lost_in_a_handler_counts_nothing() {
     running.stop().await;
     assert_eq!(service.notes().await, ["1"]);
     assert!(service.held().await.is_empty());
+}
+
+/// Stands still in the middle of its transaction, and everything in its process with it.
+struct Frozen(std::sync::mpsc::Sender<()>, std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+#[async_trait::async_trait]
+impl inbox::Handler for Frozen {
+    async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
+        effect(tx, message).await?;
+        let _ = self.0.send(());
+        let _ = self.1.lock().unwrap().recv();
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_stands_still_keeps_its_locks_for_no_longer_than_a_try() {
+    let service = Service::new("stands still").await;
+    service.publish(&[placed("a", "1")]).await;
+    let ((begun, has_begun), (thaw, thawed)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let (url, broker) = (service.database.url().to_owned(), service.broker.clone());
+    let stopping = CancellationToken::new();
+    let stop = stopping.clone();
+    // A runtime of one thread: nothing of it moves while the handler stands still, neither time-outs nor heartbeats.
+    let frozen = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let pool = PgPoolOptions::new().max_connections(4).connect(&url).await.unwrap();
+            let handler = Frozen(begun, std::sync::Mutex::new(thawed));
+            let consumer = inbox::Consumer::new(CONSUMER, pool, broker.subscriber(CONSUMER, ["orders"]))
+                .with_handler_timeout(Duration::from_secs(1))
+                .on(KIND, handler);
+            consumer.run(stop).await.unwrap();
+        });
+    });
+    tokio::task::spawn_blocking(move || has_begun.recv().unwrap()).await.unwrap();
+    let idle = "select count(*) from pg_stat_activity
+        where datname = current_database() and state like 'idle in transaction%' and pid <> pg_backend_pid()";
+    assert!(service.count(idle).await > 0);
+    // It would stand there for ever.
+    eventually("the server ends it", async || (service.count(idle).await == 0).then_some(())).await;
+    thaw.send(()).unwrap();
+    drop(thaw);
+    stopping.cancel();
+    frozen.join().unwrap();
 }
 
 /// Fails each message's first try, so that the kills meet held keys too.

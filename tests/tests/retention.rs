@@ -231,6 +231,26 @@ async fn a_transaction_that_is_open_and_what_it_commits_late_are_never_emptied_a
     until("emptied", || async { prune(pool).await.unwrap().emptied == [0] || count(pool).await == 0 }).await;
 }
 
+/// As a REINDEX or a VACUUM FULL does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaf_that_somebody_has_to_himself_keeps_no_other_from_being_emptied() {
+    let database = Database::new("retention_exclusive").await;
+    let pool = database.pool();
+    for leaf in [0, 3] {
+        jump(pool, leaf * LEAF + 1).await;
+        write(pool, &[message("a", 1)]).await;
+        age(pool, leaf).await;
+    }
+    relay_that_saw_all(pool, "done").await;
+    jump(pool, 9 * LEAF).await;
+    let mut alone = pool.begin().await.unwrap();
+    alone.execute("lock table outbox.message_3 in access exclusive mode").await.unwrap();
+    let pruned = tokio::time::timeout(PATIENCE, prune(pool)).await.expect("it waits for nobody").unwrap();
+    assert_eq!((pruned.emptied, pruned.locked), (vec![0], vec![3]));
+    alone.rollback().await.unwrap();
+    assert_eq!(prune(pool).await.unwrap(), emptied(&[3]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_commits_while_the_janitor_waits_for_the_leaf_is_seen_and_kept() {
     let database = Database::new("retention_between").await;

@@ -157,6 +157,25 @@ async fn processes_that_take_the_upkeep_from_one_another_move_everything_once_an
     assert_eq!(inverted, 0);
 }
 
+/// As a batch that is too much for the server: it fails as a whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_fails_is_tried_again_in_parts() {
+    let database = Database::new("schedule_parts").await;
+    let pool = database.pool();
+    schedule(pool, &[message("a", 1), message("a", 2)], ago(20)).await;
+    schedule(pool, &[message("bad", 3)], ago(10)).await;
+    pool.execute("alter table outbox.message add constraint not_bad check (key <> 'bad')").await.unwrap();
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings());
+    tokio::time::timeout(PATIENCE, broker.wait_for_published(2))
+        .await
+        .expect("what comes before it is moved");
+    pool.execute("alter table outbox.message drop constraint not_bad").await.unwrap();
+    tokio::time::timeout(PATIENCE, broker.wait_for_published(3)).await.expect("it is moved when it can be");
+    relay.stop().await.unwrap();
+    assert_eq!((numbers(&broker, "a"), numbers(&broker, "bad")), (vec![1, 2], vec![3]));
+}
+
 #[tokio::test]
 async fn a_look_costs_the_same_however_many_wait_and_however_many_have_gone() {
     let database = Database::new("schedule_idle").await;

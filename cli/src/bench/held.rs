@@ -131,7 +131,7 @@ async fn measure(args: &Args, place: &Place) -> Result<Report, Failure> {
 
 /// The holder's snapshot is taken by its first statement.
 async fn held_spent(place: &Place, holder: &mut sqlx::PgTransaction<'_>) -> Result<(Spent, String), Failure> {
-    let taken = sqlx::query("select count(*) from outbox.cursor").execute(&mut **holder).await;
+    let taken = sqlx::query(include_str!("sql/hold.sql")).execute(&mut **holder).await;
     taken.map_err(|error| database::failed("bench", &error))?;
     Spent::now(&place.pool).await
 }

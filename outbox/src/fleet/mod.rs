@@ -259,3 +259,15 @@ impl<P: Publisher + 'static> Fleet<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_database_holds_no_password() {
+        let options = "postgres://app:m4rker@localhost/orders".parse().unwrap();
+        let shown = format!("{:?}", Database { name: "acme".to_owned(), options });
+        assert!(shown.contains("acme") && !shown.contains("m4rker"), "{shown}");
+    }
+}

@@ -220,7 +220,7 @@ impl LogConnection {
         drop(sent);
         if self.pooled {
             // Another server process may have sent it, after a crash: then the window means nothing.
-            self.on_known("select true").await?;
+            self.on_known(LAST_POSITION).await?;
         }
         let more = messages.len() >= limit || read >= bytes;
         Ok((messages, more))

@@ -470,3 +470,20 @@ async fn next(pages: &mut Option<mpsc::Receiver<Page>>) -> Option<Page> {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_will_not_come_is_waited_for_more_than_once() {
+        let (sender, receiver) = oneshot::channel();
+        drop(sender);
+        let mut writing = Some(receiver);
+        // As the session's loop does, which drops the wait whenever something else happens.
+        for _ in 0..2 {
+            let waited = tokio::time::timeout(Duration::from_millis(1), answer(&mut writing)).await;
+            assert!(waited.is_err());
+        }
+    }
+}

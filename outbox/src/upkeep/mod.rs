@@ -97,7 +97,7 @@ impl Upkeep {
                     self.mover.doubt();
                     failures += 1;
                     if failures == WORTH_A_WARNING {
-                        tracing::warn!(relay = self.relay, %error, "the upkeep of the log fails: no leaf is emptied");
+                        tracing::warn!(relay = self.relay, %error, "the upkeep of the log fails: no leaf is emptied, or nothing that is due is moved");
                     } else {
                         tracing::debug!(relay = self.relay, %error, "the upkeep of the log failed");
                     }
@@ -140,13 +140,15 @@ impl Upkeep {
         if !self.held {
             return Ok(self.try_at);
         }
-        // What is due before what is tidy: a sweep may take long, and fail.
+        // Neither waits for the other to succeed.
+        let (mut moved, mut swept) = (Ok(()), Ok(()));
         if self.mover.next_at() <= Instant::now() {
-            self.mover.move_due(&mut connection, self.holder).await?;
+            moved = self.mover.move_due(&mut connection, self.holder).await;
         }
-        if self.sweep_at <= Instant::now() && self.mover.next_at() > Instant::now() {
-            self.sweep(&mut connection, stop).await?;
+        if self.sweep_at <= Instant::now() {
+            swept = self.sweep(&mut connection, stop).await;
         }
+        moved.and(swept)?;
         Ok(self.try_at.min(self.sweep_at).min(self.mover.next_at()))
     }
 

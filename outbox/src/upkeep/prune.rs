@@ -8,7 +8,6 @@ use sqlx::{AssertSqlSafe, Connection, PgTransaction, Row};
 use tokio_util::sync::CancellationToken;
 
 use crate::log::{LEAVES, leaf};
-use crate::statement;
 
 /// Which leaves of the log were emptied, by number, and why others were not that had come of age.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,11 +53,21 @@ pub(super) async fn sweep(
 ) -> Result<Sweep, sqlx::Error> {
     let mut sweep = Sweep::default();
     let mut ripe = Vec::new();
-    let all: Vec<String> = (0..LEAVES).map(|leaf| sql(include_str!("sql/leaf.sql"), leaf)).collect();
-    // Unnamed, as everything that looks into a leaf: a plan kept from when it was empty would scan it whole for ever.
-    let looks = sqlx::query(AssertSqlSafe(all.join("\nunion all\n")));
-    for row in statement::rows(&mut *connection, looks).await? {
-        let (leaf, last, aged) = look(&row)?;
+    let all: Vec<i64> = (0..LEAVES).collect();
+    let mut seen = looks(&mut *connection, &all).await;
+    if seen.as_ref().is_err_and(gave_way) {
+        // Somebody has a leaf to himself: the others are looked at without it.
+        let mut one_by_one = Vec::new();
+        for leaf in all {
+            match looks(&mut *connection, &[leaf]).await {
+                Ok(look) => one_by_one.extend(look),
+                Err(error) if gave_way(&error) => sweep.pruned.locked.push(leaf),
+                Err(error) => return Err(error),
+            }
+        }
+        seen = Ok(one_by_one);
+    }
+    for (leaf, last, aged) in seen? {
         sweep.last_position = Some(last);
         if is_ripe(leaf, last, aged) {
             ripe.push((ahead(leaf, last), leaf));
@@ -83,6 +92,17 @@ pub(super) async fn sweep(
         }
     }
     Ok(sweep)
+}
+
+/// How old leaves are, and where the log stands.
+async fn looks(connection: &mut PgConnection, leaves: &[i64]) -> Result<Vec<(i64, i64, bool)>, sqlx::Error> {
+    let all: Vec<String> = leaves.iter().map(|leaf| sql(include_str!("sql/leaf.sql"), *leaf)).collect();
+    let mut tx = begin(connection).await?;
+    // Unnamed, as everything that looks into a leaf: a plan kept from when it was empty would scan it whole for ever.
+    let looks = sqlx::query(AssertSqlSafe(all.join("\nunion all\n"))).persistent(false);
+    let rows = looks.fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    rows.iter().map(look).collect()
 }
 
 /// What became of a leaf that was ripe.
