@@ -107,7 +107,8 @@ async fn one_that_somebody_is_giving_up_keeps_nobody_else_waiting() {
     assert!(cancel(&mut undecided, ids[0]).await.unwrap());
     let broker = Broker::new();
     let relay = start(pool, broker.publisher(), settings());
-    broker.wait_for_published(1).await;
+    let goes_on = broker.wait_for_published(1);
+    tokio::time::timeout(PATIENCE, goes_on).await.expect("the other one is not kept waiting");
     assert_eq!(numbers(&broker, "b"), [1]);
     undecided.rollback().await.unwrap();
     tokio::time::timeout(PATIENCE, broker.wait_for_published(2)).await.expect("it comes after all");
