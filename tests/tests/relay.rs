@@ -11,6 +11,7 @@ use brokers::memory::{Broker, Fault, MemoryPublisher};
 use message::{Message, MessageId, Outcomes, Outgoing, Pipelining, Publisher};
 use outbox::Backoff;
 use relay_support::{PATIENCE, firsts, message, numbers, settings, start, until, write};
+use sqlx::Executor;
 use tests::Database;
 use tokio::sync::Notify;
 
@@ -220,6 +221,35 @@ async fn a_stop_while_a_held_message_is_being_published_makes_no_duplicate() {
     until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
     relay.stop().await.unwrap();
     assert_eq!(numbers(&broker, "a"), [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_message_whose_delivery_cannot_be_recorded_at_once_is_published_once() {
+    let database = Database::new("relay_unrecorded_held").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("a");
+    let relay = start(pool, broker.publisher(), settings());
+    write(pool, &[message("a", 1), message("a", 2)]).await;
+    until("held", || async { !outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    pool.execute(
+        "create sequence public.deletion;
+         create function public.refuse() returns trigger language plpgsql as $$
+         begin
+             if nextval('public.deletion') <= 3 then raise exception 'not now'; end if;
+             return old;
+         end $$;
+         create trigger refuse before delete on outbox.held_message for each row execute function public.refuse()",
+    )
+    .await
+    .unwrap();
+    broker.accept_key("a");
+    until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    relay.stop().await.unwrap();
+    assert_eq!(numbers(&broker, "a"), [1, 2]);
+    let deletions: i64 =
+        sqlx::query_scalar("select last_value from public.deletion").fetch_one(pool).await.unwrap();
+    assert_eq!(deletions, 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

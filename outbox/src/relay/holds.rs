@@ -77,11 +77,11 @@ impl<P: Publisher> Holds<P> {
                 () = self.stop.cancelled() => return,
                 known = held.wait_for(|count| *count > 0) => if known.is_err() { return },
             }
+            // The log is read on another connection, which may well be fine: only these keys wait.
             match self.round().await {
                 Ok(true) => continue,
                 Ok(false) => {}
-                // The log is read on another connection, which may well be fine: only these keys wait.
-                Err(error) => tracing::warn!(relay = self.relay, %error, "held keys could not be tried"),
+                Err(error) => self.could_not_be_tried(&error),
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -90,18 +90,24 @@ impl<P: Publisher> Holds<P> {
         }
     }
 
-    /// Tries the keys that are due; whether there were any.
+    /// Tries the keys that are due; whether it is worth looking for more at once.
     async fn round(&self) -> Result<bool, sqlx::Error> {
         let due = self.due().await?;
         let some = !due.is_empty();
         let (alone, together): (Vec<Due>, Vec<Due>) = due.into_iter().partition(|due| due.attempts > 1);
         let attempts = stream::iter(together).map(|due| self.attempt(due)).buffer_unordered(SIDE_BY_SIDE);
-        let results: Vec<Result<(), sqlx::Error>> = attempts.collect().await;
-        results.into_iter().collect::<Result<(), _>>()?;
+        let mut results: Vec<Result<(), sqlx::Error>> = attempts.collect().await;
         for due in alone {
-            self.attempt(due).await?;
+            results.push(self.attempt(due).await);
         }
-        Ok(some)
+        // A key whose attempt failed keeps no other waiting.
+        let failures: Vec<sqlx::Error> = results.into_iter().filter_map(Result::err).collect();
+        failures.iter().for_each(|error| self.could_not_be_tried(error));
+        Ok(some && failures.is_empty())
+    }
+
+    fn could_not_be_tried(&self, error: &sqlx::Error) {
+        tracing::warn!(relay = self.relay, %error, "a held key could not be tried");
     }
 
     async fn due(&self) -> Result<Vec<Due>, sqlx::Error> {
@@ -154,10 +160,7 @@ impl<P: Publisher> Holds<P> {
                     .unwrap_or_else(|| Err(PublishError::Unknown("no answer in time".to_owned())));
             match result {
                 Ok(()) => {
-                    let query =
-                        sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
-                    let query = query.bind(position).bind(due.shard).bind(due.epoch);
-                    statement::run(&self.pool, query).await?;
+                    self.delivered(&due, position).await;
                     if self.notices.send(Notice::Published).await.is_err() || self.stop.is_cancelled() {
                         return Ok(());
                     }
@@ -167,6 +170,20 @@ impl<P: Publisher> Holds<P> {
                 }
                 Err(error) => return self.failed(&due, attempts, &error).await,
             }
+        }
+    }
+
+    /// Records that a message was published, again and again until the database has it or the session ends: what is forgotten
+    /// is published twice. Once the shard is another's it changes nothing.
+    async fn delivered(&self, due: &Due, position: i64) {
+        let mut failures = 0;
+        loop {
+            let query = sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
+            let query = query.bind(position).bind(due.shard).bind(due.epoch);
+            let Err(error) = statement::run(&self.pool, query).await else { return };
+            failures += 1;
+            tracing::warn!(relay = self.relay, %error, "the delivery of a held message could not be recorded");
+            tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;
         }
     }
 

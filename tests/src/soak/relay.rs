@@ -12,7 +12,7 @@ use serde::Deserialize;
 use servers::process::{NotReady, Process, Signal};
 
 use super::Plant;
-use super::repeats::Restart;
+use super::repeats::Warning;
 
 /// How long a relay that has one process may be silent before its shards are free: what every kill costs.
 const LEASE: &str = "1s";
@@ -24,8 +24,8 @@ pub(super) const SHARED_UNRECORDED: u64 = 1000;
 
 /// How long a file may be another's before somebody must be holding it: a write and its sync are over sooner.
 const A_WRITE: Duration = Duration::from_millis(300);
-/// What a process logs when it reads its cursors again because its database failed or its lease could not be renewed.
-const STARTS_OVER: &str = "starting over";
+/// Levels of what a process logs that is not only progress.
+const WARNINGS: [&str; 2] = [" WARN ", " ERROR "];
 /// How often a process is frozen anew because it held the file.
 const FREEZES: u32 = 5;
 
@@ -110,21 +110,21 @@ impl Relay {
         self.process.pid().map(|pid| format!("pid {pid}"))
     }
 
-    /// When its processes gave up what they had in memory, each as it says itself, with why.
-    pub(super) fn restarts(&self) -> Vec<Restart> {
+    /// What its processes have logged as out of the ordinary.
+    pub(super) fn warnings(&self) -> Vec<Warning> {
         let log = std::fs::read(self.process.log()).unwrap_or_default();
         let ends = self.lives.iter().skip(1).map(|(_, begins)| *begins).chain([log.len()]);
-        let mut restarts = Vec::new();
+        let mut warnings = Vec::new();
         for ((label, begins), ends) in self.lives.iter().zip(ends) {
             let said = String::from_utf8_lossy(log.get(*begins..ends).unwrap_or_default());
-            let lines = said.lines().filter(|line| line.contains(STARTS_OVER));
-            restarts.extend(lines.filter_map(|line| {
+            let lines = said.lines().filter(|line| WARNINGS.iter().any(|level| line.contains(level)));
+            warnings.extend(lines.filter_map(|line| {
                 let at = DateTime::parse_from_rfc3339(line.split_whitespace().next()?).ok()?;
                 let at = at.timestamp_micros() as f64 / 1e6;
-                Some(Restart { label: label.clone(), at, why: line.to_owned() })
+                Some(Warning { label: label.clone(), at, line: line.to_owned() })
             }));
         }
-        restarts
+        warnings
     }
 
     /// An error if it has ended by itself.

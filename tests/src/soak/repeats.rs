@@ -21,14 +21,20 @@ pub(super) struct Acquisition {
     pub(super) at: f64,
 }
 
-/// A process says that it threw away what it had in memory and takes its shards again from what it had recorded: its
-/// connection was lost, or it could not renew its lease for half of it.
+/// What a process has logged as out of the ordinary.
 #[derive(Debug, Clone)]
-pub(super) struct Restart {
+pub(super) struct Warning {
     pub(super) label: String,
     pub(super) at: f64,
-    #[allow(dead_code, reason = "printed with it")]
-    pub(super) why: String,
+    pub(super) line: String,
+}
+
+impl Warning {
+    /// It threw away what it had in memory and takes its shards again from what it had recorded: its connection was lost, or
+    /// it could not renew its lease for half of it.
+    fn starts_over(&self) -> bool {
+        self.line.contains("starting over")
+    }
 }
 
 /// What the soak has done to a process: it was killed, or frozen.
@@ -73,10 +79,10 @@ struct Loss {
 pub(super) fn explain(
     acquisitions: &[Acquisition],
     blows: &[Blow],
-    restarts: &[Restart],
+    warnings: &[Warning],
     repeats: &[Repeat],
 ) -> Explained {
-    let mut losses = losses(acquisitions, blows, restarts);
+    let mut losses = losses(acquisitions, blows, warnings);
     let touched = |loss: &Loss| blows.iter().any(|blow| blow.process == loss.of && blow.at <= loss.at);
     let slow = losses.values().flatten().filter(|loss| !touched(loss)).map(|loss| loss.of);
     let slow = slow.collect::<std::collections::BTreeSet<Uuid>>().len() as u64;
@@ -102,7 +108,7 @@ pub(super) fn explain(
     Explained { takeovers, slow, unexplained, most_of_one_loss: most_of_one_loss(&losses) }
 }
 
-fn losses(acquisitions: &[Acquisition], blows: &[Blow], restarts: &[Restart]) -> BTreeMap<i16, Vec<Loss>> {
+fn losses(acquisitions: &[Acquisition], blows: &[Blow], warnings: &[Warning]) -> BTreeMap<i16, Vec<Loss>> {
     let mut losses: BTreeMap<i16, Vec<Loss>> = BTreeMap::new();
     let mut last: HashMap<i16, f64> = HashMap::new();
     for acquisition in acquisitions {
@@ -110,9 +116,10 @@ fn losses(acquisitions: &[Acquisition], blows: &[Blow], restarts: &[Restart]) ->
         let Some(previous) = acquisition.previous else { continue };
         let stood_still =
             blows.iter().any(|blow| blow.process == previous && (since..=acquisition.at).contains(&blow.at));
-        let started_over = restarts.iter().any(|restart| {
-            acquisition.label.as_ref() == Some(&restart.label)
-                && (since..=acquisition.at).contains(&restart.at)
+        let started_over = warnings.iter().any(|warning| {
+            warning.starts_over()
+                && acquisition.label.as_ref() == Some(&warning.label)
+                && (since..=acquisition.at).contains(&warning.at)
         });
         if previous != acquisition.owner || stood_still || started_over {
             let loss = Loss { of: previous, at: acquisition.at, copies: 0 };
@@ -197,14 +204,16 @@ mod tests {
     #[test]
     fn a_process_that_says_that_it_starts_over_repeats_only_its_own_and_only_then() {
         let again = [acquired(1, None, 1, 1.0), acquired(1, Some(1), 1, 5.0)];
-        let judge = |label: &str, at| {
-            let restart = Restart { label: label.to_owned(), at, why: String::new() };
-            explain(&again, &[], &[restart], &[repeat(1, 1, 4.0, 6.0)]).unexplained.len()
+        let judge = |label: &str, at, line: &str| {
+            let warning = Warning { label: label.to_owned(), at, line: line.to_owned() };
+            explain(&again, &[], &[warning], &[repeat(1, 1, 4.0, 6.0)]).unexplained.len()
         };
+        let says = |label, at| judge(label, at, "WARN the database failed: starting over");
         assert_eq!(
-            [judge("pid 1", 4.9), judge("pid 2", 4.9), judge("pid 1", 0.9), judge("pid 1", 5.5)],
+            [says("pid 1", 4.9), says("pid 2", 4.9), says("pid 1", 0.9), says("pid 1", 5.5)],
             [0, 1, 1, 1]
         );
+        assert_eq!(judge("pid 1", 4.9, "WARN the broker is unavailable"), 1);
     }
 
     #[test]

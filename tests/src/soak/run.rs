@@ -21,7 +21,7 @@ use super::killer::Killer;
 use super::ledger::{Fact, Truth};
 use super::naive_team;
 use super::relay::{Relay, SHARED_LEASE, program};
-use super::repeats::Restart;
+use super::repeats::Warning;
 use super::sharing::Sharing;
 use super::transaction::{Scene, Tally};
 use super::verdict::Counts;
@@ -175,7 +175,7 @@ async fn soak(
     unwatched.cancel();
     let watched = watching.join_next().await.transpose()?.transpose()?;
     Relay::stop_all(&mut relays);
-    let restarts: Vec<Restart> = relays.iter().flat_map(Relay::restarts).collect();
+    let warnings: Vec<Warning> = relays.iter().flat_map(Relay::warnings).collect();
     stop.cancel();
     let discarded = match consumer.join_next().await {
         Some(ended) => ended??,
@@ -186,7 +186,7 @@ async fn soak(
     let sharing = match watched {
         Some(watched) => {
             let (relays, lease) = (settings.relays, settings.lease());
-            Some(Sharing::count(relays, lease, &done, &restarts, &watched, &wire, &cluster.producer).await?)
+            Some(Sharing::count(relays, lease, &done, &warnings, &watched, &wire, &cluster.producer).await?)
         }
         None => None,
     };

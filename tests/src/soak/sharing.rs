@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::disturber::Disturbances;
 use super::relay::SHARED_UNRECORDED;
-use super::repeats::{Acquisition, Explained, Repeat, Restart, explain};
+use super::repeats::{Acquisition, Explained, Repeat, Warning, explain};
 use super::run::say;
 use super::watch::Watched;
 use super::wire::Wire;
@@ -53,7 +53,7 @@ impl Sharing {
         relays: usize,
         lease: Duration,
         disturbances: &Disturbances,
-        restarts: &[Restart],
+        warnings: &[Warning],
         watched: &Watched,
         wire: &Wire,
         producer: &PgPool,
@@ -61,7 +61,7 @@ impl Sharing {
         let acquisitions = acquisitions(producer).await?;
         let repeats = repeats(watched, wire, producer).await?;
         let Explained { takeovers, slow, unexplained, most_of_one_loss } =
-            explain(&acquisitions, &disturbances.blows, restarts, &repeats);
+            explain(&acquisitions, &disturbances.blows, warnings, &repeats);
         for repeat in unexplained.iter().take(MOST_SAID) {
             say(&format!("a copy that nothing explains: {repeat:?}"))?;
             let about = repeat.enqueued_at - BEFORE..=repeat.at + 1.0;
@@ -70,8 +70,8 @@ impl Sharing {
             {
                 say(&format!("  {acquisition:?}"))?;
             }
-            for restart in restarts.iter().filter(|restart| about.contains(&restart.at)) {
-                say(&format!("  {restart:?}"))?;
+            for warning in warnings.iter().filter(|warning| about.contains(&warning.at)) {
+                say(&format!("  {warning:?}"))?;
             }
             for blow in disturbances.blows.iter().filter(|blow| about.contains(&blow.at)) {
                 say(&format!("  {blow:?}"))?;
