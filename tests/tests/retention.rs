@@ -629,24 +629,27 @@ async fn one_process_has_the_upkeep_a_stop_hands_it_over_and_a_death_ends_with_t
 }
 
 #[tokio::test]
-async fn who_waits_for_the_upkeep_writes_nothing() {
+async fn who_waits_for_the_upkeep_writes_nothing_unless_it_is_at_rest() {
     let database = Database::new("retention_waits").await;
     let hold =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../outbox/src/upkeep/sql/hold.sql"));
     let hold = hold.unwrap();
     let mut tx = database.pool().begin().await.unwrap();
-    let mut spends = async |holder: uuid::Uuid| {
-        let query = sqlx::query_as::<_, (bool, f64)>(AssertSqlSafe(hold.clone())).bind(holder).bind(60.0);
-        let held = query.fetch_one(&mut *tx).await.unwrap().0;
+    let mut spends = async |holder: uuid::Uuid, lasts: f64| {
+        let query = sqlx::query_as::<_, (bool, f64)>(AssertSqlSafe(hold.clone())).bind(holder).bind(lasts);
+        let (held, ends_in) = query.bind(60.0).bind(100.0).fetch_one(&mut *tx).await.unwrap();
         let spent = "select pg_current_xact_id_if_assigned() is not null";
         let spent: bool = sqlx::query_scalar(spent).fetch_one(&mut *tx).await.unwrap();
         tx.execute("commit; begin").await.unwrap();
-        (held, spent)
+        (held, spent, ends_in.round() as i64)
     };
     let (holder, other) = (uuid::Uuid::now_v7(), uuid::Uuid::now_v7());
-    assert_eq!(spends(holder).await, (true, true));
-    assert_eq!(spends(other).await, (false, false));
-    assert_eq!(spends(holder).await, (true, true));
+    assert_eq!(spends(holder, 60.0).await, (true, true, 60));
+    assert_eq!(spends(other, 60.0).await, (false, false, 60));
+    assert_eq!(spends(holder, 300.0).await, (true, true, 300));
+    assert_eq!(spends(other, 60.0).await, (false, true, 60));
+    assert_eq!(spends(other, 60.0).await, (false, false, 60));
+    assert_eq!(spends(holder, 60.0).await, (true, true, 60));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -186,7 +186,8 @@ async fn a_look_costs_the_same_however_many_wait_and_however_many_have_gone() {
         from generate_series(1, 200000) n";
     pool.execute(insert).await.unwrap();
     let cost = async |above: &str| {
-        let sql = NEXT.replace("$1", &format!("'{above}'"));
+        let sql =
+            NEXT.replace("$1", &format!("'{above}'")).replace("$2", "'00000000-0000-0000-0000-000000000000'");
         let explain = format!("explain (analyze, buffers, timing off, summary off, format json) {sql}");
         let explained: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(pool).await.unwrap();
         let blocks = ["Shared Hit Blocks", "Shared Read Blocks"]

@@ -179,7 +179,10 @@ impl Session {
         while share.borrow_and_update().next(0) != Move::Take {
             tokio::select! {
                 _ = share.changed() => {}
-                () = sleep(STANDBY) => lease.has_seen(log.look(self.group.as_str()).await?.changes),
+                () = sleep(STANDBY) => {
+                    let asked = Instant::now();
+                    lease.has_seen(log.look(self.group.as_str()).await?.changes, asked);
+                }
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Clock, Load, until_delivered};
+use super::load::{Change, Clock, Load, until_delivered};
 use super::place::Place;
 use super::polls::Polls;
 use super::server::Spent;
@@ -21,7 +21,7 @@ use crate::{database, output};
 Examples:
   outbox bench held --minutes 10 --rate 2000
 
-Another session takes a snapshot before the first transaction and holds it, so that no dead row of the database can be
+Another session takes a snapshot and holds it, so that no dead row of the database can be
 removed. Each minute is measured by itself.")]
 pub(crate) struct Args {
     /// The server, by a database on it: a URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
@@ -78,7 +78,13 @@ async fn measure(args: &Args, place: &Place) -> Result<Report, Failure> {
     let failed = |error: sqlx::Error| database::failed("bench", &error);
     let polls = Polls::collect()?;
     Load::prepare(&place.pool).await.map_err(failed)?;
-    let load = Load { rate: args.rate, writers: args.writers, payload: args.payload, enqueues: true };
+    let load = Load {
+        rate: args.rate,
+        writers: args.writers,
+        payload: args.payload,
+        change: Change::Adds,
+        enqueues: true,
+    };
     let clock = Arc::new(Clock::default());
     let stop = CancellationToken::new();
     let mut relays = JoinSet::new();

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Clock, Load, separate, until_delivered};
+use super::load::{Change, Clock, Load, separate, until_delivered};
 use super::place::Place;
 use super::{percentile, round};
 use crate::exit::{Failure, chain};
@@ -87,7 +87,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<Figures, Failure> {
     let failed = |error: sqlx::Error| database::failed("bench", &error);
     Load::prepare(&place.pool).await.map_err(failed)?;
-    let load = Load { rate: 1, writers: 1, payload: 256, enqueues: true };
+    let load = Load { rate: 1, writers: 1, payload: 256, change: Change::Updates, enqueues: true };
     let clock = Arc::new(Clock::default());
     let stop = CancellationToken::new();
     let mut relays = JoinSet::new();

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Clock, Load, separate, until_delivered};
+use super::load::{Change, Clock, Load, separate, until_delivered};
 use super::place::Place;
 use super::server::Spent;
 use super::{percentile, round};
@@ -109,7 +109,13 @@ async fn measure(args: &Args, place: &Place, delivery: Delivery) -> Result<(Figu
     let failed = |error: sqlx::Error| database::failed("bench", &error);
     Load::prepare(&place.pool).await.map_err(failed)?;
     let enqueues = delivery != Delivery::None;
-    let load = Load { rate: args.rate, writers: args.writers, payload: args.payload, enqueues };
+    let load = Load {
+        rate: args.rate,
+        writers: args.writers,
+        payload: args.payload,
+        change: Change::Updates,
+        enqueues,
+    };
     let clock = Arc::new(Clock::default());
     let stop = CancellationToken::new();
     let mut relays = JoinSet::new();

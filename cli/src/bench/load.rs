@@ -59,6 +59,15 @@ impl Publisher for Clock {
     }
 }
 
+/// What the state change of a transaction is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It updates a row.
+    Updates,
+    /// It adds one: while somebody holds a snapshot, what is updated grows, and with it what an update costs, relay or no relay.
+    Adds,
+}
+
 /// What is written: each transaction changes a row and enqueues a message of that account's key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
@@ -68,6 +77,7 @@ pub(super) struct Load {
     pub(super) writers: u32,
     /// Bytes of payload.
     pub(super) payload: u32,
+    pub(super) change: Change,
     /// Without, the transaction changes its row and no more.
     pub(super) enqueues: bool,
 }
@@ -79,6 +89,7 @@ impl Load {
     pub(super) async fn prepare(pool: &PgPool) -> Result<(), sqlx::Error> {
         sqlx::query(include_str!("sql/account.sql")).execute(pool).await?;
         sqlx::query(include_str!("sql/accounts.sql")).bind(ACCOUNTS).execute(pool).await?;
+        sqlx::query(include_str!("sql/entries.sql")).execute(pool).await?;
         Ok(())
     }
 
@@ -107,7 +118,11 @@ impl Load {
     pub(super) async fn transact(self, pool: &PgPool, clock: &Clock, number: u32) -> Result<(), sqlx::Error> {
         let account = i32::try_from(number.wrapping_mul(7919) % ACCOUNTS.unsigned_abs()).unwrap_or_default();
         let mut tx = pool.begin().await?;
-        sqlx::query(include_str!("sql/business.sql")).bind(account).execute(&mut *tx).await?;
+        let change = match self.change {
+            Change::Updates => include_str!("sql/business.sql"),
+            Change::Adds => include_str!("sql/entry.sql"),
+        };
+        sqlx::query(change).bind(account).execute(&mut *tx).await?;
         let message = Message::new("bench", "bench.done", vec![b'x'; self.payload as usize])
             .with_key(format!("account-{account}"));
         clock.start(message.id);

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Clock, Load};
+use super::load::{Change, Clock, Load};
 use super::place::Place;
 use super::server::Spent;
 use super::{median, percentile, round};
@@ -208,7 +208,13 @@ async fn janitor(pool: &PgPool, over: &CancellationToken) -> Result<(usize, usiz
 
 /// Writes for so many seconds, each transaction at its own time; answers how long each took from then on, in milliseconds.
 async fn write(args: &Args, pool: &PgPool, clock: &Arc<Clock>, seconds: u32) -> Result<Vec<f64>, Failure> {
-    let load = Load { rate: args.rate, writers: args.writers, payload: args.payload, enqueues: true };
+    let load = Load {
+        rate: args.rate,
+        writers: args.writers,
+        payload: args.payload,
+        change: Change::Updates,
+        enqueues: true,
+    };
     let began = Instant::now();
     let mut writers = JoinSet::new();
     for writer in 0..args.writers {

@@ -1,12 +1,16 @@
 //! A process's lease on its shards, renewed for as long as it works.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::PgPool;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::rest::{self, Next, Rest};
 use super::share::Share;
+use crate::statement;
 
 /// How long after another process's end its shards are looked for: the clocks of two statements differ a little.
 const AFTER_THE_END: Duration = Duration::from_millis(20);
@@ -20,6 +24,7 @@ pub struct Lease {
     lasts: Duration,
     shares: watch::Sender<Share>,
     nudge: Notify,
+    rest: Mutex<Rest>,
 }
 
 impl Lease {
@@ -35,8 +40,16 @@ impl Lease {
     ) -> Result<Option<Self>, sqlx::Error> {
         let share = Share::renew(&pool, &relay, process, lasts).await?;
         Ok(share.map(|share| {
-            let (shares, nudge) = (watch::Sender::new(share), Notify::new());
-            Lease { pool, relay, process, lasts, shares, nudge }
+            let rest = Mutex::new(Rest::new(Instant::now()));
+            Lease {
+                pool,
+                relay,
+                process,
+                lasts,
+                shares: watch::Sender::new(share),
+                nudge: Notify::new(),
+                rest,
+            }
         }))
     }
 
@@ -45,11 +58,30 @@ impl Lease {
         self.shares.subscribe()
     }
 
-    /// A look saw that the sharing has changed so often: if that is news, the lease is renewed at once.
-    pub fn has_seen(&self, changes: i64) {
-        if self.shares.borrow().changes != changes {
+    /// A look that was asked for then saw that the sharing has changed so often: if that is news, the lease is renewed at once,
+    /// and if it is not, a process at rest knows that nobody waits for it.
+    pub fn has_seen(&self, changes: i64, asked: Instant) {
+        let mut news = false;
+        self.shares.send_if_modified(|share| {
+            news = share.changes != changes;
+            if !news && self.rest().looked(asked) {
+                share.renewed = share.renewed.max(asked);
+            }
+            // To nobody's surprise.
+            false
+        });
+        if news {
             self.nudge.notify_one();
         }
+    }
+
+    /// There is something to do: whoever waits for this process should not wait long.
+    pub(super) fn is_at_work(&self) {
+        self.rest().works(Instant::now());
+    }
+
+    fn rest(&self) -> MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the lease renewed at once: what was seen last is too old to decide by.
@@ -57,7 +89,8 @@ impl Lease {
         self.nudge.notify_one();
     }
 
-    /// Renews the lease four times while it lasts, when a look has seen a change, and when another process is about to be dead.
+    /// Renews the lease four times while it lasts, when a look has seen a change, and when another process is about to be dead;
+    /// hardly ever while the process is alone and has nothing to do.
     /// Returns `Ok` when the process was taken for dead, and an error when the lease could not be renewed for so long
     /// that somebody may soon think so.
     ///
@@ -67,11 +100,17 @@ impl Lease {
         let quarter = self.lasts / 4;
         let mut pause = self.pause(quarter);
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.nudge.notified() => {}
+            let nudged = tokio::select! {
+                () = tokio::time::sleep(pause) => false,
+                () = self.nudge.notified() => true,
+            };
+            let share = self.shares.borrow().clone();
+            let next = self.rest().next(&share, self.lasts, Instant::now());
+            if next == Next::Nothing && !nudged {
+                pause = quarter;
+                continue;
             }
-            let renewal = Share::renew(&self.pool, &self.relay, self.process, self.lasts);
+            let renewal = self.renew(next == Next::Rest && !nudged);
             let failed = match tokio::time::timeout(quarter, renewal).await {
                 Ok(Ok(Some(share))) => {
                     self.shares.send_replace(share);
@@ -88,6 +127,24 @@ impl Lease {
             }
             pause = quarter / 4;
         }
+    }
+
+    /// For as long as it usually lasts, or for a rest, if nobody else is there.
+    async fn renew(&self, rests: bool) -> Result<Option<Share>, sqlx::Error> {
+        if rests {
+            let known = self.shares.borrow().clone();
+            let asked = Instant::now();
+            statement::run(&self.pool, sqlx::query(include_str!("sql/bury.sql")).bind(&self.relay)).await?;
+            let query = sqlx::query(include_str!("sql/rest.sql")).bind(&self.relay).bind(self.process);
+            let query = query.bind(rest::LASTS.as_secs_f64()).bind(known.changes);
+            if statement::run(&self.pool, query).await? > 0 {
+                self.rest().renewed(asked, true);
+                return Ok(Some(Share { renewed: asked, ..known }));
+            }
+        }
+        let share = Share::renew(&self.pool, &self.relay, self.process, self.lasts).await?;
+        self.rest().renewed(Instant::now(), false);
+        Ok(share)
     }
 
     fn pause(&self, most: Duration) -> Duration {

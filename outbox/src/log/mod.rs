@@ -11,6 +11,7 @@ mod pace;
 mod progress;
 mod reader;
 mod readings;
+pub(crate) mod rest;
 mod row;
 mod share;
 mod snapshot;
@@ -65,7 +66,7 @@ impl Default for ReadSettings {
             busy_poll: Duration::from_millis(5),
             // An idle reader with its lease stays below ten statements a second.
             poll_ceiling: Duration::from_millis(150),
-            doorbell_ceiling: Duration::from_secs(1),
+            doorbell_ceiling: Duration::from_secs(2),
             proof_interval: Duration::from_millis(100),
         }
     }

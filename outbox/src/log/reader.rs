@@ -113,6 +113,7 @@ impl Reader {
                 biased;
                 command = records.recv() => match command {
                     Some((record, answer)) => {
+                        self.lease.is_at_work();
                         let lost = self.connection.record(&mut self.store, record).await?;
                         // Nobody waits for it any more when the session is ending.
                         let _ = answer.send(lost);
@@ -165,7 +166,7 @@ impl Reader {
         let look = self.connection.look(self.store.relay()).await?;
         metrics::histogram!("outbox_look_seconds", "relay" => self.store.relay().to_owned())
             .record(began.elapsed().as_secs_f64());
-        self.lease.has_seen(look.changes);
+        self.lease.has_seen(look.changes, began);
         self.scanned = look.last_position - self.proven;
         (self.found, self.full) = (false, false);
         if !self.readings.look(&look, self.proven, self.store.eras()) {
@@ -212,6 +213,7 @@ impl Reader {
         }
         let page = self.readings.take(messages, full, shards);
         if page.as_ref().is_some_and(|page| !page.messages.is_empty()) {
+            self.lease.is_at_work();
             self.connection.make_durable(flushed).await?;
         }
         self.found |= page.is_some();

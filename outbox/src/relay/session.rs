@@ -154,7 +154,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 }),
                 _ = share.changed() => {}
                 () = tokio::time::sleep(STANDBY) => {
-                    lease.has_seen(log.look(&relay.name).await?.changes);
+                    let asked = Instant::now();
+                    lease.has_seen(log.look(&relay.name).await?.changes, asked);
                 }
             }
         };

@@ -55,34 +55,37 @@ impl Mover {
         self.next_at
     }
 
-    /// Moves one batch of what is due, if anything is, for the process that has the upkeep.
+    /// Moves one batch of what is due, if anything is, for the process that has the upkeep. Answers how long it has it, as it saw
+    /// on the way.
     pub(crate) async fn move_due(
         &mut self,
         connection: &mut PgConnection,
         holder: Uuid,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<Duration, sqlx::Error> {
         let began = Instant::now();
         let everywhere = self.look_everywhere_at <= began;
         if everywhere {
             self.moved_to = None;
         }
         let above = self.moved_to.map_or(DateTime::UNIX_EPOCH - SLACK, |moved_to| moved_to - SLACK);
-        let next = fill(NEXT, &[literal(&above.to_rfc3339())]);
+        let next = fill(NEXT, &[literal(&above.to_rfc3339()), literal(&holder.to_string())]);
         let row = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).fetch_one(&mut *connection).await?;
         let due_in: Option<f64> = row.try_get("due_in")?;
+        let held_for: Option<f64> = row.try_get("held_for")?;
+        let held_for = Duration::try_from_secs_f64(held_for.unwrap_or_default()).unwrap_or_default();
         if everywhere {
             self.look_everywhere_at = Instant::now() + LOOK.max(began.elapsed() * SHARE);
         }
         if due_in.is_none_or(|due_in| due_in > 0.0) {
             let due_in = due_in.and_then(|due_in| Duration::try_from_secs_f64(due_in).ok());
             self.next_at = Instant::now() + due_in.unwrap_or(LOOK).min(LOOK);
-            return Ok(());
+            return Ok(held_for);
         }
         if !self.is_safe {
             if let Err(error) = preflight(&mut *connection).await {
                 tracing::debug!(%error, "scheduled messages are not moved into this log");
                 self.next_at = Instant::now() + LOOK;
-                return Ok(());
+                return Ok(held_for);
             }
             self.is_safe = true;
         }
@@ -100,6 +103,6 @@ impl Mover {
         }
         // What was due and is not moved is being given up, or the upkeep is another's.
         self.next_at = Instant::now() + if moved > 0 { Duration::ZERO } else { LOOK };
-        Ok(())
+        Ok(held_for)
     }
 }

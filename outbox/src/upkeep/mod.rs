@@ -7,8 +7,9 @@ mod prune;
 
 use std::time::Duration;
 
-use sqlx::Row;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::{Postgres, Row};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 pub(crate) use prune::pins;
 pub use prune::{Pruned, prune};
 
+use crate::log::rest;
 use crate::schedule::Mover;
 use crate::statement;
 use prune::{summarize, sweep};
@@ -50,9 +52,13 @@ pub struct Upkeep {
     /// The database knows how long this relay wants messages kept; until then, how long to wait before the next attempt.
     said: bool,
     say_again: Duration,
-    /// Whether the lease is ours, and when to try for it again.
+    /// Whether the lease is ours, when to try for it again, and when somebody was last seen to wait for it.
     held: bool,
     try_at: Instant,
+    awaited: Option<Instant>,
+    /// Kept while the lease is ours: whoever has it looks every other second, and a pool asks a connection how it is each time
+    /// that it comes back.
+    connection: Option<PoolConnection<Postgres>>,
     sweep_at: Instant,
     last_position: Option<i64>,
     summarized: Option<Instant>,
@@ -74,6 +80,8 @@ impl Upkeep {
             say_again: SAY_AGAIN,
             held: false,
             try_at: now,
+            awaited: None,
+            connection: None,
             sweep_at: now,
             last_position: None,
             summarized: None,
@@ -129,11 +137,14 @@ impl Upkeep {
 
     /// Does what is due, and answers when something is due again.
     async fn round(&mut self, stop: &CancellationToken) -> Result<Instant, sqlx::Error> {
-        // What is begun on a connection is finished; only a pool that has none to give is not waited for.
-        let Some(connection) = stop.run_until_cancelled(self.pool.acquire()).await else {
-            return Ok(self.try_at);
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            // What is begun on a connection is finished; only a pool that has none to give is not waited for.
+            None => match stop.run_until_cancelled(self.pool.acquire()).await {
+                Some(connection) => connection?,
+                None => return Ok(self.try_at),
+            },
         };
-        let mut connection = connection?;
         if self.try_at <= Instant::now() {
             self.hold(&mut connection).await?;
         }
@@ -143,13 +154,28 @@ impl Upkeep {
         // Neither waits for the other to succeed.
         let (mut moved, mut swept) = (Ok(()), Ok(()));
         if self.mover.next_at() <= Instant::now() {
-            moved = self.mover.move_due(&mut connection, self.holder).await;
+            let held_for = self.mover.move_due(&mut connection, self.holder).await;
+            moved = held_for.map(|held_for| self.is_held_for(held_for));
         }
         if self.sweep_at <= Instant::now() {
             swept = self.sweep(&mut connection, stop).await;
         }
         moved.and(swept)?;
+        self.connection = Some(connection);
         Ok(self.try_at.min(self.sweep_at).min(self.mover.next_at()))
+    }
+
+    /// Whether nobody is known to wait for the lease, so that it need not be renewed for long.
+    fn rests(&self) -> bool {
+        rest::suits(self.lease) && self.awaited.is_none_or(|at| at.elapsed() >= rest::LASTS)
+    }
+
+    /// The lease lasts so much longer: less than for a rest, though that is what it was taken for, if somebody waits.
+    fn is_held_for(&mut self, held_for: Duration) {
+        if self.rests() && held_for < rest::FAR {
+            self.awaited = Some(Instant::now());
+            self.try_at = Instant::now();
+        }
     }
 
     /// Takes the lease if nobody has it, or renews it.
@@ -159,7 +185,9 @@ impl Upkeep {
             let say = say.bind(self.retention.as_secs_f64());
             self.said = statement::row(&mut *connection, say).await?.try_get(0)?;
         }
-        let hold = sqlx::query(include_str!("sql/hold.sql")).bind(self.holder).bind(self.lease.as_secs_f64());
+        let lasts = if self.rests() { rest::LASTS } else { self.lease };
+        let hold = sqlx::query(include_str!("sql/hold.sql")).bind(self.holder).bind(lasts.as_secs_f64());
+        let hold = hold.bind(self.lease.as_secs_f64()).bind(rest::FAR.as_secs_f64());
         let row = statement::row(connection, hold).await?;
         let held: bool = row.try_get("is_held")?;
         if held && !self.held {
@@ -177,7 +205,7 @@ impl Upkeep {
                 self.say_again *= 2;
                 half.min(self.say_again)
             }
-            (true, true) => half,
+            (true, true) => lasts / 2,
             (true, false) => half.min(ends_in),
         };
         self.try_at = Instant::now() + pause;
