@@ -110,7 +110,9 @@ create table outbox.process (
     label text not null,
     build text not null,
     started_at timestamptz not null default clock_timestamp(),
-    expires_at timestamptz not null
+    expires_at timestamptz not null,
+    -- What its lease would else last, while it rests.
+    rests interval
 ) with (fillfactor = 50);
 
 -- What a relay has delivered, per shard (a message's shard is its slot modulo the relay's shards): what is visible in
@@ -240,6 +242,8 @@ create table outbox.audit (
 create table outbox.upkeep (
     holder uuid,
     expires_at timestamptz,
+    -- As a process rests.
+    rests interval,
     one_row boolean primary key default true check (one_row),
     constraint upkeep_lease check ((holder is null) = (expires_at is null))
 ) with (fillfactor = 10);

@@ -4,12 +4,13 @@
 
 mod relay_support;
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use brokers::memory::Broker;
-use message::Message;
+use brokers::memory::{Broker, MemoryPublisher};
+use message::{Message, Outcomes, Outgoing, Pipelining, PublishError, Publisher};
 use outbox::Fleet;
-use relay_support::{PATIENCE, message, numbers, settings, until, write};
+use relay_support::{PATIENCE, message, numbers, settings, start, until, until_published, write};
 use sqlx::postgres::PgConnectOptions;
 use tests::Database;
 use tokio_util::sync::CancellationToken;
@@ -157,6 +158,77 @@ async fn a_database_without_work_is_only_looked_at() {
             (visits, looked) = (now, looks().await);
         }
     }
+    stop.cancel();
+    tokio::time::timeout(PATIENCE, running).await.expect("it stops").unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_shard_has_seen_is_no_work() {
+    let database = Database::new("fleet_shards").await;
+    let pool = database.pool();
+    let has_work = async || {
+        let query = sqlx::query_scalar::<_, bool>(include_str!("../../outbox/src/fleet/sql/has_work.sql"));
+        query.bind("default").fetch_one(pool).await.unwrap()
+    };
+    assert!(has_work().await, "it has no cursors");
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings());
+    write(pool, &[message("a", 1)]).await;
+    until_published(&broker, 1).await;
+    let recorded = || async {
+        let recorded = "select count(*) = 1 from outbox.cursor where seen_l > 0";
+        sqlx::query_scalar::<_, bool>(recorded).fetch_one(pool).await.unwrap()
+    };
+    until("only the shard that had a message is recorded", recorded).await;
+    // Killed: what the other shards have seen is not written down.
+    relay.task.abort();
+    assert!(relay.task.await.unwrap_err().is_cancelled());
+    assert!(recorded().await);
+    assert!(!has_work().await);
+    let slot_of = async |key: &str| {
+        let slot = "select (hashtextextended($1 collate \"C\", 0) & 15)::int";
+        sqlx::query_scalar::<_, i32>(slot).bind(key).fetch_one(pool).await.unwrap()
+    };
+    let mut other = 0;
+    while slot_of(&format!("k{other}")).await == slot_of("a").await {
+        other += 1;
+    }
+    write(pool, &[message(&format!("k{other}"), 1)]).await;
+    assert!(has_work().await);
+}
+
+/// A publisher whose second check panics: the fleet's own is the first.
+struct Nervous(MemoryPublisher, AtomicUsize);
+
+#[async_trait::async_trait]
+impl Publisher for Nervous {
+    fn pipelining(&self) -> Pipelining {
+        self.0.pipelining()
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        assert!(self.1.fetch_add(1, SeqCst) != 1, "a panic on purpose");
+        self.0.check().await
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        self.0.publish(batch, outcomes).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_relay_panics_is_taken_up_again() {
+    let database = Database::new("fleet_panic").await;
+    let broker = Broker::new();
+    let publisher = Nervous(broker.publisher(), AtomicUsize::new(0));
+    let fleet = Fleet::new("default", publisher)
+        .with_connections(4)
+        .with_database(&database.name, options(&database))
+        .with_settings(settings());
+    write(database.pool(), &[message("a", 1)]).await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(fleet.run(stop.clone()));
+    until_published(&broker, 1).await;
     stop.cancel();
     tokio::time::timeout(PATIENCE, running).await.expect("it stops").unwrap().unwrap();
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use brokers::memory::Broker;
 use outbox::Settings;
 use outbox::log::{Lease, LogConnection, Start, Store};
-use relay_support::{Running, message, settings, start, until, write};
+use relay_support::{Running, message, settings, start, until, until_published, write};
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::Database;
 use tokio::time::Instant;
@@ -53,6 +53,12 @@ async fn until_at_rest(pool: &PgPool) {
     }
 }
 
+/// Statements that wait for a lock.
+async fn waiting(pool: &PgPool) -> i64 {
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap()
+}
+
 async fn shards(pool: &PgPool) -> Vec<i64> {
     let query = "select count(*) from outbox.cursor where owner is not null group by owner order by 1";
     sqlx::query_scalar(query).fetch_all(pool).await.unwrap()
@@ -65,7 +71,7 @@ async fn one_at_rest_writes_nothing_and_both_renew_when_another_joins() {
     let broker = Broker::new();
     let first = begin(pool, &broker);
     write(pool, &[message("a", 1)]).await;
-    broker.wait_for_published(1).await;
+    until_published(&broker, 1).await;
     until_at_rest(pool).await;
     let written = || async {
         let rows =
@@ -96,7 +102,7 @@ async fn one_at_rest_writes_nothing_and_both_renew_when_another_joins() {
     assert!(heard().await, "{:?}", ends(pool, "process").await);
     assert_eq!((shards(pool).await, holder().await), (vec![8, 8], held_by));
     write(pool, &(1..=20).map(|key| message(&format!("k{key}"), 1)).collect::<Vec<_>>()).await;
-    broker.wait_for_published(21).await;
+    until_published(&broker, 21).await;
     second.stop().await.unwrap();
     first.stop().await.unwrap();
     assert_eq!(broker.published().len(), 21);
@@ -112,7 +118,7 @@ async fn one_that_died_at_rest_is_replaced_a_lease_after_another_came() {
     kill(first).await;
     write(pool, &[message("a", 1)]).await;
     let second = begin(pool, &broker);
-    broker.wait_for_published(1).await;
+    until_published(&broker, 1).await;
     until("the dead one is forgotten", || async { ends(pool, "process").await.len() == 1 }).await;
     assert_eq!(shards(pool).await, [16]);
     let second_has_it = || async {
@@ -131,7 +137,7 @@ async fn one_at_rest_that_finds_work_is_missed_as_soon_as_any() {
     let relay = begin(pool, &broker);
     until_at_rest(pool).await;
     write(pool, &[message("a", 1)]).await;
-    broker.wait_for_published(1).await;
+    until_published(&broker, 1).await;
     until("it renews", || async { ends(pool, "process").await[0] <= LEASE.as_secs_f64() }).await;
     until_at_rest(pool).await;
     relay.stop().await.unwrap();
@@ -173,28 +179,56 @@ async fn who_is_about_to_rest_waits_for_one_that_is_joining() {
     let mut log = LogConnection::open(pool).await.unwrap();
     let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
     Store::join(&mut log, "default", first, 1, Start::Beginning, LEASE).await.unwrap();
-    let rest = async || {
-        let sql = include_str!("../../outbox/src/log/sql/rest.sql");
+    let changes = async || {
         let changes = "select changes from outbox.relay";
-        let changes: i64 = sqlx::query_scalar(changes).fetch_one(pool).await.unwrap();
-        let query = sqlx::query(sql).bind("default").bind(first).bind(300.0).bind(changes);
+        sqlx::query_scalar::<_, i64>(changes).fetch_one(pool).await.unwrap()
+    };
+    let rest = |changes: i64| {
+        let query =
+            sqlx::query(include_str!("../../outbox/src/log/sql/rest.sql")).bind("default").bind(first);
+        let query = query.bind(300.0).bind(LEASE.as_secs_f64()).bind(changes);
         let pool = pool.clone();
         tokio::spawn(async move { query.execute(&pool).await.unwrap().rows_affected() })
     };
-    assert_eq!(rest().await.await.unwrap(), 1);
+    assert_eq!(rest(changes().await).await.unwrap(), 1);
     let mut joining = pool.begin().await.unwrap();
     let join = sqlx::query(include_str!("../../outbox/src/log/sql/join.sql"));
     let join = join.bind(second).bind("default").bind("pid 2").bind("0").bind(LEASE.as_secs_f64());
-    join.bind(100.0).execute(&mut *joining).await.unwrap();
-    let resting = rest().await;
-    until("it waits", || async {
-        let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        sqlx::query_scalar::<_, i64>(waits).fetch_one(pool).await.unwrap() == 1
-    })
-    .await;
+    join.execute(&mut *joining).await.unwrap();
+    let resting = rest(changes().await);
+    until("it waits", || async { waiting(pool).await == 1 }).await;
     joining.commit().await.unwrap();
     assert_eq!(resting.await.unwrap(), 0);
+    let wake = sqlx::query(include_str!("../../outbox/src/log/sql/wake.sql")).bind("default").bind(second);
+    assert_eq!(wake.execute(pool).await.unwrap().rows_affected(), 1);
     let ends = ends(pool, "process").await;
     assert!(ends.len() == 2 && ends[0] <= LEASE.as_secs_f64(), "{ends:?}");
-    assert_eq!(rest().await.await.unwrap(), 0, "it is not alone");
+    assert_eq!(rest(changes().await).await.unwrap(), 0, "it is not alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_while_another_lies_down_wakes_it_with_its_own_lease() {
+    let database = Database::new("rest_lies_down").await;
+    let pool = database.pool();
+    let mut log = LogConnection::open(pool).await.unwrap();
+    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+    Store::join(&mut log, "default", first, 1, Start::Beginning, LEASE).await.unwrap();
+    let mut lying = pool.begin().await.unwrap();
+    let changes: i64 =
+        sqlx::query_scalar("select changes from outbox.relay").fetch_one(&mut *lying).await.unwrap();
+    let rest = sqlx::query(include_str!("../../outbox/src/log/sql/rest.sql")).bind("default").bind(first);
+    let rest = rest.bind(300.0).bind(LEASE.as_secs_f64()).bind(changes);
+    assert_eq!(rest.execute(&mut *lying).await.unwrap().rows_affected(), 1);
+    let through = pool.clone();
+    let joining = tokio::spawn(async move {
+        let mut log = LogConnection::open(&through).await.unwrap();
+        // A lease of its own that is another.
+        Store::join(&mut log, "default", second, 1, Start::Beginning, LEASE * 4).await.unwrap();
+    });
+    until("it waits", || async { waiting(pool).await == 1 }).await;
+    lying.commit().await.unwrap();
+    joining.await.unwrap();
+    let ends = ends(pool, "process").await;
+    let leases = [LEASE * 4, LEASE].map(|lease| lease.as_secs_f64());
+    assert!(ends.iter().zip(leases).all(|(end, lease)| (lease - 5.0..=lease).contains(end)), "{ends:?}");
 }

@@ -635,21 +635,25 @@ async fn who_waits_for_the_upkeep_writes_nothing_unless_it_is_at_rest() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../outbox/src/upkeep/sql/hold.sql"));
     let hold = hold.unwrap();
     let mut tx = database.pool().begin().await.unwrap();
-    let mut spends = async |holder: uuid::Uuid, lasts: f64| {
+    let mut spends = async |holder: uuid::Uuid, lasts: f64, rests: Option<f64>| {
         let query = sqlx::query_as::<_, (bool, f64)>(AssertSqlSafe(hold.clone())).bind(holder).bind(lasts);
-        let (held, ends_in) = query.bind(60.0).bind(100.0).fetch_one(&mut *tx).await.unwrap();
+        let (held, ends_in) = query.bind(rests).fetch_one(&mut *tx).await.unwrap();
         let spent = "select pg_current_xact_id_if_assigned() is not null";
         let spent: bool = sqlx::query_scalar(spent).fetch_one(&mut *tx).await.unwrap();
         tx.execute("commit; begin").await.unwrap();
         (held, spent, ends_in.round() as i64)
     };
     let (holder, other) = (uuid::Uuid::now_v7(), uuid::Uuid::now_v7());
-    assert_eq!(spends(holder, 60.0).await, (true, true, 60));
-    assert_eq!(spends(other, 60.0).await, (false, false, 60));
-    assert_eq!(spends(holder, 300.0).await, (true, true, 300));
-    assert_eq!(spends(other, 60.0).await, (false, true, 60));
-    assert_eq!(spends(other, 60.0).await, (false, false, 60));
-    assert_eq!(spends(holder, 60.0).await, (true, true, 60));
+    assert_eq!(spends(holder, 3600.0, None).await, (true, true, 3600));
+    assert_eq!(
+        spends(other, 60.0, None).await,
+        (false, false, 3600),
+        "a lease that is long is not for a rest"
+    );
+    assert_eq!(spends(holder, 300.0, Some(20.0)).await, (true, true, 300));
+    assert_eq!(spends(other, 60.0, None).await, (false, true, 20), "its own lease, not that of who waits");
+    assert_eq!(spends(other, 60.0, None).await, (false, false, 20));
+    assert_eq!(spends(holder, 60.0, None).await, (true, true, 60));
 }
 
 #[tokio::test(flavor = "multi_thread")]

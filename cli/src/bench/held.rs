@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use outbox::Relay;
 use serde::Serialize;
+use sqlx::Executor;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +96,8 @@ async fn measure(args: &Args, place: &Place) -> Result<Report, Failure> {
     until_delivered(&clock, args.rate as usize * 5, &mut relays).await?;
     let mut holder = place.pool.begin_with("begin isolation level repeatable read").await.map_err(failed)?;
     let (_, postgres) = held_spent(place, &mut holder).await?;
+    // After one, each page is written whole into the WAL when it is first changed: not only in the minutes of the server's own.
+    place.pool.execute("checkpoint").await.map_err(failed)?;
     clock.take();
     polls.take();
     let mut minutes = Vec::new();

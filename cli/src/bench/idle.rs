@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outbox::{Doorbell, Relay};
+use outbox::{Doorbell, Relay, Settings};
 use serde::Serialize;
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection, Executor, Row};
@@ -22,8 +22,8 @@ use crate::{database, output};
 Examples:
   outbox bench idle --silence 60 --messages 5
 
-Each message is preceded by a silence, in which the transactions of the relay and of the doorbell, and the WAL of the server,
-are counted. `embedded` runs the relay in the writing process, `separate` and `doorbell` as a process of its own. The server
+Each message is preceded by fifteen seconds in which the last one's traces settle, and by a silence, in which the transactions of
+the relay and of the doorbell, and the WAL of the server, are counted. `embedded` runs the relay in the writing process, `separate` and `doorbell` as a process of its own. The server
 must have nothing else to do.")]
 pub(crate) struct Args {
     /// The server, by a database on it: a URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
@@ -49,9 +49,9 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct Figures {
-    /// Each is a transaction; that of a renewal is begun and ended by statements of its own, which are not counted.
+    /// Each is a transaction; one that runs alone may be begun and ended by statements of its own, which are not counted.
     statements_per_second: f64,
-    /// Of the whole server; a lease is renewed four times while it lasts.
+    /// Of the whole server, which now and then tidies up by itself.
     wal_bytes_per_second: f64,
     /// From just before the enqueue to the delivery.
     p50_ms: f64,
@@ -120,8 +120,8 @@ async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<Figures
     // Not of the pool, which asks a connection more than it was told to.
     let mut observer = place.options.connect().await.map_err(failed)?;
     for number in 1..=args.messages {
-        // What the last message has stirred up settles first.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        // What the last message has stirred up settles first: a relay rests when it has had nothing to do for its lease.
+        tokio::time::sleep(Settings::default().lease * 3 / 2).await;
         let before = counters(&mut observer).await?;
         tokio::time::sleep(Duration::from_secs(u64::from(args.silence))).await;
         let after = counters(&mut observer).await?;

@@ -19,7 +19,7 @@ use crate::secret::SecretUrl;
 use crate::signals::Signals;
 use crate::{database, logging, schema};
 
-/// What a relay needs at once: its log's reader, its heartbeat, what it holds back, and one for the publisher's sake.
+/// What a relay needs at once: its log's reader, its heartbeat, its upkeep, what it holds back, and one for the publisher's sake.
 const CONNECTIONS: u32 = 5;
 
 /// Runs the command.

@@ -159,18 +159,33 @@ impl<P: Publisher + 'static> Fleet<P> {
         let mut databases = JoinSet::new();
         for index in 0..fleet.databases.len() {
             let (fleet, turnstile, stop) = (Arc::clone(&fleet), Arc::clone(&turnstile), stop.clone());
-            databases.spawn(async move {
+            databases.spawn(async move { fleet.keep_serving(index, turnstile, stop).await });
+        }
+        while databases.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Visits one database until it is told to stop, also after a panic, of a publisher, say.
+    async fn keep_serving(self: Arc<Self>, index: usize, turnstile: Arc<Turnstile>, stop: CancellationToken) {
+        let Some(database) = self.databases.get(index) else { return };
+        let mut failures = 0;
+        loop {
+            let (mut serving, began) = (JoinSet::new(), Instant::now());
+            let (fleet, turnstile, told) = (Arc::clone(&self), Arc::clone(&turnstile), stop.clone());
+            serving.spawn(async move {
                 if let Some(database) = fleet.databases.get(index) {
-                    fleet.serve(database, &turnstile, &stop).await;
+                    fleet.serve(database, &turnstile, &told).await;
                 }
             });
-        }
-        while let Some(ended) = databases.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(relay = fleet.relay, %error, "the relay of one database has ended by itself");
+            let Some(Err(error)) = serving.join_next().await else { return };
+            // One that went well for long is no part of a row.
+            failures = if began.elapsed() > LEFT_OUT.ceiling { 1 } else { failures + 1 };
+            let rest = LEFT_OUT.after(failures, crate::relay::chance());
+            tracing::error!(relay = self.relay, database = database.name, %error, ?rest, "panicked: left out");
+            if stop.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
+                return;
             }
         }
-        Ok(())
     }
 
     /// Visits one database again and again.

@@ -64,7 +64,7 @@ impl Lease {
         let mut news = false;
         self.shares.send_if_modified(|share| {
             news = share.changes != changes;
-            if !news && self.rest().looked(asked) {
+            if !news && self.rest().looked(asked, self.lasts) {
                 share.renewed = share.renewed.max(asked);
             }
             // To nobody's surprise.
@@ -76,7 +76,7 @@ impl Lease {
     }
 
     /// There is something to do: whoever waits for this process should not wait long.
-    pub(super) fn is_at_work(&self) {
+    pub(crate) fn is_at_work(&self) {
         self.rest().works(Instant::now());
     }
 
@@ -136,15 +136,16 @@ impl Lease {
             let asked = Instant::now();
             statement::run(&self.pool, sqlx::query(include_str!("sql/bury.sql")).bind(&self.relay)).await?;
             let query = sqlx::query(include_str!("sql/rest.sql")).bind(&self.relay).bind(self.process);
-            let query = query.bind(rest::LASTS.as_secs_f64()).bind(known.changes);
+            let query =
+                query.bind(rest::LASTS.as_secs_f64()).bind(self.lasts.as_secs_f64()).bind(known.changes);
             if statement::run(&self.pool, query).await? > 0 {
                 self.rest().renewed(asked, true);
                 return Ok(Some(Share { renewed: asked, ..known }));
             }
         }
-        let share = Share::renew(&self.pool, &self.relay, self.process, self.lasts).await?;
+        // Before the answer: one that never comes may have been given.
         self.rest().renewed(Instant::now(), false);
-        Ok(share)
+        Share::renew(&self.pool, &self.relay, self.process, self.lasts).await
     }
 
     fn pause(&self, most: Duration) -> Duration {

@@ -66,7 +66,7 @@ impl Default for ReadSettings {
             busy_poll: Duration::from_millis(5),
             // An idle reader with its lease stays below ten statements a second.
             poll_ceiling: Duration::from_millis(150),
-            doorbell_ceiling: Duration::from_secs(2),
+            doorbell_ceiling: Duration::from_millis(2500),
             proof_interval: Duration::from_millis(100),
         }
     }

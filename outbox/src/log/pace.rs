@@ -8,27 +8,35 @@ pub(super) struct Pace {
     busy: Duration,
     ceiling: Duration,
     pause: Duration,
+    /// Looks left before the pause grows.
+    soon: u32,
 }
 
-/// After a bell: a commit is coming, so look soon.
+/// After a bell: a commit is coming, so look soon, and so often before the pause grows. Most commits come within a few
+/// milliseconds; a pause that grew from the first look on would be as long as what it waits for.
 const SOON: Duration = Duration::from_micros(500);
+const LOOKS_SOON: u32 = 6;
 
 impl Pace {
     /// `busy` between looks that find something, up to `ceiling` between those that do not.
     pub(super) fn new(busy: Duration, ceiling: Duration) -> Self {
-        Pace { busy: busy.min(ceiling), ceiling, pause: busy.min(ceiling) }
+        Pace { busy: busy.min(ceiling), ceiling, pause: busy.min(ceiling), soon: 0 }
     }
 
     /// A look found something; `full`: more than fits in a page, so there is work waiting.
     pub(super) fn found(&mut self, full: bool) -> Duration {
-        self.pause = self.busy;
+        (self.pause, self.soon) = (self.busy, 0);
         if full { Duration::ZERO } else { self.busy }
     }
 
     /// A look found nothing.
     pub(super) fn nothing(&mut self) -> Duration {
         let pause = self.pause;
-        self.pause = (pause * 2).min(self.ceiling);
+        if self.soon > 0 {
+            self.soon -= 1;
+        } else {
+            self.pause = (pause * 2).min(self.ceiling);
+        }
         pause
     }
 
@@ -40,7 +48,7 @@ impl Pace {
 
     /// A bell was heard.
     pub(super) fn heard(&mut self) -> Duration {
-        self.pause = SOON.min(self.ceiling);
+        (self.pause, self.soon) = (SOON.min(self.ceiling), LOOKS_SOON);
         self.pause
     }
 }
@@ -56,7 +64,10 @@ mod tests {
         let pauses: Vec<_> = (0..6).map(|_| pace.nothing()).collect();
         assert_eq!(pauses, [ms(5), ms(10), ms(20), ms(40), ms(80), ms(100)]);
         assert_eq!((pace.found(true), pace.nothing()), (ms(0), ms(5)));
-        assert_eq!((pace.heard(), pace.nothing(), pace.nothing()), (SOON, SOON, ms(1)));
+        assert_eq!(pace.heard(), SOON);
+        let pauses: Vec<_> = (0..9).map(|_| pace.nothing()).collect();
+        assert_eq!(pauses[..6], [SOON; 6]);
+        assert_eq!(pauses[6..], [SOON, ms(1), ms(2)]);
     }
 
     #[test]

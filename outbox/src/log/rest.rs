@@ -1,7 +1,7 @@
 //! Whether a process need be heard of: nobody waits for one that is alone and has nothing to do. No I/O.
 //!
 //! Its lease then lasts long, and nothing is written while it rests. Whoever joins gives it the end that it would have had
-//! ([`join.sql`](../sql/join.sql)), which its next look tells it: a look that sees no change is as good as a renewal.
+//! (`wake.sql`), which its next look tells it: a look that sees no change is as good as a renewal.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 use super::share::Share;
 
 /// How long the lease of a process at rest lasts. It is renewed when half of that is over.
-pub(crate) const LASTS: Duration = Duration::from_secs(300);
-/// Leases with a later end than this are those of processes at rest.
-pub(crate) const FAR: Duration = Duration::from_secs(100);
+pub(crate) const LASTS: Duration = Duration::from_secs(600);
+/// The longest lease that is given up for a rest: beyond it, little is saved.
+const MOST: Duration = Duration::from_secs(150);
 /// The shortest lease that is given up for a rest: it must outlast a few looks of somebody who has nothing to do.
 const LEAST: Duration = Duration::from_secs(8);
 
 /// Whether somebody who should be heard of so often may rest at all.
 pub(crate) fn suits(lease: Duration) -> bool {
-    (LEAST..=FAR).contains(&lease)
+    (LEAST..=MOST).contains(&lease)
 }
 
 /// What a process does about its lease.
@@ -40,11 +40,13 @@ pub(super) struct Rest {
     looked: Instant,
     /// Until when its lease lasts, if it rests.
     until: Option<Instant>,
+    /// It looks too seldom for a rest, as it turned out.
+    restless: bool,
 }
 
 impl Rest {
     pub(super) fn new(now: Instant) -> Self {
-        Rest { worked: now, looked: now, until: None }
+        Rest { worked: now, looked: now, until: None, restless: false }
     }
 
     /// There is something to do.
@@ -53,9 +55,9 @@ impl Rest {
     }
 
     /// A look that was asked for then has seen that nobody has joined. Whether that is as good as a renewal.
-    pub(super) fn looked(&mut self, asked: Instant) -> bool {
+    pub(super) fn looked(&mut self, asked: Instant, lease: Duration) -> bool {
         self.looked = self.looked.max(asked);
-        self.until.is_some()
+        self.until.is_some_and(|until| asked + lease <= until)
     }
 
     /// Its lease was renewed then, for a rest or not.
@@ -63,11 +65,12 @@ impl Rest {
         self.until = rests.then(|| asked + LASTS);
     }
 
-    pub(super) fn next(&self, share: &Share, lease: Duration, now: Instant) -> Next {
+    pub(super) fn next(&mut self, share: &Share, lease: Duration, now: Instant) -> Next {
         let alone = share.running && share.processes == 1;
         let idle = now.saturating_duration_since(self.worked) >= lease;
         let looks = now.saturating_duration_since(self.looked) < lease / 2;
-        if !(suits(lease) && alone && idle && looks) {
+        self.restless |= self.until.is_some() && alone && idle && !looks;
+        if !(suits(lease) && alone && idle && looks) || self.restless {
             return Next::Renew;
         }
         match self.until {
@@ -106,38 +109,66 @@ mod tests {
     fn one_that_is_alone_rests_when_it_has_had_nothing_to_do_for_as_long_as_its_lease_lasts() {
         let now = Instant::now();
         let mut rest = Rest::new(now);
-        let next = |rest: &Rest, processes, at| rest.next(&share(processes, now), LEASE, now + at);
-        assert_eq!(next(&rest, 1, seconds(1)), Next::Renew);
-        assert!(!rest.looked(now + seconds(9)));
-        assert_eq!((next(&rest, 1, seconds(9)), next(&rest, 1, seconds(10))), (Next::Renew, Next::Rest));
-        assert_eq!(next(&rest, 2, seconds(10)), Next::Renew);
+        let next = |rest: &mut Rest, processes, at| rest.next(&share(processes, now), LEASE, now + at);
+        assert_eq!(next(&mut rest, 1, seconds(1)), Next::Renew);
+        assert!(!rest.looked(now + seconds(9), LEASE));
+        assert_eq!(
+            (next(&mut rest, 1, seconds(9)), next(&mut rest, 1, seconds(10))),
+            (Next::Renew, Next::Rest)
+        );
+        assert_eq!(next(&mut rest, 2, seconds(10)), Next::Renew);
         rest.works(now + seconds(9));
-        assert_eq!(next(&rest, 1, seconds(10)), Next::Renew);
+        assert_eq!(next(&mut rest, 1, seconds(10)), Next::Renew);
     }
 
     #[test]
-    fn while_it_rests_it_renews_when_half_is_over_and_when_it_has_not_looked_of_late() {
+    fn while_it_rests_it_renews_when_half_is_over() {
         let now = Instant::now();
         let mut rest = Rest::new(now);
-        let next = |rest: &Rest, at| rest.next(&share(1, now), LEASE, now + at);
-        assert!(!rest.looked(now + seconds(10)));
+        assert!(!rest.looked(now + seconds(10), LEASE));
         rest.renewed(now + seconds(10), true);
-        assert_eq!((next(&rest, seconds(14)), next(&rest, seconds(15))), (Next::Nothing, Next::Renew));
-        assert!(rest.looked(now + seconds(160)));
-        assert_eq!((next(&rest, seconds(159)), next(&rest, seconds(160))), (Next::Nothing, Next::Rest));
-        rest.renewed(now + seconds(160), false);
-        assert!(!rest.looked(now + seconds(161)));
+        let mut next = |at, looked| {
+            assert!(rest.looked(now + seconds(looked), LEASE));
+            rest.next(&share(1, now), LEASE, now + seconds(at))
+        };
+        assert_eq!(
+            (next(14, 14), next(309, 309), next(310, 309)),
+            (Next::Nothing, Next::Nothing, Next::Rest)
+        );
+        rest.renewed(now + seconds(310), false);
+        assert!(!rest.looked(now + seconds(311), LEASE), "it rests no more");
     }
 
     #[test]
-    fn what_lasts_too_short_for_looks_or_longer_than_a_rest_seems_to_is_renewed() {
+    fn a_look_is_no_renewal_of_what_has_ended_meanwhile() {
         let now = Instant::now();
         let mut rest = Rest::new(now);
-        rest.looked(now + seconds(500));
-        let next = |lease| rest.next(&share(1, now), lease, now + seconds(500));
+        rest.renewed(now, true);
+        assert!(rest.looked(now + LASTS - LEASE, LEASE));
+        assert!(!rest.looked(now + LASTS - LEASE + seconds(1), LEASE));
+    }
+
+    #[test]
+    fn one_that_looks_too_seldom_does_not_rest_again() {
+        let now = Instant::now();
+        let mut rest = Rest::new(now);
+        rest.looked(now + seconds(10), LEASE);
+        rest.renewed(now + seconds(10), true);
+        assert_eq!(rest.next(&share(1, now), LEASE, now + seconds(15)), Next::Renew);
+        rest.renewed(now + seconds(15), false);
+        rest.looked(now + seconds(30), LEASE);
+        assert_eq!(rest.next(&share(1, now), LEASE, now + seconds(30)), Next::Renew);
+    }
+
+    #[test]
+    fn a_lease_that_is_too_short_for_looks_or_long_anyhow_is_renewed() {
+        let now = Instant::now();
+        let mut rest = Rest::new(now);
+        rest.looked(now + seconds(500), LEASE);
+        let mut next = |lease| rest.next(&share(1, now), lease, now + seconds(500));
         assert_eq!(next(seconds(7)), Next::Renew);
         assert_eq!(
-            (next(seconds(8)), next(seconds(100)), next(seconds(101))),
+            (next(seconds(8)), next(seconds(150)), next(seconds(151))),
             (Next::Rest, Next::Rest, Next::Renew)
         );
     }
@@ -146,7 +177,7 @@ mod tests {
     fn a_relay_that_is_paused_does_not_rest() {
         let now = Instant::now();
         let mut rest = Rest::new(now);
-        rest.looked(now + seconds(20));
+        rest.looked(now + seconds(20), LEASE);
         let paused = Share { running: false, ..share(1, now) };
         assert_eq!(rest.next(&paused, LEASE, now + seconds(20)), Next::Renew);
     }

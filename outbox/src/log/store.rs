@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::connection::LogConnection;
 use super::eras::{Era, Eras};
 use super::progress::CursorRecord;
-use super::rest;
 use super::row::LogMessage;
 use super::snapshot::{NotSnapshot, column};
 use super::window::Seen;
@@ -112,8 +111,9 @@ impl Store {
             .bind(relay)
             .bind(format!("pid {}", std::process::id()))
             .bind(env!("CARGO_PKG_VERSION"))
-            .bind(lease.as_secs_f64())
-            .bind(rest::FAR.as_secs_f64());
+            .bind(lease.as_secs_f64());
+        statement::run(connection.connection(), query).await?;
+        let query = sqlx::query(sql!("wake")).bind(relay).bind(process);
         statement::run(connection.connection(), query).await?;
         // From here on a repair finds this process alive, and ends no era while it is.
         let eras = eras(connection.connection()).await?;

@@ -160,7 +160,7 @@ impl<P: Publisher> Holds<P> {
                     .unwrap_or_else(|| Err(PublishError::Unknown("no answer in time".to_owned())));
             match result {
                 Ok(()) => {
-                    self.delivered(&due, position).await;
+                    self.delivered(&due, position).await?;
                     if self.notices.send(Notice::Published).await.is_err() || self.stop.is_cancelled() {
                         return Ok(());
                     }
@@ -173,14 +173,17 @@ impl<P: Publisher> Holds<P> {
         }
     }
 
-    /// Records that a message was published, again and again until the database has it or the session ends: what is forgotten
-    /// is published twice. Once the shard is another's it changes nothing.
-    async fn delivered(&self, due: &Due, position: i64) {
+    /// Records that a message was published, again and again until the database has it or the session is ending: what is
+    /// forgotten is published twice. Once the shard is another's it changes nothing.
+    async fn delivered(&self, due: &Due, position: i64) -> Result<(), sqlx::Error> {
         let mut failures = 0;
         loop {
             let query = sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
             let query = query.bind(position).bind(due.shard).bind(due.epoch);
-            let Err(error) = statement::run(&self.pool, query).await else { return };
+            let Err(error) = statement::run(&self.pool, query).await else { return Ok(()) };
+            if self.stop.is_cancelled() || matches!(error, sqlx::Error::PoolClosed) {
+                return Err(error);
+            }
             failures += 1;
             tracing::warn!(relay = self.relay, %error, "the delivery of a held message could not be recorded");
             tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;

@@ -308,6 +308,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             self.send();
             if self.lanes.len() > 0 || self.unrecorded() > 0 {
                 self.relay.busy.is_at_work();
+                self.lease.is_at_work();
             }
             if !self.new_holds.is_empty() || self.unrecorded() >= self.settings.max_unrecorded / 2 {
                 self.record(false);

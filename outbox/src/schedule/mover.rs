@@ -17,6 +17,8 @@ const MOVE: &str = include_str!("sql/move.sql");
 
 /// How often it is looked whether something has been scheduled that is due before what was known.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long a look may take.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Messages in one transaction.
 const BATCH: i64 = 1000;
 /// While somebody holds a snapshot, what was moved stays in the index as dead entries, and whoever looks for the first one
@@ -55,13 +57,13 @@ impl Mover {
         self.next_at
     }
 
-    /// Moves one batch of what is due, if anything is, for the process that has the upkeep. Answers how long it has it, as it saw
-    /// on the way.
+    /// Moves one batch of what is due, if anything is, for the process that has the upkeep. Answers whether that is at rest, as
+    /// it saw on the way.
     pub(crate) async fn move_due(
         &mut self,
         connection: &mut PgConnection,
         holder: Uuid,
-    ) -> Result<Duration, sqlx::Error> {
+    ) -> Result<bool, sqlx::Error> {
         let began = Instant::now();
         let everywhere = self.look_everywhere_at <= began;
         if everywhere {
@@ -69,23 +71,24 @@ impl Mover {
         }
         let above = self.moved_to.map_or(DateTime::UNIX_EPOCH - SLACK, |moved_to| moved_to - SLACK);
         let next = fill(NEXT, &[literal(&above.to_rfc3339()), literal(&holder.to_string())]);
-        let row = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).fetch_one(&mut *connection).await?;
+        let look = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).fetch_one(&mut *connection);
+        // The connection is kept, and nobody has asked it how it is.
+        let row = tokio::time::timeout(ANSWER, look).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
         let due_in: Option<f64> = row.try_get("due_in")?;
-        let held_for: Option<f64> = row.try_get("held_for")?;
-        let held_for = Duration::try_from_secs_f64(held_for.unwrap_or_default()).unwrap_or_default();
+        let rests: bool = row.try_get("rests")?;
         if everywhere {
             self.look_everywhere_at = Instant::now() + LOOK.max(began.elapsed() * SHARE);
         }
         if due_in.is_none_or(|due_in| due_in > 0.0) {
             let due_in = due_in.and_then(|due_in| Duration::try_from_secs_f64(due_in).ok());
             self.next_at = Instant::now() + due_in.unwrap_or(LOOK).min(LOOK);
-            return Ok(held_for);
+            return Ok(rests);
         }
         if !self.is_safe {
             if let Err(error) = preflight(&mut *connection).await {
                 tracing::debug!(%error, "scheduled messages are not moved into this log");
                 self.next_at = Instant::now() + LOOK;
-                return Ok(held_for);
+                return Ok(rests);
             }
             self.is_safe = true;
         }
@@ -103,6 +106,6 @@ impl Mover {
         }
         // What was due and is not moved is being given up, or the upkeep is another's.
         self.next_at = Instant::now() + if moved > 0 { Duration::ZERO } else { LOOK };
-        Ok(held_for)
+        Ok(rests)
     }
 }

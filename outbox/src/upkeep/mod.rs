@@ -36,7 +36,10 @@ const IDLE_SWEEP: Duration = Duration::from_secs(60);
 const SUMMARY: Duration = Duration::from_secs(60);
 /// A sweep that took long, over leaves that are pinned, is not begun again before so many times as long.
 const SWEEP_SHARE: u32 = 20;
-/// The longest pause after a failure.
+/// How long the lease's statement may take: the connection is kept, and nobody has asked it how it is.
+const ANSWER: Duration = Duration::from_secs(10);
+/// The pause after a first failure, as when the connection that was kept is lost, and the longest after more.
+const TRY_AT_ONCE: Duration = Duration::from_millis(25);
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// Failures in a row after which somebody should know.
 const WORTH_A_WARNING: u32 = 3;
@@ -109,7 +112,8 @@ impl Upkeep {
                     } else {
                         tracing::debug!(relay = self.relay, %error, "the upkeep of the log failed");
                     }
-                    self.try_at = Instant::now() + (self.lease / 2).min(TRY_AGAIN);
+                    let pause = if failures == 1 { TRY_AT_ONCE } else { TRY_AGAIN };
+                    self.try_at = Instant::now() + (self.lease / 2).min(pause);
                     self.sweep_at = self.sweep_at.max(self.try_at);
                     self.try_at
                 }
@@ -121,7 +125,12 @@ impl Upkeep {
         }
         if self.held {
             let let_go = sqlx::query(include_str!("sql/let_go.sql")).bind(self.holder);
-            let let_go = statement::run(&self.pool, let_go);
+            let let_go = async {
+                match self.connection.as_deref_mut() {
+                    Some(kept) => statement::run(kept, let_go).await,
+                    None => statement::run(&self.pool, let_go).await,
+                }
+            };
             if !matches!(tokio::time::timeout(GOODBYE, let_go).await, Ok(Ok(_))) {
                 tracing::debug!(relay = self.relay, "the upkeep is free when its lease ends");
             }
@@ -154,8 +163,8 @@ impl Upkeep {
         // Neither waits for the other to succeed.
         let (mut moved, mut swept) = (Ok(()), Ok(()));
         if self.mover.next_at() <= Instant::now() {
-            let held_for = self.mover.move_due(&mut connection, self.holder).await;
-            moved = held_for.map(|held_for| self.is_held_for(held_for));
+            let rests = self.mover.move_due(&mut connection, self.holder).await;
+            moved = rests.map(|rests| self.is_at_rest(rests));
         }
         if self.sweep_at <= Instant::now() {
             swept = self.sweep(&mut connection, stop).await;
@@ -170,9 +179,9 @@ impl Upkeep {
         rest::suits(self.lease) && self.awaited.is_none_or(|at| at.elapsed() >= rest::LASTS)
     }
 
-    /// The lease lasts so much longer: less than for a rest, though that is what it was taken for, if somebody waits.
-    fn is_held_for(&mut self, held_for: Duration) {
-        if self.rests() && held_for < rest::FAR {
+    /// If the lease was taken for a rest and is at rest no more, somebody waits.
+    fn is_at_rest(&mut self, rests: bool) {
+        if self.rests() && !rests {
             self.awaited = Some(Instant::now());
             self.try_at = Instant::now();
         }
@@ -185,10 +194,12 @@ impl Upkeep {
             let say = say.bind(self.retention.as_secs_f64());
             self.said = statement::row(&mut *connection, say).await?.try_get(0)?;
         }
-        let lasts = if self.rests() { rest::LASTS } else { self.lease };
+        let rests = self.rests();
+        let lasts = if rests { rest::LASTS } else { self.lease };
         let hold = sqlx::query(include_str!("sql/hold.sql")).bind(self.holder).bind(lasts.as_secs_f64());
-        let hold = hold.bind(self.lease.as_secs_f64()).bind(rest::FAR.as_secs_f64());
-        let row = statement::row(connection, hold).await?;
+        let hold = hold.bind(rests.then_some(self.lease.as_secs_f64()));
+        let held = tokio::time::timeout(ANSWER, statement::row(connection, hold)).await;
+        let row = held.map_err(|_| sqlx::Error::PoolTimedOut)??;
         let held: bool = row.try_get("is_held")?;
         if held && !self.held {
             tracing::debug!(relay = self.relay, "this process has the upkeep of the log");

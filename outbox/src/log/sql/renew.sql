@@ -3,7 +3,7 @@
 -- process would be dead if it were not heard of; `overdue` counts the shards that nobody alive has owned for half a lease. $1 relay, $2 process, $3 lease in seconds.
 with renewed as (
     update outbox.process
-    set expires_at = clock_timestamp() + make_interval(secs => $3)
+    set expires_at = clock_timestamp() + make_interval(secs => $3), rests = null
     where id = $2
     returning id
 ),

@@ -7,4 +7,4 @@ gone as (
     delete from outbox.held_message m using guard where m.relay = $1 and m.position = $3
 )
 update outbox.held_key h set attempts = 0, next_attempt_at = clock_timestamp() from guard
-where h.relay = $1 and h.position = $2
+where h.relay = $1 and h.position = $2 and h.state = 'retrying'
