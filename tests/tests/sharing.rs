@@ -9,9 +9,9 @@ use std::time::Duration;
 use brokers::memory::Broker;
 use message::Message;
 use outbox::admin;
-use outbox::log::{CursorRecord, LogConnection, Record, Seen, Snapshot, Start, Store};
+use outbox::log::{CursorRecord, LogConnection, Record, Seen, Share, Snapshot, Start, Store};
 use relay_support::{Running, firsts, message, numbers, patient, settings, start, until, write};
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use tests::{Database, Fate, Proxy};
 use uuid::Uuid;
 
@@ -189,6 +189,82 @@ async fn a_late_record_changes_nothing_of_a_shard_that_was_lost_and_all_of_the_o
     assert_eq!(bounds, [0, 1]);
     assert!(admin::held_keys(pool, "default").await.unwrap().is_empty());
     assert_ne!(seen.snapshot, Snapshot::nothing());
+}
+
+/// Acquires with a statement that stands still when it has seen who is dead, until the advisory lock is free.
+fn acquiring_slowly(pool: &PgPool, process: Uuid) -> tokio::task::JoinHandle<usize> {
+    let sql = include_str!("../../outbox/src/log/sql/acquire.sql");
+    let place = "select c.shard, c.epoch,";
+    let slowly = sql.replacen(place, &format!("{place} pg_advisory_xact_lock(7)::text,"), 1);
+    assert_ne!(slowly, sql);
+    let pool = pool.clone();
+    tokio::spawn(async move {
+        let query = sqlx::query(AssertSqlSafe(slowly)).bind("default").bind(process).bind(2_i64);
+        query.fetch_all(&pool).await.unwrap().len()
+    })
+}
+
+async fn until_it_stands_still(pool: &PgPool) {
+    until("it stands still", || async {
+        let waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted and objid = 7
+            and database = (select oid from pg_database where datname = current_database())";
+        sqlx::query_scalar::<_, i64>(waits).fetch_one(pool).await.unwrap() == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_acquires_takes_nothing_of_one_that_has_just_joined() {
+    let database = Database::new("sharing_joined").await;
+    let pool = database.pool();
+    let mut log = LogConnection::open(pool).await.unwrap();
+    let lease = Duration::from_secs(3600);
+    let join = async |process| {
+        let mut log = LogConnection::open(pool).await.unwrap();
+        Store::join(&mut log, "default", process, 2, Start::Beginning, lease).await.unwrap()
+    };
+    let slow = Uuid::now_v7();
+    join(slow).await;
+    let mut gate = pool.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *gate).await.unwrap();
+    let acquiring = acquiring_slowly(pool, slow);
+    until_it_stands_still(pool).await;
+    let mut quick = join(Uuid::now_v7()).await;
+    assert_eq!(quick.acquire(log.connection(), 2).await.unwrap().len(), 2);
+    gate.commit().await.unwrap();
+    assert_eq!(acquiring.await.unwrap(), 0, "it took what another owns, who lives");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_wakes_up_while_another_takes_its_shards_knows_that_it_has_lost_them() {
+    let database = Database::new("sharing_wakes").await;
+    let pool = database.pool();
+    let mut log = LogConnection::open(pool).await.unwrap();
+    let lease = Duration::from_secs(3600);
+    let (slow, other) = (Uuid::now_v7(), Uuid::now_v7());
+    let mut still = Store::join(&mut log, "default", slow, 2, Start::Beginning, lease).await.unwrap();
+    assert_eq!(still.acquire(log.connection(), 2).await.unwrap().len(), 2);
+    Store::join(&mut log, "default", other, 2, Start::Beginning, lease).await.unwrap();
+    sqlx::query("update outbox.process set expires_at = clock_timestamp() where id = $1")
+        .bind(slow)
+        .execute(pool)
+        .await
+        .unwrap();
+    let mut gate = pool.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *gate).await.unwrap();
+    let acquiring = acquiring_slowly(pool, other);
+    until_it_stands_still(pool).await;
+    let through = pool.clone();
+    let renewing = tokio::spawn(async move { Share::renew(&through, "default", slow, lease).await.unwrap() });
+    until("the renewal waits", || async {
+        let waits = "select count(*) from pg_stat_activity where datname = current_database()
+            and wait_event_type = 'Lock' and wait_event <> 'advisory'";
+        sqlx::query_scalar::<_, i64>(waits).fetch_one(pool).await.unwrap() == 1
+    })
+    .await;
+    gate.commit().await.unwrap();
+    assert_eq!(acquiring.await.unwrap(), 2);
+    assert_eq!(renewing.await.unwrap().expect("its row is there").owned, []);
 }
 
 /// The shards that a process takes which has just joined: of two, once those of others that it may take are to be had.

@@ -107,10 +107,18 @@ impl Share {
         process: Uuid,
         lease: Duration,
     ) -> Result<Option<Self>, sqlx::Error> {
-        let renewed = Instant::now();
-        let query = sqlx::query(include_str!("sql/renew.sql")).bind(relay).bind(process);
-        let row = statement::optional(pool, query.bind(lease.as_secs_f64())).await?;
-        let Some(row) = row else { return Ok(None) };
+        let ask = async || {
+            let query = sqlx::query(include_str!("sql/renew.sql")).bind(relay).bind(process);
+            statement::optional(pool, query.bind(lease.as_secs_f64())).await
+        };
+        let mut renewed = Instant::now();
+        let Some(mut row) = ask().await? else { return Ok(None) };
+        if row.try_get("was_dead")? {
+            // Once more: what was taken of it until it was alive again is committed now.
+            renewed = Instant::now();
+            let Some(again) = ask().await? else { return Ok(None) };
+            row = again;
+        }
         let (shards, epochs): (Vec<i16>, Vec<i64>) = (row.try_get("owned")?, row.try_get("epochs")?);
         let expires_in: Option<f64> = row.try_get("expires_in")?;
         Ok(Some(Share {

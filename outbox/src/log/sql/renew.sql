@@ -1,17 +1,18 @@
 -- A process lives, by the database's clock, and sees how its relay's shards are shared now. No row: it was thought dead
--- and removed. `rank` counts the living processes that began before it; `expires_in`: seconds until the first other
+-- and removed. `was_dead`: its lease had ended; what others took of it while this waited for them is not seen here. `rank` counts the living processes that began before it; `expires_in`: seconds until the first other
 -- process would be dead if it were not heard of; `overdue` counts the shards that nobody alive has owned for half a lease. $1 relay, $2 process, $3 lease in seconds.
 with renewed as (
-    update outbox.process
+    update outbox.process p
     set expires_at = clock_timestamp() + make_interval(secs => $3), rests = null
-    where id = $2
-    returning id
+    from outbox.process before
+    where p.id = $2 and before.id = p.id
+    returning p.id, before.expires_at <= clock_timestamp() as was_dead
 ),
 living as (
     select p.id, p.expires_at from outbox.process p
     where p.relay = $1 and (p.id = $2 or p.expires_at > clock_timestamp())
 )
-select r.state, r.changes,
+select renewed.was_dead, r.state, r.changes,
     (select count(*) from living) as processes,
     (select count(*) from living l where l.id < $2) as rank,
     (select extract(epoch from min(l.expires_at) - clock_timestamp())::float8 from living l where l.id <> $2) as expires_in,
