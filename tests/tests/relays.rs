@@ -161,10 +161,22 @@ async fn a_relay_that_is_started_while_paused_waits_and_begins_when_it_is_resume
     assert!(waited.is_err() && !relay.task.is_finished());
     assert!(admin::resume(pool, "default", "ada", None).await.unwrap());
     arrived(&broker, 10).await;
+
+    // Paused at work, it leaves, so that nobody waits for its lease whatever becomes of it.
+    admin::pause(pool, "default", "ada", None).await.unwrap();
+    let gone = || async {
+        let query = "select not exists (select from outbox.process)
+            and not exists (select from outbox.cursor where owner is not null)";
+        sqlx::query_scalar::<_, bool>(query).fetch_one(pool).await.unwrap()
+    };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while !gone().await {
+        assert!(tokio::time::Instant::now() < deadline, "a paused relay's process is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     relay.stop().await.unwrap();
 
     // And one that is told to stop while it waits, stops.
-    admin::pause(pool, "default", "ada", None).await.unwrap();
     let relay = start(pool, Broker::new().publisher(), settings(Start::Beginning));
     until("waits", || async { !relay.task.is_finished() }).await;
     relay.stop().await.unwrap();

@@ -438,12 +438,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             let Ok(Task::Reader(reader)) = task else { continue };
             let (mut log, mut store) = reader?;
             let owned: Vec<i16> = self.epochs.keys().copied().collect();
-            if ended == Ended::Stopped {
+            // Of one that is paused no process lives.
+            if ended == Ended::Stopped || !self.share.borrow().running {
                 store.leave(log.connection()).await?;
                 return Ok(owned);
             }
-            let share = self.share.borrow().clone();
-            let kept = if share.running { share.fair().min(owned.len()) } else { 0 };
+            let kept = self.share.borrow().fair().min(owned.len());
             store.release(log.connection(), &owned[kept..]).await?;
             return Ok(owned[kept..].to_vec());
         }
