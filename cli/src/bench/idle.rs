@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::load::{Change, Clock, Load, separate, until_delivered};
 use super::place::Place;
-use super::{percentile, round};
+use super::{median, percentile, round};
 use crate::exit::{Failure, chain};
 use crate::{database, output};
 
@@ -51,12 +51,15 @@ struct Report {
 struct Figures {
     /// Each is a transaction; one that runs alone may be begun and ended by statements of its own, which are not counted.
     statements_per_second: f64,
-    /// Of the whole server, which now and then tidies up by itself.
+    /// Of the whole server, over [`WINDOW`]s: their median, since it tidies up in some of them by itself.
     wal_bytes_per_second: f64,
     /// From just before the enqueue to the delivery.
     p50_ms: f64,
     max_ms: f64,
 }
+
+/// Seconds in which whatever a relay does regularly shows.
+const WINDOW: u32 = 10;
 
 /// How a relay hears of a message.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,18 +119,23 @@ async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<Figures
     let mut tidying = place.options.connect().await.map_err(failed)?;
     tidying.execute("vacuum (analyze)").await.map_err(failed)?;
     tidying.close().await.map_err(failed)?;
-    let (mut statements, mut wal, mut took) = (0.0, 0.0, Vec::new());
+    let (mut statements, mut wal, mut took) = (0.0, Vec::new(), Vec::new());
     // Not of the pool, which asks a connection more than it was told to.
     let mut observer = place.options.connect().await.map_err(failed)?;
     for number in 1..=args.messages {
         // What the last message has stirred up settles first: a relay rests when it has had nothing to do for its lease.
         tokio::time::sleep(Settings::default().lease * 3 / 2).await;
-        let before = counters(&mut observer).await?;
-        tokio::time::sleep(Duration::from_secs(u64::from(args.silence))).await;
-        let after = counters(&mut observer).await?;
-        // Statistics of this look itself: one statement.
-        statements += after.0 - before.0 - 1.0;
-        wal += after.1 - before.1;
+        let mut before = counters(&mut observer).await?;
+        let mut left = args.silence;
+        while left > 0 {
+            let seconds = left.min(WINDOW);
+            tokio::time::sleep(Duration::from_secs(u64::from(seconds))).await;
+            let after = counters(&mut observer).await?;
+            // Statistics of this look itself: one statement.
+            statements += after.0 - before.0 - 1.0;
+            wal.push((after.1 - before.1) / f64::from(seconds));
+            (before, left) = (after, left - seconds);
+        }
         load.transact(&place.pool, &clock, number).await.map_err(failed)?;
         until_delivered(&clock, 1, &mut relays).await?;
         took.extend(clock.take());
@@ -139,7 +147,7 @@ async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<Figures
     let seconds = f64::from(args.silence * args.messages);
     Ok(Figures {
         statements_per_second: round(statements / seconds),
-        wal_bytes_per_second: round(wal / seconds),
+        wal_bytes_per_second: round(median(wal)),
         p50_ms: round(percentile(took.clone(), 0.5)),
         max_ms: round(percentile(took, 1.0)),
     })

@@ -8,29 +8,37 @@ pub(super) struct Pace {
     busy: Duration,
     ceiling: Duration,
     pause: Duration,
-    /// Looks left before the pause grows.
+    /// Looks left without a pause, and after them before the pause grows.
+    at_once: u32,
     soon: u32,
 }
 
 /// After a bell: a commit is coming, so look soon, and so often before the pause grows. Most commits come within a few
 /// milliseconds; a pause that grew from the first look on would be as long as what it waits for.
 const SOON: Duration = Duration::from_micros(500);
-const LOOKS_SOON: u32 = 6;
+const LOOKS_SOON: u32 = 4;
+/// The first bell after a silence: so many looks one after the other, each a round trip, since the timer knows no less than a
+/// millisecond. Not under load, where they would never end.
+const LOOKS_AT_ONCE: u32 = 6;
 
 impl Pace {
     /// `busy` between looks that find something, up to `ceiling` between those that do not.
     pub(super) fn new(busy: Duration, ceiling: Duration) -> Self {
-        Pace { busy: busy.min(ceiling), ceiling, pause: busy.min(ceiling), soon: 0 }
+        Pace { busy: busy.min(ceiling), ceiling, pause: busy.min(ceiling), at_once: 0, soon: 0 }
     }
 
     /// A look found something; `full`: more than fits in a page, so there is work waiting.
     pub(super) fn found(&mut self, full: bool) -> Duration {
-        (self.pause, self.soon) = (self.busy, 0);
+        (self.pause, self.at_once, self.soon) = (self.busy, 0, 0);
         if full { Duration::ZERO } else { self.busy }
     }
 
     /// A look found nothing.
     pub(super) fn nothing(&mut self) -> Duration {
+        if self.at_once > 0 {
+            self.at_once -= 1;
+            return Duration::ZERO;
+        }
         let pause = self.pause;
         if self.soon > 0 {
             self.soon -= 1;
@@ -48,8 +56,12 @@ impl Pace {
 
     /// A bell was heard.
     pub(super) fn heard(&mut self) -> Duration {
+        let silent = self.pause > self.busy * 4;
         (self.pause, self.soon) = (SOON.min(self.ceiling), LOOKS_SOON);
-        self.pause
+        if silent {
+            self.at_once = LOOKS_AT_ONCE;
+        }
+        if self.at_once > 0 { Duration::ZERO } else { self.pause }
     }
 }
 
@@ -65,9 +77,22 @@ mod tests {
         assert_eq!(pauses, [ms(5), ms(10), ms(20), ms(40), ms(80), ms(100)]);
         assert_eq!((pace.found(true), pace.nothing()), (ms(0), ms(5)));
         assert_eq!(pace.heard(), SOON);
-        let pauses: Vec<_> = (0..9).map(|_| pace.nothing()).collect();
-        assert_eq!(pauses[..6], [SOON; 6]);
-        assert_eq!(pauses[6..], [SOON, ms(1), ms(2)]);
+        let pauses: Vec<_> = (0..7).map(|_| pace.nothing()).collect();
+        assert_eq!(pauses[..4], [SOON; 4]);
+        assert_eq!(pauses[4..], [SOON, ms(1), ms(2)]);
+    }
+
+    #[test]
+    fn the_first_bell_after_a_silence_is_answered_without_a_pause() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::new(ms(5), ms(100));
+        for _ in 0..4 {
+            pace.nothing();
+        }
+        assert_eq!(pace.heard(), Duration::ZERO);
+        let pauses: Vec<_> = (0..7).map(|_| pace.nothing()).collect();
+        assert_eq!((&pauses[..6], pauses[6]), (&[Duration::ZERO; 6][..], SOON));
+        assert_eq!((pace.heard(), pace.found(false), pace.heard()), (SOON, ms(5), SOON));
     }
 
     #[test]
