@@ -7,8 +7,8 @@ use tracing_subscriber::EnvFilter;
 use crate::config::LogFormat;
 use crate::exit::Failure;
 
-/// What is logged unless something else is asked for: the driver tells too much at `info`.
-const DIRECTIVES: &str = "info,sqlx=warn";
+/// What is logged unless something else is asked for: the drivers tell too much at `info`.
+const DIRECTIVES: &str = "info,sqlx=warn,async_nats=warn";
 
 /// Starts the log of this process.
 pub(crate) fn start(directives: Option<&str>, format: LogFormat) -> Result<(), Failure> {

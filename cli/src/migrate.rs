@@ -60,6 +60,8 @@ enum Which {
 struct Line {
     schema: String,
     version: i32,
+    /// It was older, or not there.
+    migrated: bool,
 }
 
 /// Runs the command.
@@ -83,11 +85,12 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let mut connection = database::connect(&url, "migrate").await?;
     let mut lines = Vec::new();
     for &schema in schemas {
+        let migrated = !args.check && schema.check(&mut connection).await.is_err();
         if !args.check {
             schema.migrate(&mut connection).await.map_err(|error| failure(error, &url))?;
         }
         schema::check(schema, &mut connection, &url).await?;
-        lines.push(Line { schema: schema.to_string(), version: schema.version() });
+        lines.push(Line { schema: schema.to_string(), version: schema.version(), migrated });
     }
     if let Some(source) = source {
         name_origin(&mut connection, source, &url).await?;
@@ -97,7 +100,10 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     match args.output {
         Format::Json => output::print_json(&lines),
         Format::Text => {
-            let line = |line: &Line| format!("{}: fits this build (version {})\n", line.schema, line.version);
+            let line = |Line { schema, version, migrated }: &Line| {
+                let done = if *migrated { "migrated: " } else { "" };
+                format!("{schema}: {done}fits this build (version {version})\n")
+            };
             output::print(&lines.iter().map(line).collect::<String>())
         }
     }

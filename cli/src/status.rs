@@ -105,7 +105,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 fn text(status: &Status, now: DateTime<Utc>) -> String {
     let mut text = String::new();
     if status.relays.is_empty() {
-        text.push_str("no relay has run here: what is enqueued waits for one (outbox relay)\n");
+        text.push_str("no relay has run here: what is enqueued waits for one (outbox relay; in a database that is the broker, a consumer)\n");
     } else {
         let rows: Vec<Vec<String>> = status.relays.iter().map(Relay::cells).collect();
         let head = ["relay", "state", "pending", "lag", "retrying", "parked", "held", "processes", "shards"];

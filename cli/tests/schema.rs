@@ -59,14 +59,16 @@ async fn a_missing_schema_is_exit_4_until_migrate_has_run() {
         .failed(4, &["schema outbox is missing"]);
 
     let ran = run(&["migrate", "--schema", "outbox", "--source", "/orders"], &environment);
-    assert!(ran.succeeded().starts_with("outbox: fits this build (version "), "{ran:?}");
+    assert!(ran.succeeded().starts_with("outbox: migrated: fits this build (version "), "{ran:?}");
+    let again = run(&["migrate", "--schema", "outbox"], &environment);
+    assert!(again.succeeded().starts_with("outbox: fits this build (version "), "{again:?}");
     run(&["migrate", "--check", "--schema", "outbox"], &environment).succeeded();
     run(&["migrate", "--check"], &environment).failed(4, &["schema inbox is missing"]);
     assert!(run(&["status"], &environment).succeeded().contains("no relay has run here"));
 
     run(&["migrate"], &environment).succeeded();
     let again = run(&["migrate", "--output", "json"], &environment).json();
-    assert_eq!(again[1]["schema"], "inbox");
+    assert_eq!((&again[1]["schema"], &again[1]["migrated"]), (&"inbox".into(), &false.into()));
     let source: String =
         sqlx::query_scalar("select source from outbox.origin").fetch_one(database.pool()).await.unwrap();
     assert_eq!(source, "/orders");

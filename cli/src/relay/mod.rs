@@ -5,6 +5,7 @@ pub(crate) mod publisher;
 
 use std::convert::Infallible;
 
+use message::PublishError;
 use migrations::Schema;
 use outbox::{Fleet, Relay, RelayError, log::Refusal};
 use sqlx::Connection;
@@ -106,6 +107,9 @@ fn failure(error: RelayError, config: &Config) -> Failure {
     let doing = format!("relay {} of {}", config.relay, config.databases);
     match error {
         RelayError::Refused(Refusal::Schema(error)) => schema::failure(error).within(doing),
+        RelayError::Broker(PublishError::Rejected(reason)) => {
+            Failure::failed(format!("relay {}: broker {}: {reason}", config.relay, config.broker))
+        }
         error => Failure::failed(format!("{doing}: {}", chain(&error))),
     }
 }

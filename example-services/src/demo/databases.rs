@@ -3,8 +3,21 @@
 use std::str::FromStr;
 
 use servers::Postgres;
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
+
+/// Why the databases were not made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CreateError {
+    #[error("the role may not create databases there: give it CREATEDB, or unset DATABASE_URL")]
+    NotAllowed,
+    #[error("a database cannot be created")]
+    Database(#[from] sqlx::Error),
+}
+
+/// SQLSTATE insufficient_privilege.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 /// Names of the services that have a database each, in the order in which they work on an order.
 pub(super) const SERVICES: [&str; 4] = ["order", "stock", "payment", "shipping"];
@@ -54,10 +67,14 @@ impl Databases {
     }
 
     /// Creates them.
-    pub(super) async fn create(&self) -> Result<(), sqlx::Error> {
+    pub(super) async fn create(&self) -> Result<(), CreateError> {
         for database in self.all() {
             let create = format!("create database {}", database.name);
-            sqlx::query(AssertSqlSafe(create)).execute(&database.server).await?;
+            let created = sqlx::query(AssertSqlSafe(create)).execute(&database.server).await;
+            created.map_err(|error| match error.as_database_error().and_then(DatabaseError::code) {
+                Some(code) if code == INSUFFICIENT_PRIVILEGE => CreateError::NotAllowed,
+                _ => CreateError::Database(error),
+            })?;
         }
         Ok(())
     }

@@ -38,6 +38,8 @@ use crate::service;
 enum DemoError {
     #[error("no PostgreSQL")]
     Postgres(#[from] servers::postgres::StartError),
+    #[error(transparent)]
+    Create(#[from] databases::CreateError),
     #[error("a database cannot be used")]
     Database(#[from] sqlx::Error),
     #[error(transparent)]

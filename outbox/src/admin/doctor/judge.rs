@@ -152,7 +152,7 @@ fn consequences(facts: &Facts) -> Vec<Finding> {
                 "who works here has more rights than it needs: no role {}",
                 facts.missing_roles.join(", ")
             ),
-            "outbox migrate --roles | psql …, and grant them",
+            "read the head of outbox migrate --roles, run it as a superuser, and grant the roles in the same transaction: who has none is locked out",
         ));
     } else if !facts.without_rights.is_empty() {
         found.push(hurts(
@@ -212,7 +212,7 @@ pub(super) fn relays(
         found.push(hurts(
             "no_relay",
             format!("no relay has run here, and services have written: {last_position} positions are drawn"),
-            "outbox relay --broker …",
+            "outbox relay --broker …; in a database that is the broker, a consumer",
         ));
     }
     for relay in relays {
