@@ -176,7 +176,7 @@ async fn what_another_shard_has_seen_is_no_work() {
     write(pool, &[message("a", 1)]).await;
     until_published(&broker, 1).await;
     let recorded = || async {
-        let recorded = "select count(*) = 1 from outbox.cursor where seen_l > 0";
+        let recorded = "select count(distinct seen::text) = 2 from outbox.cursor where until is null";
         sqlx::query_scalar::<_, bool>(recorded).fetch_one(pool).await.unwrap()
     };
     until("only the shard that had a message is recorded", recorded).await;

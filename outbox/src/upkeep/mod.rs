@@ -59,7 +59,7 @@ pub struct Upkeep {
     held: bool,
     try_at: Instant,
     awaited: Option<Instant>,
-    /// Kept while the lease is ours: whoever has it looks every other second, and a pool asks a connection how it is each time
+    /// Kept while the lease is ours and the pool has another: whoever has it looks every other second, and a pool asks a connection how it is each time
     /// that it comes back.
     connection: Option<PoolConnection<Postgres>>,
     sweep_at: Instant,
@@ -170,8 +170,14 @@ impl Upkeep {
             swept = self.sweep(&mut connection, stop).await;
         }
         moved.and(swept)?;
-        self.connection = Some(connection);
+        self.connection = self.has_room().then_some(connection);
         Ok(self.try_at.min(self.sweep_at).min(self.mover.next_at()))
+    }
+
+    /// Whether the pool has a connection for others beside the one that is kept.
+    fn has_room(&self) -> bool {
+        let busy = self.pool.size() as usize - self.pool.num_idle().min(self.pool.size() as usize);
+        busy < self.pool.options().get_max_connections() as usize
     }
 
     /// Whether nobody is known to wait for the lease, so that it need not be renewed for long.

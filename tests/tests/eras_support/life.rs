@@ -107,10 +107,16 @@ impl Life {
     }
 }
 
-/// Repairs a log whose relays are dead in truth, if not yet by their leases.
+/// Repairs a log whose relays are dead in truth, if not yet by their leases. One that is not may be renewing its own just now.
 pub(crate) async fn repair(cluster: &Cluster) -> admin::Survey {
-    cluster.do_sql("update outbox.process set expires_at = clock_timestamp()").await;
-    admin::repair(&cluster.pool).await.unwrap()
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        cluster.do_sql("update outbox.process set expires_at = clock_timestamp()").await;
+        match admin::repair(&cluster.pool).await {
+            Err(admin::RepairError::Alive { .. }) if tokio::time::Instant::now() < deadline => {}
+            repaired => return repaired.unwrap(),
+        }
+    }
 }
 
 /// Has each relay of a life deliver what it owes and what is new above a position, and holds it against both: each message
