@@ -55,12 +55,14 @@ pub struct Upkeep {
     /// The database knows how long this relay wants messages kept; until then, how long to wait before the next attempt.
     said: bool,
     say_again: Duration,
-    /// Whether the lease is ours, when to try for it again, and when somebody was last seen to wait for it.
+    /// Whether the lease is ours, and was taken for a rest; when to try for it again, and when somebody was last seen to wait
+    /// for it.
     held: bool,
+    rests: bool,
     try_at: Instant,
     awaited: Option<Instant>,
-    /// Kept while the lease is ours and the pool has another: whoever has it looks every other second, and a pool asks a connection how it is each time
-    /// that it comes back.
+    /// Kept while the lease is ours and the pool has another: whoever has it looks every other second, and a pool asks a
+    /// connection how it is each time that it comes back.
     connection: Option<PoolConnection<Postgres>>,
     sweep_at: Instant,
     last_position: Option<i64>,
@@ -82,6 +84,7 @@ impl Upkeep {
             said: false,
             say_again: SAY_AGAIN,
             held: false,
+            rests: false,
             try_at: now,
             awaited: None,
             connection: None,
@@ -166,6 +169,10 @@ impl Upkeep {
             let rests = self.mover.move_due(&mut connection, self.holder).await;
             moved = rests.map(|rests| self.is_at_rest(rests));
         }
+        if matches!(moved, Err(sqlx::Error::PoolTimedOut)) {
+            // What has not answered will not answer the sweep, which may wait for long.
+            return moved.map(|()| self.try_at);
+        }
         if self.sweep_at <= Instant::now() {
             swept = self.sweep(&mut connection, stop).await;
         }
@@ -176,18 +183,19 @@ impl Upkeep {
 
     /// Whether the pool has a connection for others beside the one that is kept.
     fn has_room(&self) -> bool {
-        let busy = self.pool.size() as usize - self.pool.num_idle().min(self.pool.size() as usize);
+        let busy = (self.pool.size() as usize).saturating_sub(self.pool.num_idle());
         busy < self.pool.options().get_max_connections() as usize
     }
 
     /// Whether nobody is known to wait for the lease, so that it need not be renewed for long.
-    fn rests(&self) -> bool {
+    fn may_rest(&self) -> bool {
         rest::suits(self.lease) && self.awaited.is_none_or(|at| at.elapsed() >= rest::LASTS)
     }
 
     /// If the lease was taken for a rest and is at rest no more, somebody waits.
     fn is_at_rest(&mut self, rests: bool) {
-        if self.rests() && !rests {
+        if self.rests && !rests {
+            self.rests = false;
             self.awaited = Some(Instant::now());
             self.try_at = Instant::now();
         }
@@ -200,7 +208,7 @@ impl Upkeep {
             let say = say.bind(self.retention.as_secs_f64());
             self.said = statement::row(&mut *connection, say).await?.try_get(0)?;
         }
-        let rests = self.rests();
+        let rests = self.may_rest();
         let lasts = if rests { rest::LASTS } else { self.lease };
         let hold = sqlx::query(include_str!("sql/hold.sql")).bind(self.holder).bind(lasts.as_secs_f64());
         let hold = hold.bind(rests.then_some(self.lease.as_secs_f64()));
@@ -212,7 +220,7 @@ impl Upkeep {
             self.sweep_at = Instant::now();
             self.mover = Mover::new();
         }
-        self.held = held;
+        (self.held, self.rests) = (held, held && rests);
         let ends_in: f64 = row.try_get::<Option<f64>, _>("ends_in")?.unwrap_or_default();
         let half = self.lease / 2;
         // A lease that is about to end may not be renewed.
@@ -253,5 +261,28 @@ impl Upkeep {
         let pause = if busy { SWEEP } else { IDLE_SWEEP };
         self.sweep_at = Instant::now() + pause.max(began.elapsed() * SWEEP_SHARE);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_was_waited_for_rests_again_in_its_time() {
+        let pool = PgPool::connect_lazy("postgres://localhost/none").unwrap();
+        let (day, lease) = (Duration::from_secs(86_400), Duration::from_secs(10));
+        let mut upkeep = Upkeep::new(pool, "default", day, lease);
+        upkeep.rests = true;
+        upkeep.is_at_rest(false);
+        let awaited = upkeep.awaited;
+        assert!(awaited.is_some() && !upkeep.may_rest());
+        // Looks go on while the lease is a usual one.
+        upkeep.is_at_rest(false);
+        assert_eq!(upkeep.awaited, awaited);
+        upkeep.awaited = Instant::now().checked_sub(rest::LASTS);
+        assert!(upkeep.may_rest());
+        upkeep.is_at_rest(false);
+        assert!(upkeep.may_rest(), "it has not rested yet");
     }
 }
