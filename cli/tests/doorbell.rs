@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{outbox, run};
 use message::Message;
 use outbox::Doorbell;
-use sqlx::Executor;
+use sqlx::{Connection, Executor, Row};
 use tests::Database;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -46,16 +46,18 @@ fn lines(source: impl std::io::Read + Send + 'static) -> mpsc::UnboundedReceiver
 }
 
 async fn until(lines: &mut mpsc::UnboundedReceiver<String>, words: &str) {
+    let mut others = Vec::new();
     let found = async {
         while let Some(line) = lines.recv().await {
             if line.contains(words) {
                 return true;
             }
+            others.push(line);
         }
         false
     };
-    let found = tokio::time::timeout(PATIENCE, found).await;
-    assert!(found.unwrap_or(false), "{words:?} does not come");
+    let found = tokio::time::timeout(PATIENCE, found).await.unwrap_or(false);
+    assert!(found, "{words:?} does not come, but:\n{}", others.join("\n"));
 }
 
 impl Relay {
@@ -220,14 +222,26 @@ async fn a_relay_looks_seldom_while_it_hears_the_doorbell_and_as_ever_when_it_do
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_behind_a_pooler_that_passes_no_ring_on_says_so_and_polls() {
+async fn a_relay_behind_a_pooler_says_so_and_polls_and_leaves_no_session_that_listens() {
     let database = Database::new("doorbell_pooler").await;
-    let pooler = servers::Pgbouncer::start(&servers::Postgres::start().unwrap(), 3).unwrap();
-    let flags = ["--doorbell", "--poll-ceiling", "50ms", "--doorbell-ceiling", "1h"];
-    let mut relay = Relay::start(&pooler.url(&database.name), &flags);
-    until(&mut relay.log, "a pooler in transaction mode passes none on").await;
-    let message = write(&database).await;
-    relay.delivers(&message).await;
+    let ringing = Ringing::start(&database);
+    until_backend(&database, RINGING, None).await;
+    // Some poolers refuse what a session is asked for at its start, and some are told to drop it.
+    for ignored in [&[][..], &["options"]] {
+        let server = servers::Postgres::start().unwrap();
+        let pooler = servers::Pgbouncer::start_ignoring(&server, 1, ignored).unwrap();
+        let flags = ["--doorbell", "--poll-ceiling", "50ms", "--doorbell-ceiling", "1h"];
+        let mut relay = Relay::start(&pooler.url(&database.name), &flags);
+        until(&mut relay.log, "a pooler stands before the database").await;
+        let message = enqueue(&database).await;
+        relay.delivers(&message).await;
+        // There is one session behind the pooler.
+        let channels = "select count(*) from pg_listening_channels()";
+        let mut connection = sqlx::PgConnection::connect(&pooler.url(&database.name)).await.unwrap();
+        let listening = connection.fetch_one(sqlx::raw_sql(channels)).await.unwrap();
+        assert_eq!(listening.get::<i64, _>(0), 0, "ignored: {ignored:?}");
+    }
+    ringing.stop().await;
 }
 
 #[test]

@@ -75,6 +75,16 @@ pub enum StartError {
 impl Pgbouncer {
     /// In front of `postgres`, with at most so many server connections a database, which it gives out in turn.
     pub fn start(postgres: &Postgres, connections: u32) -> Result<Pgbouncer, StartError> {
+        Self::start_ignoring(postgres, connections, &[])
+    }
+
+    /// As [`start`](Self::start), and what clients ask of their session under these names at its start is dropped without a
+    /// word, where it would refuse them.
+    pub fn start_ignoring(
+        postgres: &Postgres,
+        connections: u32,
+        parameters: &[&str],
+    ) -> Result<Pgbouncer, StartError> {
         let program = find::find()?;
         let mut process = Process::new("outbox-pgbouncer", Signal::Interrupt)?;
         if let Some(user) = User::unprivileged()? {
@@ -83,7 +93,9 @@ impl Pgbouncer {
         }
         let behind = postgres.url("postgres");
         let mut own = Pgbouncer { process, program, behind, port: 0 };
-        own.serve(connections)?;
+        // What the driver asks of every session.
+        let ignored = [&["extra_float_digits"], parameters].concat().join(", ");
+        own.serve(connections, &ignored)?;
         Ok(own)
     }
 
@@ -114,12 +126,12 @@ impl Pgbouncer {
     }
 
     /// Launches it and waits until it answers, on a port that turns out to be free.
-    fn serve(&mut self, connections: u32) -> Result<(), StartError> {
+    fn serve(&mut self, connections: u32, ignored: &str) -> Result<(), StartError> {
         const TRIES: u32 = 10;
         let mut tries = 1;
         loop {
             self.port = port::free().ok_or(StartError::NoPort)?;
-            match self.serve_once(connections) {
+            match self.serve_once(connections, ignored) {
                 Err(StartError::NotReady(NotReady::Ended { log, .. }))
                     if port::is_taken(&log) && tries < TRIES =>
                 {
@@ -130,7 +142,7 @@ impl Pgbouncer {
         }
     }
 
-    fn serve_once(&mut self, connections: u32) -> Result<(), StartError> {
+    fn serve_once(&mut self, connections: u32, ignored: &str) -> Result<(), StartError> {
         let folder = self.process.folder().to_owned();
         let server = postgres::Address::of(&self.behind).ok_or(StartError::Address)?;
         let users = folder.join("users.txt");
@@ -153,7 +165,7 @@ server_round_robin = 1
 max_db_connections = {connections}
 default_pool_size = {connections}
 max_client_conn = 500
-ignore_startup_parameters = extra_float_digits
+ignore_startup_parameters = {ignored}
 ",
                 host = server.host,
                 to = server.port,

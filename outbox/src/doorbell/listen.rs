@@ -3,14 +3,20 @@
 use std::convert::Infallible;
 
 use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
-use sqlx::{Acquire, Connection, Executor};
+use sqlx::{Acquire, Connection, Executor, Row};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::{ANSWER, NOTIFY, QUIET, in_time};
 use crate::relay::{Backoff, chain, chance};
 
+const MARKED: &str = include_str!("sql/marked.sql");
 const CHANNEL: &str = "outbox_doorbell";
-/// A pooler that passes nothing on is tried now and then, since it may be taken away.
+/// A setting of the listening session, which only a connection of its own has as it was asked for.
+const MARK: &str = "outbox.doorbell";
+/// How a pooler refuses such a setting: a violation of the protocol.
+const UNSUPPORTED: &str = "08P01";
+/// A pooler is tried now and then, since it may be taken away.
 const LISTEN_AGAIN: Backoff =
     Backoff { first: std::time::Duration::from_millis(50), ceiling: std::time::Duration::from_secs(30) };
 
@@ -19,10 +25,13 @@ const LISTEN_AGAIN: Backoff =
 enum Deaf {
     #[error("the database did not answer")]
     Database(#[from] sqlx::Error),
-    /// The operator's.
+    /// The operator's. A pooler would give the session that listens to others, too, and rings with it, for which the driver
+    /// fails whatever they are about.
     #[error(
-        "a ring of its own was not heard: a pooler in transaction mode passes none on, a direct connection does"
+        "a pooler stands before the database, and passes no ring on: the relay needs a direct connection"
     )]
+    Pooled,
+    #[error("a ring of its own was not heard")]
     Unheard,
     #[error("the connection was lost")]
     Lost,
@@ -38,7 +47,7 @@ pub(crate) async fn listen(pool: PgPool, relay: String, heard: watch::Sender<boo
         failures += 1;
         let pause = LISTEN_AGAIN.after(failures, chance());
         let error = chain(&error);
-        // Another reason than before is news: a pooler that passes nothing on may have been slow at first.
+        // Another reason than before is news: a pooler may have been slow at first.
         if failures == 1 || error != said {
             tracing::warn!(relay, error, ?pause, "the doorbell is not heard: polling as without it");
             said = error;
@@ -55,14 +64,22 @@ async fn listen_on_one_connection(
     heard: &watch::Sender<bool>,
     failures: &mut u32,
 ) -> Result<Infallible, Deaf> {
+    let mark = Uuid::new_v4().to_string();
     let options = (*pool.connect_options()).clone().application_name("outbox doorbell, listening");
+    let options = options.options([(MARK, &mark)]);
     // The driver's listener takes its connection from a pool; none of the relay's, which count on theirs.
     let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER).connect_lazy_with(options);
-    let mut listener = PgListener::connect_with(&own).await?;
+    let mut listener = PgListener::connect_with(&own).await.map_err(|error| match &error {
+        sqlx::Error::Database(refused) if refused.code().as_deref() == Some(UNSUPPORTED) => Deaf::Pooled,
+        _ => Deaf::Database(error),
+    })?;
     // Else the driver would connect again by itself, and meanwhile nobody would know that rings are lost.
     listener.eager_reconnect(false);
+    let marked = in_time(async { listener.acquire().await?.fetch_one(sqlx::raw_sql(MARKED)).await }).await?;
+    if marked.try_get::<Option<&str>, _>(0)? != Some(&mark) {
+        return Err(Deaf::Pooled);
+    }
     in_time(listener.listen(CHANNEL)).await?;
-    // Behind a pooler in transaction mode that succeeds, and no ring ever comes. One from another connection shows it.
     in_time(pool.execute(sqlx::raw_sql(NOTIFY))).await?;
     match tokio::time::timeout(ANSWER, listener.try_recv()).await {
         Ok(ring) => ring?.ok_or(Deaf::Lost)?,
