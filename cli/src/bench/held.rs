@@ -8,7 +8,7 @@ use sqlx::Executor;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Change, Clock, Load, until_delivered};
+use super::load::{Change, Clock, Load, Since, until_delivered};
 use super::place::Place;
 use super::polls::Polls;
 use super::server::Spent;
@@ -84,6 +84,7 @@ async fn measure(args: &Args, place: &Place) -> Result<Report, Failure> {
         writers: args.writers,
         payload: args.payload,
         change: Change::Adds,
+        since: Since::Enqueue,
         enqueues: true,
     };
     let clock = Arc::new(Clock::default());

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Change, Clock, Load, separate, until_delivered};
+use super::load::{Change, Clock, Load, Since, separate, until_delivered};
 use super::place::Place;
 use super::{median, percentile, round};
 use crate::exit::{Failure, chain};
@@ -53,7 +53,7 @@ struct Figures {
     statements_per_second: f64,
     /// Of the whole server, over [`WINDOW`]s: their median, since it tidies up in some of them by itself.
     wal_bytes_per_second: f64,
-    /// From just before the enqueue to the delivery.
+    /// From just before the commit to the delivery.
     p50_ms: f64,
     max_ms: f64,
 }
@@ -90,7 +90,14 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<Figures, Failure> {
     let failed = |error: sqlx::Error| database::failed("bench", &error);
     Load::prepare(&place.pool).await.map_err(failed)?;
-    let load = Load { rate: 1, writers: 1, payload: 256, change: Change::Updates, enqueues: true };
+    let load = Load {
+        rate: 1,
+        writers: 1,
+        payload: 256,
+        change: Change::Updates,
+        since: Since::Commit,
+        enqueues: true,
+    };
     let clock = Arc::new(Clock::default());
     let stop = CancellationToken::new();
     let mut relays = JoinSet::new();

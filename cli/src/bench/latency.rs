@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Change, Clock, Load, separate, until_delivered};
+use super::load::{Change, Clock, Load, Since, separate, until_delivered};
 use super::place::Place;
 use super::server::Spent;
 use super::{percentile, round};
@@ -114,6 +114,7 @@ async fn measure(args: &Args, place: &Place, delivery: Delivery) -> Result<(Figu
         writers: args.writers,
         payload: args.payload,
         change: Change::Updates,
+        since: Since::Enqueue,
         enqueues,
     };
     let clock = Arc::new(Clock::default());

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::database;
 use crate::exit::{Failure, chain};
 
-/// When each message was about to be enqueued, and how long it then took.
+/// When each message was about to be enqueued, or committed, and how long it then took.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     written: Mutex<HashMap<MessageId, Instant>>,
@@ -68,6 +68,13 @@ pub(super) enum Change {
     Adds,
 }
 
+/// What a message's time is counted from: just before that is asked of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Since {
+    Enqueue,
+    Commit,
+}
+
 /// What is written: each transaction changes a row and enqueues a message of that account's key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
@@ -78,6 +85,7 @@ pub(super) struct Load {
     /// Bytes of payload.
     pub(super) payload: u32,
     pub(super) change: Change,
+    pub(super) since: Since,
     /// Without, the transaction changes its row and no more.
     pub(super) enqueues: bool,
 }
@@ -129,6 +137,9 @@ impl Load {
         if self.enqueues {
             let enqueued = outbox::enqueue_all(&mut tx, std::slice::from_ref(&message)).await;
             enqueued.map_err(|error| sqlx::Error::Protocol(chain(&error)))?;
+        }
+        if self.since == Since::Commit {
+            clock.start(message.id);
         }
         tx.commit().await?;
         if !self.enqueues {

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Change, Clock, Load};
+use super::load::{Change, Clock, Load, Since};
 use super::place::Place;
 use super::server::Spent;
 use super::{median, percentile, round};
@@ -213,6 +213,7 @@ async fn write(args: &Args, pool: &PgPool, clock: &Arc<Clock>, seconds: u32) -> 
         writers: args.writers,
         payload: args.payload,
         change: Change::Updates,
+        since: Since::Enqueue,
         enqueues: true,
     };
     let began = Instant::now();
