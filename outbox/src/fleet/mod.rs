@@ -50,7 +50,7 @@ pub struct Fleet<P> {
     relay: String,
     publisher: Arc<P>,
     settings: Settings,
-    databases: Vec<Database>,
+    databases: Vec<Arc<Database>>,
     places: usize,
     turn: Duration,
     look: Duration,
@@ -114,7 +114,7 @@ impl<P: Publisher + 'static> Fleet<P> {
 
     /// With one more database. `name` stands in the logs.
     pub fn with_database(mut self, name: impl Into<String>, options: PgConnectOptions) -> Self {
-        self.databases.push(Database { name: name.into(), options });
+        self.databases.push(Arc::new(Database { name: name.into(), options }));
         self
     }
 
@@ -157,26 +157,28 @@ impl<P: Publisher + 'static> Fleet<P> {
             Turnstile { places: Arc::new(Semaphore::new(self.places)), waiting: AtomicUsize::new(0) };
         let (fleet, turnstile) = (Arc::new(self), Arc::new(turnstile));
         let mut databases = JoinSet::new();
-        for index in 0..fleet.databases.len() {
+        for database in &fleet.databases {
+            let database = Arc::clone(database);
             let (fleet, turnstile, stop) = (Arc::clone(&fleet), Arc::clone(&turnstile), stop.clone());
-            databases.spawn(async move { fleet.keep_serving(index, turnstile, stop).await });
+            databases.spawn(async move { fleet.keep_serving(database, turnstile, stop).await });
         }
         while databases.join_next().await.is_some() {}
         Ok(())
     }
 
     /// Visits one database until it is told to stop, also after a panic, of a publisher, say.
-    async fn keep_serving(self: Arc<Self>, index: usize, turnstile: Arc<Turnstile>, stop: CancellationToken) {
-        let Some(database) = self.databases.get(index) else { return };
+    async fn keep_serving(
+        self: Arc<Self>,
+        database: Arc<Database>,
+        turnstile: Arc<Turnstile>,
+        stop: CancellationToken,
+    ) {
         let mut failures = 0;
         loop {
             let (mut serving, began) = (JoinSet::new(), Instant::now());
-            let (fleet, turnstile, told) = (Arc::clone(&self), Arc::clone(&turnstile), stop.clone());
-            serving.spawn(async move {
-                if let Some(database) = fleet.databases.get(index) {
-                    fleet.serve(database, &turnstile, &told).await;
-                }
-            });
+            let (fleet, served) = (Arc::clone(&self), Arc::clone(&database));
+            let (turnstile, told) = (Arc::clone(&turnstile), stop.clone());
+            serving.spawn(async move { fleet.serve(&served, &turnstile, &told).await });
             let Some(Err(error)) = serving.join_next().await else { return };
             // One that went well for long is no part of a row.
             failures = if began.elapsed() > LEFT_OUT.ceiling { 1 } else { failures + 1 };
