@@ -1,5 +1,6 @@
 //! `servers install` fetches what the tests need ahead of time; `servers run CMD…` runs a command with a
-//! PostgreSQL in `DATABASE_URL` and a NATS in `NATS_URL`, then stops both and ends with the command's code.
+//! PostgreSQL in `DATABASE_URL` and a NATS in `NATS_URL`, then stops both and ends with the command's code. With `--durable`
+//! its commits wait for the disk, as those of a server whose speed is of interest do.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -10,15 +11,19 @@ use std::process::{Command, ExitCode};
 use servers::{Nats, Pgbouncer, Postgres, PostgresOptions};
 
 const USAGE: &str = "usage: servers install
-       servers run COMMAND [ARGUMENT]...";
+       servers run [--durable] COMMAND [ARGUMENT]...";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let verb = arguments.next().unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
-    let outcome = match (verb.to_str(), rest.split_first()) {
-        (Some("install"), None) => install(),
-        (Some("run"), Some((program, arguments))) => run(program, arguments),
+    let (durable, command) = match rest.split_first() {
+        Some((flag, command)) if flag == "--durable" => (true, command),
+        _ => (false, &rest[..]),
+    };
+    let outcome = match (verb.to_str(), command.split_first()) {
+        (Some("install"), None) if !durable => install(),
+        (Some("run"), Some((program, arguments))) => run(durable, program, arguments),
         _ => {
             say(USAGE);
             return ExitCode::from(2);
@@ -43,11 +48,11 @@ fn install() -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run(program: &OsString, arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
+fn run(durable: bool, program: &OsString, arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     let postgres = match Postgres::given() {
         Some(given) => given,
         // Costs little, and lets tests of logical replication use this server too.
-        None => PostgresOptions::new().with_setting("wal_level", "logical").start()?,
+        None => PostgresOptions::new().with_setting("wal_level", "logical").durable(durable).start()?,
     };
     let nats = Nats::start()?;
     say(&postgres.describe());
