@@ -11,7 +11,9 @@ use std::time::Duration;
 use common::{outbox, run};
 use message::Message;
 use outbox::Doorbell;
-use sqlx::{Connection, Executor, Row};
+use servers::{Pgbouncer, Postgres, PostgresOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::{ConnectOptions, Executor, Row};
 use tests::Database;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -80,9 +82,9 @@ struct Ringing {
 }
 
 impl Ringing {
-    fn start(database: &Database) -> Self {
+    fn start(pool: &PgPool) -> Self {
         let stop = CancellationToken::new();
-        let task = tokio::spawn(Doorbell::new(database.pool().clone()).run(stop.clone()));
+        let task = tokio::spawn(Doorbell::new(pool.clone()).run(stop.clone()));
         Ringing { stop, task }
     }
 
@@ -93,9 +95,9 @@ impl Ringing {
 }
 
 /// Writes a message as a service does, which rings every doorbell of this process.
-async fn enqueue(database: &Database) -> String {
+async fn enqueue(pool: &PgPool) -> String {
     let message = Message::new("orders", "order.placed", "{}").with_key("a");
-    let mut tx = database.pool().begin().await.unwrap();
+    let mut tx = pool.begin().await.unwrap();
     outbox::enqueue_all(&mut tx, std::slice::from_ref(&message)).await.unwrap();
     outbox::commit(tx).await.unwrap();
     message.id.to_string()
@@ -152,7 +154,7 @@ async fn until_silent(database: &Database, seconds: f64) {
 /// to 10.24 and then 20.48 seconds, or, after a ring, from 0.5 ms to 8.19 and then 16.38.
 async fn a_ring_is_heard(database: &Database, relay: &mut Relay) {
     until_silent(database, 10.5).await;
-    let message = enqueue(database).await;
+    let message = enqueue(database.pool()).await;
     tokio::time::timeout(Duration::from_secs(5), relay.delivers(&message)).await.unwrap();
 }
 
@@ -160,7 +162,7 @@ async fn a_ring_is_heard(database: &Database, relay: &mut Relay) {
 async fn at_work(database: &Database, flags: &[&str]) -> (Relay, Ringing) {
     let mut relay = Relay::start(database.url(), &[&["--doorbell"], flags].concat());
     until(&mut relay.log, "the doorbell is heard").await;
-    let ringing = Ringing::start(database);
+    let ringing = Ringing::start(database.pool());
     until_backend(database, RINGING, None).await;
     let first = write(database).await;
     relay.delivers(&first).await;
@@ -221,27 +223,50 @@ async fn a_relay_looks_seldom_while_it_hears_the_doorbell_and_as_ever_when_it_do
     relay.delivers(&message).await;
 }
 
+/// `log_statement = all` has the server write down what it is asked.
+fn was_asked(server: &Postgres, words: &str) -> bool {
+    std::fs::read_to_string(server.folder().unwrap().join("log")).unwrap().contains(words)
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_behind_a_pooler_says_so_and_polls_and_leaves_no_session_that_listens() {
-    let database = Database::new("doorbell_pooler").await;
-    let ringing = Ringing::start(&database);
-    until_backend(&database, RINGING, None).await;
+async fn a_relay_behind_a_pooler_says_so_and_polls_and_has_no_session_listen() {
+    const LISTEN: &str = "statement: LISTEN";
+    let server = PostgresOptions::new().with_setting("log_statement", "all").start().unwrap();
+    let pool = outbox::pool_options().connect(&server.url("postgres")).await.unwrap();
+    migrations::Schema::Outbox.migrate(&mut pool.acquire().await.unwrap()).await.unwrap();
+    let ringing = Ringing::start(&pool);
+    let flags = ["--doorbell", "--poll-ceiling", "50ms", "--doorbell-ceiling", "1h"];
     // Some poolers refuse what a session is asked for at its start, and some are told to drop it.
     for ignored in [&[][..], &["options"]] {
-        let server = servers::Postgres::start().unwrap();
-        let pooler = servers::Pgbouncer::start_ignoring(&server, 1, ignored).unwrap();
-        let flags = ["--doorbell", "--poll-ceiling", "50ms", "--doorbell-ceiling", "1h"];
-        let mut relay = Relay::start(&pooler.url(&database.name), &flags);
+        let pooler = Pgbouncer::start_ignoring(&server, 3, ignored).unwrap();
+        let mut relay = Relay::start(&pooler.url("postgres"), &flags);
         until(&mut relay.log, "a pooler stands before the database").await;
-        let message = enqueue(&database).await;
+        let message = enqueue(&pool).await;
         relay.delivers(&message).await;
-        // There is one session behind the pooler.
-        let channels = "select count(*) from pg_listening_channels()";
-        let mut connection = sqlx::PgConnection::connect(&pooler.url(&database.name)).await.unwrap();
-        let listening = connection.fetch_one(sqlx::raw_sql(channels)).await.unwrap();
-        assert_eq!(listening.get::<i64, _>(0), 0, "ignored: {ignored:?}");
+        assert!(!was_asked(&server, LISTEN), "ignored: {ignored:?}");
     }
+    let mut relay = Relay::start(&server.url("postgres"), &flags);
+    until(&mut relay.log, "the doorbell is heard").await;
+    assert!(was_asked(&server, LISTEN));
     ringing.stop().await;
+}
+
+#[tokio::test]
+async fn a_mark_that_was_set_after_the_start_of_a_session_is_none() {
+    const MARKED: &str = include_str!("../../outbox/src/doorbell/sql/marked.sql");
+    let database = Database::new("doorbell_mark").await;
+    let options: PgConnectOptions = database.url().parse().unwrap();
+    for (options, set, mark) in [
+        (options.clone().options([("outbox.doorbell", "first")]), "select", "first"),
+        (options.clone().options([("outbox.doorbell", "first")]), "set outbox.doorbell = 'second'", "first"),
+        (options.clone(), "set outbox.doorbell = 'second'", ""),
+        (options, "select", ""),
+    ] {
+        let mut connection = options.connect().await.unwrap();
+        connection.execute(sqlx::raw_sql(set)).await.unwrap();
+        let marked = connection.fetch_one(sqlx::raw_sql(MARKED)).await.unwrap();
+        assert_eq!(marked.get::<&str, _>(0), mark, "{set}");
+    }
 }
 
 #[test]

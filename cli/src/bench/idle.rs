@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::load::{Change, Clock, Load, Since, separate, until_delivered};
 use super::place::Place;
+use super::server::Spent;
 use super::{median, percentile, round};
 use crate::exit::{Failure, chain};
 use crate::{database, output};
@@ -40,6 +41,7 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Report {
     bench: &'static str,
+    postgres: String,
     silence: u32,
     embedded: Figures,
     separate: Figures,
@@ -72,23 +74,33 @@ enum Wakened {
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let server = database::named(args.database.as_deref())?;
-    let mut figures = Vec::new();
+    let (mut figures, mut postgres) = (Vec::new(), String::new());
     for wakened in [Wakened::Embedded, Wakened::Polling, Wakened::Doorbell] {
         let place = Place::make(server.clone()).await?;
         let measured = measure(&args, &place, wakened).await;
         let dropped = place.drop().await;
-        figures.push(measured?);
+        let (measured, version) = measured?;
+        figures.push(measured);
+        postgres = version;
         dropped?;
     }
     let (Some(doorbell), Some(separate), Some(embedded)) = (figures.pop(), figures.pop(), figures.pop())
     else {
         return Err(Failure::failed("bench: a run is missing"));
     };
-    output::print_json(&Report { bench: "idle", silence: args.silence, embedded, separate, doorbell })
+    output::print_json(&Report {
+        bench: "idle",
+        postgres,
+        silence: args.silence,
+        embedded,
+        separate,
+        doorbell,
+    })
 }
 
-async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<Figures, Failure> {
+async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<(Figures, String), Failure> {
     let failed = |error: sqlx::Error| database::failed("bench", &error);
+    let (_, postgres) = Spent::now(&place.pool).await?;
     Load::prepare(&place.pool).await.map_err(failed)?;
     let load = Load {
         rate: 1,
@@ -152,12 +164,13 @@ async fn measure(args: &Args, place: &Place, wakened: Wakened) -> Result<Figures
         ended.map_err(Failure::failed)??;
     }
     let seconds = f64::from(args.silence * args.messages);
-    Ok(Figures {
+    let figures = Figures {
         statements_per_second: round(statements / seconds),
         wal_bytes_per_second: round(median(wal)),
         p50_ms: round(percentile(took.clone(), 0.5)),
         max_ms: round(percentile(took, 1.0)),
-    })
+    };
+    Ok((figures, postgres))
 }
 
 /// Transactions of this database, and the server's WAL in bytes.

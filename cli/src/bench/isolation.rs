@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::place::Place;
+use super::server::Spent;
 use super::{median, round};
 use crate::exit::{Failure, chain};
 use crate::{database, output};
@@ -47,6 +48,7 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Report {
     bench: &'static str,
+    postgres: String,
     messages: u64,
     poison: Compared,
     processes: Compared,
@@ -104,6 +106,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 
 async fn measure(args: &Args, place: &Place) -> Result<Report, Failure> {
     let failed = |error: sqlx::Error| database::failed("bench", &error);
+    let (_, postgres) = Spent::now(&place.pool).await?;
     place.fill(args.messages, 256).await?;
     let (key, of_key): (String, i64) =
         sqlx::query_as(include_str!("sql/one_key.sql")).fetch_one(&place.pool).await.map_err(failed)?;
@@ -126,6 +129,7 @@ async fn measure(args: &Args, place: &Place) -> Result<Report, Failure> {
     let compared = |without: f64, with: f64| Compared { without, with, ratio: round(with / without) };
     Ok(Report {
         bench: "isolation",
+        postgres,
         messages: args.messages,
         poison: compared(plain, poison),
         processes: compared(one, two),

@@ -12,10 +12,10 @@ use crate::relay::{Backoff, chain, chance};
 
 const MARKED: &str = include_str!("sql/marked.sql");
 const CHANNEL: &str = "outbox_doorbell";
-/// A setting of the listening session, which only a connection of its own has as it was asked for.
+/// A setting that the listening session is asked for at its start, which a pooler refuses or does not pass on.
 const MARK: &str = "outbox.doorbell";
-/// How a pooler refuses such a setting: a violation of the protocol.
-const UNSUPPORTED: &str = "08P01";
+/// How they refuse: as a violation of the protocol (PgBouncer), as not supported (RDS Proxy).
+const REFUSED: [&str; 2] = ["08P01", "0A000"];
 /// A pooler is tried now and then, since it may be taken away.
 const LISTEN_AGAIN: Backoff =
     Backoff { first: std::time::Duration::from_millis(50), ceiling: std::time::Duration::from_secs(30) };
@@ -23,14 +23,14 @@ const LISTEN_AGAIN: Backoff =
 /// Why no ring is heard.
 #[derive(Debug, thiserror::Error)]
 enum Deaf {
-    #[error("the database did not answer")]
+    #[error("the database refused or did not answer")]
     Database(#[from] sqlx::Error),
     /// The operator's. A pooler would give the session that listens to others, too, and rings with it, for which the driver
     /// fails whatever they are about.
     #[error(
         "a pooler stands before the database, and passes no ring on: the relay needs a direct connection"
     )]
-    Pooled,
+    Pooled(#[source] Option<sqlx::Error>),
     #[error("a ring of its own was not heard")]
     Unheard,
     #[error("the connection was lost")]
@@ -70,14 +70,16 @@ async fn listen_on_one_connection(
     // The driver's listener takes its connection from a pool; none of the relay's, which count on theirs.
     let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER).connect_lazy_with(options);
     let mut listener = PgListener::connect_with(&own).await.map_err(|error| match &error {
-        sqlx::Error::Database(refused) if refused.code().as_deref() == Some(UNSUPPORTED) => Deaf::Pooled,
+        sqlx::Error::Database(refused) if refused.code().is_some_and(|code| REFUSED.contains(&&*code)) => {
+            Deaf::Pooled(Some(error))
+        }
         _ => Deaf::Database(error),
     })?;
     // Else the driver would connect again by itself, and meanwhile nobody would know that rings are lost.
     listener.eager_reconnect(false);
     let marked = in_time(async { listener.acquire().await?.fetch_one(sqlx::raw_sql(MARKED)).await }).await?;
     if marked.try_get::<Option<&str>, _>(0)? != Some(&mark) {
-        return Err(Deaf::Pooled);
+        return Err(Deaf::Pooled(None));
     }
     in_time(listener.listen(CHANNEL)).await?;
     in_time(pool.execute(sqlx::raw_sql(NOTIFY))).await?;

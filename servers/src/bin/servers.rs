@@ -50,6 +50,9 @@ fn install() -> Result<ExitCode, Box<dyn Error>> {
 
 fn run(durable: bool, program: &OsString, arguments: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     let postgres = match Postgres::given() {
+        Some(_) if durable => {
+            return Err("--durable is for a server of our own, and DATABASE_URL names one".into());
+        }
         Some(given) => given,
         // Costs little, and lets tests of logical replication use this server too.
         None => PostgresOptions::new().with_setting("wal_level", "logical").durable(durable).start()?,
