@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use brokers::memory::Broker;
 use chrono::{DateTime, Utc};
-use message::Message;
+use message::{Message, Publisher};
 use outbox::log::{Refusal, Start};
-use outbox::{Policies, Policy, RelayError, Settings, admin};
+use outbox::{Policies, Policy, Relay, RelayError, Settings, admin};
 use relay_support::{PATIENCE, Running, message, start, until, write};
 use sqlx::PgPool;
 use tests::Database;
+use tokio_util::sync::CancellationToken;
 
 async fn ended(relay: Running) -> Result<(), RelayError> {
     tokio::time::timeout(PATIENCE, relay.task).await.expect("the relay ends in time").expect("no panic")
@@ -55,6 +56,42 @@ async fn published_from(pool: &PgPool, start_at: Start, expected: usize) -> Vec<
     let mut numbers = numbers(&broker);
     numbers.sort_unstable();
     numbers
+}
+
+fn named(name: &str, pool: &PgPool, publisher: impl Publisher + 'static) -> Running {
+    let token = CancellationToken::new();
+    let relay = Relay::new(name, pool.clone(), publisher).with_settings(relay_support::settings());
+    Running { task: tokio::spawn(relay.run(token.clone())), token }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_down_and_one_that_never_answers_delay_no_relay_to_another() {
+    let database = Database::new("relays_isolated").await;
+    let pool = database.pool();
+    let (down, silent, up) = (Broker::new(), Broker::new(), Broker::new());
+    down.go_down();
+    silent.hold_confirmations();
+    let relays = [("down", &down), ("silent", &silent), ("up", &up)];
+    let relays = relays.map(|(name, broker)| named(name, pool, broker.publisher().one_per_key()));
+    for number in 1..=200 {
+        write(pool, &[message(&format!("k{}", number % 7), number)]).await;
+    }
+    arrived(&up, 200).await;
+    // One of each key waits for its answer.
+    arrived(&silent, 7).await;
+    assert_eq!((down.published().len(), silent.published().len()), (0, 7));
+    down.come_up();
+    silent.release_confirmations();
+    for broker in [&down, &silent, &up] {
+        arrived(broker, 200).await;
+        for key in 0..7 {
+            let expected: Vec<usize> = (1..=200).filter(|number| number % 7 == key).collect();
+            assert_eq!(relay_support::numbers(broker, &format!("k{key}")), expected);
+        }
+    }
+    for relay in relays {
+        relay.stop().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
