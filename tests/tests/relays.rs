@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use brokers::memory::Broker;
 use chrono::{DateTime, Utc};
-use message::{Message, Publisher};
+use message::Message;
 use outbox::log::{Refusal, Start};
-use outbox::{Policies, Policy, Relay, RelayError, Settings, admin};
-use relay_support::{PATIENCE, Running, message, start, until, write};
+use outbox::{Policies, Policy, RelayError, Settings, admin};
+use relay_support::{PATIENCE, Running, message, patient, start, start_named, until, write};
 use sqlx::PgPool;
 use tests::Database;
-use tokio_util::sync::CancellationToken;
 
 async fn ended(relay: Running) -> Result<(), RelayError> {
     tokio::time::timeout(PATIENCE, relay.task).await.expect("the relay ends in time").expect("no panic")
@@ -58,12 +57,6 @@ async fn published_from(pool: &PgPool, start_at: Start, expected: usize) -> Vec<
     numbers
 }
 
-fn named(name: &str, pool: &PgPool, publisher: impl Publisher + 'static) -> Running {
-    let token = CancellationToken::new();
-    let relay = Relay::new(name, pool.clone(), publisher).with_settings(relay_support::settings());
-    Running { task: tokio::spawn(relay.run(token.clone())), token }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_down_and_one_that_never_answers_delay_no_relay_to_another() {
     let database = Database::new("relays_isolated").await;
@@ -71,8 +64,11 @@ async fn a_broker_that_is_down_and_one_that_never_answers_delay_no_relay_to_anot
     let (down, silent, up) = (Broker::new(), Broker::new(), Broker::new());
     down.go_down();
     silent.hold_confirmations();
-    let relays = [("down", &down), ("silent", &silent), ("up", &up)];
-    let relays = relays.map(|(name, broker)| named(name, pool, broker.publisher().one_per_key()));
+    let relays = [("down", &down), ("silent", &silent), ("up", &up)].map(|(name, broker)| {
+        // What a relay needs, and no other shares.
+        let own = outbox::pool_options().max_connections(4).connect_lazy(database.url()).unwrap();
+        start_named(name, &own, broker.publisher().one_per_key(), patient())
+    });
     for number in 1..=200 {
         write(pool, &[message(&format!("k{}", number % 7), number)]).await;
     }

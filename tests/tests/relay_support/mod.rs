@@ -43,10 +43,19 @@ pub(crate) fn patient() -> Settings {
 }
 
 pub(crate) fn start(pool: &PgPool, publisher: impl Publisher + 'static, settings: Settings) -> Running {
+    start_named("default", pool, publisher, settings)
+}
+
+pub(crate) fn start_named(
+    name: &str,
+    pool: &PgPool,
+    publisher: impl Publisher + 'static,
+    settings: Settings,
+) -> Running {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let token = CancellationToken::new();
-    let relay = Relay::new("default", pool.clone(), publisher).with_settings(settings);
+    let relay = Relay::new(name, pool.clone(), publisher).with_settings(settings);
     Running { task: tokio::spawn(relay.run(token.clone())), token }
 }
 
