@@ -76,8 +76,9 @@ pub struct Relay<P> {
 }
 
 impl<P: Publisher + 'static> Relay<P> {
-    /// The relay `name` of the database behind `pool`, which needs four connections for it and guards them as
-    /// [`pool_options`](crate::pool_options) do.
+    /// The relay `name` of the database behind `pool`, which needs four connections for it, beside whoever else takes some,
+    /// and guards them as [`pool_options`](crate::pool_options) do. A connection that it cannot have in time is to it a
+    /// database that does not answer: it starts over, and repeats what was not recorded.
     pub fn new(name: impl Into<String>, pool: PgPool, publisher: P) -> Self {
         let (publisher, busy) = (Arc::new(publisher), Arc::new(Busy::default()));
         let doorbell = watch::Sender::new(false);
