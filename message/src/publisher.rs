@@ -76,6 +76,15 @@ pub trait Publisher: Send + Sync {
     async fn check(&self) -> Result<(), PublishError> {
         Ok(())
     }
+
+    /// The outbox's log that it appends to, where the broker is one: a name that no other log has. A relay refuses to
+    /// publish a log into itself, which would not end.
+    ///
+    /// # Errors
+    /// As of [`check`](Self::check).
+    async fn log(&self) -> Result<Option<String>, PublishError> {
+        Ok(None)
+    }
 }
 
 #[async_trait]
@@ -90,6 +99,10 @@ impl<P: Publisher + ?Sized> Publisher for Arc<P> {
 
     async fn check(&self) -> Result<(), PublishError> {
         (**self).check().await
+    }
+
+    async fn log(&self) -> Result<Option<String>, PublishError> {
+        (**self).log().await
     }
 }
 

@@ -7,6 +7,7 @@ mod relay_support;
 use std::time::Duration;
 
 use brokers::memory::Broker;
+use brokers::postgres::PostgresPublisher;
 use chrono::{DateTime, Utc};
 use message::Message;
 use outbox::log::{Refusal, Start};
@@ -91,6 +92,29 @@ async fn a_broker_that_is_down_and_one_that_never_answers_delay_no_relay_to_anot
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_whose_broker_is_the_log_that_it_reads_is_refused() {
+    let database = Database::new("relays_itself").await;
+    let pool = database.pool();
+    ten(pool).await;
+    let itself = PostgresPublisher::new(pool.clone());
+    let ended = ended(start(pool, itself, relay_support::settings())).await;
+    assert!(matches!(ended, Err(RelayError::Refused(Refusal::Itself))), "{ended:?}");
+    let messages: i64 =
+        sqlx::query_scalar("select count(*) from outbox.message").fetch_one(pool).await.unwrap();
+    assert_eq!(messages, 10);
+    // Another database of the same cluster is another log.
+    let broker = Database::new("relays_another").await;
+    let relay = start(pool, PostgresPublisher::new(broker.pool().clone()), relay_support::settings());
+    until("published", || async {
+        let published: i64 =
+            sqlx::query_scalar("select count(*) from outbox.message").fetch_one(broker.pool()).await.unwrap();
+        published == 10
+    })
+    .await;
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_begins_at_a_position_and_forgets_no_open_transaction_below_it() {
     let database = Database::new("start_position").await;
     let pool = database.pool();
@@ -127,6 +151,7 @@ async fn a_start_beyond_the_end_of_the_log_is_refused_and_its_end_is_not() {
         let ended = ended(start(pool, Broker::new().publisher(), settings(ahead))).await;
         assert!(matches!(ended, Err(RelayError::Refused(Refusal::StartAhead))), "{ended:?}");
     }
+    assert_eq!(admin::status(pool).await.unwrap().len(), 0, "nothing is left of it");
     let broker = Broker::new();
     let relay = start(pool, broker.publisher(), settings(Start::AtPosition(11)));
     until("begun", || async { admin::status(pool).await.unwrap().iter().any(|relay| relay.processes == 1) })

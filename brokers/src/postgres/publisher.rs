@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use message::{Message, Outcomes, Outgoing, Pipelining, PublishError, Publisher};
-use outbox::log::{append, check_appendable};
+use outbox::log::{append, check_appendable, name};
 use sqlx::postgres::PgPool;
 
 use super::fault::{self, Fault};
@@ -145,6 +145,11 @@ impl Publisher for PostgresPublisher {
             Err(refusal) if refusal.is_passing() => Err(PublishError::Unavailable(chain(&refusal))),
             Err(refusal) => Err(PublishError::Rejected(chain(&refusal))),
         }
+    }
+
+    async fn log(&self) -> Result<Option<String>, PublishError> {
+        let mut connection = self.pool.acquire().await.map_err(|error| fault::unavailable(&error))?;
+        name(&mut connection).await.map(Some).map_err(|error| fault::unavailable(&error))
     }
 }
 

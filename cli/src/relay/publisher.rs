@@ -65,6 +65,10 @@ impl Publisher for AnyPublisher {
     async fn check(&self) -> Result<(), PublishError> {
         self.0.check().await
     }
+
+    async fn log(&self) -> Result<Option<String>, PublishError> {
+        self.0.log().await
+    }
 }
 
 /// Standard output, whose reader may have had enough: `outbox relay --broker file:- | head -3` ends.

@@ -22,6 +22,14 @@ pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Resu
     Ok(())
 }
 
+/// A name for the log behind a connection that no other log has.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn name(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
+    connection.fetch_one(sqlx::raw_sql(include_str!("sql/name.sql"))).await?.try_get(0)
+}
+
 /// Whether the log keeps what is appended to it, and its readers will see it in order. `Ok(false)`: as long as the
 /// machine does not crash, because the server does not wait for its disk (`fsync` or `full_page_writes` is off).
 ///

@@ -21,7 +21,7 @@ mod window;
 
 use std::time::Duration;
 
-pub use append::{append, check_appendable};
+pub use append::{append, check_appendable, name};
 pub use connection::{LogConnection, LogError};
 pub use eras::{Era, Eras};
 pub use lease::Lease;
@@ -99,6 +99,11 @@ pub enum Refusal {
         "the log was written in another cluster (a restored dump?), its transaction ids mean nothing here: `outbox repair`"
     )]
     OtherCluster,
+    /// The broker is the log that is read.
+    #[error(
+        "the broker is the database that the relay reads: it would publish its own messages, without end"
+    )]
+    Itself,
     /// A new relay was to begin with something that is yet to come.
     #[error("the relay is to start beyond the end of the log")]
     StartAhead,

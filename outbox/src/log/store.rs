@@ -97,6 +97,12 @@ impl Store {
         lease: Duration,
     ) -> Result<Self, Refusal> {
         preflight(connection.connection()).await?;
+        // A start that is refused leaves nothing behind, so it is tried before the relay is known.
+        let query = sqlx::query(sql!("has_cursors")).bind(relay);
+        if !statement::row(connection.connection(), query).await?.try_get::<bool, _>(0)? {
+            let eras = eras(connection.connection()).await?;
+            start.place(connection, relay, &eras).await?;
+        }
         let query = sqlx::query(sql!("register")).bind(relay).bind(shards);
         statement::run(connection.connection(), query).await?;
         let row = statement::row(connection.connection(), sqlx::query(sql!("relay")).bind(relay)).await?;

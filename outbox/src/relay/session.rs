@@ -120,6 +120,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
     ) -> Result<Option<Self>, Refusal> {
         let settings = &relay.settings;
         let mut log = LogConnection::open(&relay.pool).await?;
+        // A broker that does not answer now is another database than this one, which does.
+        if let Ok(Some(destination)) = relay.publisher.log().await
+            && destination == crate::log::name(log.connection()).await.map_err(LogError::from)?
+        {
+            return Err(Refusal::Itself);
+        }
         let mut store =
             Store::join(&mut log, &relay.name, process, settings.shards, settings.start, settings.lease)
                 .await?;
