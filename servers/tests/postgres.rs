@@ -4,6 +4,7 @@
 mod common;
 
 use std::net::TcpStream;
+use std::process::Command;
 
 use common::{ask, eventually, is_alive, processes_of};
 use servers::{Postgres, PostgresOptions};
@@ -24,9 +25,8 @@ fn loopback_asks_for_the_password_in_the_url() {
         "select count(*) from pg_hba_file_rules where type = 'host' and auth_method = 'trust'",
     );
     assert_eq!(said.unwrap(), "0");
-    if let Ok(output) = std::process::Command::new("psql")
-        .args([&postgres.url("postgres"), "-XAtc", "select current_user"])
-        .output()
+    if let Ok(output) =
+        Command::new("psql").args([&postgres.url("postgres"), "-XAtc", "select current_user"]).output()
     {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "postgres\n", "{output:?}");
     }
@@ -149,4 +149,16 @@ fn a_program_of_the_server_works_on_its_data_while_that_is_stopped() {
     let next = ask(&postgres, "select pg_snapshot_xmax(pg_current_snapshot())").unwrap();
     assert!(next.parse::<u64>().unwrap() >= 30_000, "{next}");
     assert!(postgres.program("pg_resetwal", &["--no-such-option"]).is_err());
+}
+
+#[test]
+fn a_given_server_is_not_made_durable() {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_servers"));
+    run.args(["run", "--durable", "true"]).env("DATABASE_URL", "postgres://localhost/given");
+    let ran = run.output().unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert!(
+        ran.status.code() == Some(1) && said.contains("--durable") && said.contains("DATABASE_URL"),
+        "{said}"
+    );
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use message::{Message, Outcomes, Outgoing, Pipelining, PublishError, Publisher};
-use outbox::log::{append, check_appendable, name};
+use outbox::log::{self, append, check_appendable};
 use sqlx::postgres::PgPool;
 
 use super::fault::{self, Fault};
@@ -149,7 +149,7 @@ impl Publisher for PostgresPublisher {
 
     async fn log(&self) -> Result<Option<String>, PublishError> {
         let mut connection = self.pool.acquire().await.map_err(|error| fault::unavailable(&error))?;
-        name(&mut connection).await.map(Some).map_err(|error| fault::unavailable(&error))
+        log::name(&mut connection).await.map(Some).map_err(|error| fault::unavailable(&error))
     }
 }
 

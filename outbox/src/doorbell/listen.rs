@@ -82,6 +82,7 @@ async fn listen_on_one_connection(
         return Err(Deaf::Pooled(None));
     }
     in_time(listener.listen(CHANNEL)).await?;
+    // Whatever stands in between: rings come if this one does, which another connection sends.
     in_time(pool.execute(sqlx::raw_sql(NOTIFY))).await?;
     match tokio::time::timeout(ANSWER, listener.try_recv()).await {
         Ok(ring) => ring?.ok_or(Deaf::Lost)?,

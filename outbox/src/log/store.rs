@@ -98,8 +98,8 @@ impl Store {
     ) -> Result<Self, Refusal> {
         preflight(connection.connection()).await?;
         // A start that is refused leaves nothing behind, so it is tried before the relay is known.
-        let query = sqlx::query(sql!("has_cursors")).bind(relay);
-        if !statement::row(connection.connection(), query).await?.try_get::<bool, _>(0)? {
+        let known = sqlx::query(sql!("relay")).bind(relay);
+        if statement::optional(connection.connection(), known).await?.is_none() {
             let eras = eras(connection.connection()).await?;
             start.place(connection, relay, &eras).await?;
         }

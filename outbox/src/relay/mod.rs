@@ -75,6 +75,12 @@ pub struct Relay<P> {
     doorbell: watch::Sender<bool>,
 }
 
+/// What the broker has said of itself.
+struct Broker {
+    /// The name of the log that it is, if it is one.
+    log: Option<String>,
+}
+
 impl<P: Publisher + 'static> Relay<P> {
     /// The relay `name` of the database behind `pool`, which needs four connections for it, beside whoever else takes some,
     /// and guards them as [`pool_options`](crate::pool_options) do. A connection that it cannot have in time is to it a
@@ -132,12 +138,10 @@ impl<P: Publisher + 'static> Relay<P> {
 
     async fn deliver(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         let process = Uuid::now_v7();
-        if !self.broker_is_ready(stop).await? {
-            return Ok(());
-        }
+        let Some(broker) = self.broker(stop).await? else { return Ok(()) };
         let (mut begun, mut paused, mut failures) = (false, false, 0);
         loop {
-            let failed: Refusal = match Session::open(self, process, stop, &mut begun).await {
+            let failed: Refusal = match Session::open(self, &broker, process, stop, &mut begun).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(session)) => {
                     (paused, failures) = (false, 0);
@@ -185,18 +189,23 @@ impl<P: Publisher + 'static> Relay<P> {
         }
     }
 
-    async fn broker_is_ready(&self, stop: &CancellationToken) -> Result<bool, RelayError> {
+    /// The broker, once it is ready. `None`: stopped while waiting for it.
+    async fn broker(&self, stop: &CancellationToken) -> Result<Option<Broker>, RelayError> {
         let mut failures = 0;
         loop {
-            match self.publisher.check().await {
-                Ok(()) => return Ok(true),
+            let asked = async {
+                self.publisher.check().await?;
+                self.publisher.log().await
+            };
+            match asked.await {
+                Ok(log) => return Ok(Some(Broker { log })),
                 Err(error @ PublishError::Rejected(_)) => return Err(RelayError::Broker(error)),
                 Err(error) => {
                     failures += 1;
                     let pause = self.settings.unavailable.after(failures, backoff::chance());
                     tracing::warn!(relay = self.name, %error, ?pause, "the broker is not ready");
                     if self.rests(pause, stop).await {
-                        return Ok(false);
+                        return Ok(None);
                     }
                 }
             }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::holds::{Holds, Notice};
 use super::lanes::{Item, Lanes, Resting};
 use super::routes::Router;
-use super::{Relay, Settings};
+use super::{Broker, Relay, Settings};
 use crate::log::{
     Cursor, Lease, LogConnection, LogError, LogMessage, Move, NewHold, Page, Progress, Reader, RecordCommand,
     Refusal, Share, Store,
@@ -114,15 +114,15 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
     /// thought dead before it had a shard.
     pub(super) async fn open(
         relay: &'a Relay<P>,
+        broker: &Broker,
         process: Uuid,
         stop: &CancellationToken,
         joined: &mut bool,
     ) -> Result<Option<Self>, Refusal> {
         let settings = &relay.settings;
         let mut log = LogConnection::open(&relay.pool).await?;
-        // A broker that does not answer now is another database than this one, which does.
-        if let Ok(Some(destination)) = relay.publisher.log().await
-            && destination == crate::log::name(log.connection()).await.map_err(LogError::from)?
+        if let Some(destination) = &broker.log
+            && *destination == crate::log::name(log.connection()).await?
         {
             return Err(Refusal::Itself);
         }
