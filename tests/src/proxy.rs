@@ -13,6 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::conformance::PATIENCE;
+
 /// What becomes of a COMMIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -57,6 +59,8 @@ struct Wishes {
     connections: u64,
     /// A message of a client's longer than [`LONG`] takes so long to arrive.
     long_takes: Duration,
+    /// A COMMIT has been withheld.
+    withheld: bool,
 }
 
 /// Printed by the driver, they would show the password.
@@ -82,6 +86,7 @@ impl Proxy {
             silent_to: 0,
             connections: 0,
             long_takes: Duration::ZERO,
+            withheld: false,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, server, wishes.clone()));
@@ -98,6 +103,13 @@ impl Proxy {
     /// What becomes of each COMMIT from now on.
     pub fn at_commit(&self, fate: Fate) {
         self.wishes.send_modify(|wishes| wishes.at_commit = fate);
+    }
+
+    /// Returns when a COMMIT has been withheld.
+    pub async fn until_withheld(&self) {
+        let mut wishes = self.wishes.subscribe();
+        let withheld = tokio::time::timeout(PATIENCE, wishes.wait_for(|wishes| wishes.withheld)).await;
+        assert!(withheld.is_ok(), "nobody has said COMMIT");
     }
 
     /// The connections there are fall silent and stay: neither side hears of the other again. New ones are as before.
@@ -167,6 +179,7 @@ impl Link {
                     return Ok(());
                 }
                 if fate == Fate::IsWithheld {
+                    self.wishes.send_modify(|wishes| wishes.withheld = true);
                     std::future::pending::<()>().await;
                 }
                 self.muted.send_replace(Some(fate));

@@ -280,13 +280,6 @@ async fn until_another_takes_both(pool: &PgPool) {
     }
 }
 
-/// Nothing can be done about the row locks of somebody who has not said COMMIT yet.
-async fn until_both_are_locked(pool: &PgPool) {
-    let free = "select count(*) from (select from outbox.cursor for update skip locked) free";
-    let locked = || async { sqlx::query_scalar::<_, i64>(free).fetch_one(pool).await.unwrap() == 0 };
-    until("both locked", locked).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_stands_still_while_it_takes_shards_keeps_them_from_nobody() {
     let database = Database::new("sharing_still_taking").await;
@@ -299,7 +292,7 @@ async fn a_process_that_stands_still_while_it_takes_shards_keeps_them_from_nobod
     let mut still = joined.unwrap();
     proxy.at_commit(Fate::IsWithheld);
     let taking = tokio::spawn(async move { still.acquire(log.connection(), 2).await.is_err() });
-    until_both_are_locked(pool).await;
+    proxy.until_withheld().await;
     until_another_takes_both(pool).await;
     assert!(taking.await.unwrap(), "it has not taken them");
 }
@@ -320,7 +313,7 @@ async fn a_process_that_stands_still_while_it_records_loses_its_shards_when_its_
     let record = Record { cursors: vec![cursor(0), cursor(1)], ..Record::default() };
     proxy.at_commit(Fate::IsWithheld);
     let recording = tokio::spawn(async move { log.record(&mut still, record).await.is_err() });
-    until_both_are_locked(pool).await;
+    proxy.until_withheld().await;
     until_another_takes_both(pool).await;
     assert!(recording.await.unwrap(), "it has not recorded");
 }
@@ -350,9 +343,7 @@ async fn a_process_that_stands_still_at_its_start_starts_over() {
     write(pool, &[message("a", 1)]).await;
     proxy.at_commit(Fate::IsWithheld);
     let relay = start(&through, broker.publisher(), settings());
-    let still = "select exists (select from pg_stat_activity where datname = current_database() and state = 'idle in transaction')";
-    let stands = || async { sqlx::query_scalar::<_, bool>(still).fetch_one(pool).await.unwrap() };
-    until("it stands still", stands).await;
+    proxy.until_withheld().await;
     proxy.at_commit(Fate::Passes);
     let published = tokio::time::timeout(relay_support::PATIENCE, broker.wait_for_published(1)).await;
     assert!(published.is_ok(), "it has ended");
