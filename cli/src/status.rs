@@ -25,7 +25,7 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   outbox status
-  outbox status --output json | jq -e '(.relays | length > 0) and all(.relays[] | select(.state != \"retired\"); .lag_seconds < 60 and .parked == 0)'
+  outbox status --output json | jq -e 'any(.relays[]; .state != \"retired\") and all(.relays[]; .parked == 0 and (.state == \"retired\" or .lag_seconds < 60))'
 
 pending: messages committed and not recorded as published, without those held back. lag: the age of the oldest of
 them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs.

@@ -6,10 +6,11 @@ mod relay_support;
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use brokers::memory::Broker;
 use brokers::postgres::PostgresPublisher;
 use chrono::{DateTime, Utc};
-use message::Message;
+use message::{Message, Outcomes, Outgoing, Pipelining, PublishError, Publisher};
 use outbox::log::{Refusal, Start};
 use outbox::{Policies, Policy, RelayError, Settings, admin};
 use relay_support::{PATIENCE, Running, message, patient, start, start_named, until, write};
@@ -63,20 +64,22 @@ async fn a_broker_that_is_down_and_one_that_never_answers_delay_no_relay_to_anot
     let database = Database::new("relays_isolated").await;
     let pool = database.pool();
     let (down, silent, up) = (Broker::new(), Broker::new(), Broker::new());
-    down.go_down();
     silent.hold_confirmations();
     let relays = [("down", &down), ("silent", &silent), ("up", &up)].map(|(name, broker)| {
         // What a relay needs, and no other shares.
         let own = outbox::pool_options().max_connections(4).connect_lazy(database.url()).unwrap();
         start_named(name, &own, broker.publisher().one_per_key(), patient())
     });
-    for number in 1..=200 {
+    write(pool, &[message("k1", 1)]).await;
+    arrived(&down, 1).await;
+    down.go_down();
+    for number in 2..=200 {
         write(pool, &[message(&format!("k{}", number % 7), number)]).await;
     }
     arrived(&up, 200).await;
     // One of each key waits for its answer.
     arrived(&silent, 7).await;
-    assert_eq!((down.published().len(), silent.published().len()), (0, 7));
+    assert_eq!((down.published().len(), silent.published().len()), (1, 7));
     down.come_up();
     silent.release_confirmations();
     for broker in [&down, &silent, &up] {
@@ -89,6 +92,30 @@ async fn a_broker_that_is_down_and_one_that_never_answers_delay_no_relay_to_anot
     for relay in relays {
         relay.stop().await.unwrap();
     }
+}
+
+/// Never says whether it is ready.
+struct Hung;
+
+#[async_trait]
+impl Publisher for Hung {
+    fn pipelining(&self) -> Pipelining {
+        Pipelining::OnePerKey
+    }
+
+    async fn publish(&self, _: &[Outgoing], _: Outcomes) {
+        unreachable!("it is not ready")
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_stops_while_its_broker_does_not_say_whether_it_is_ready() {
+    let database = Database::new("relays_hung").await;
+    start(database.pool(), Hung, relay_support::settings()).stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,7 @@ pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Resu
     Ok(())
 }
 
-/// A name for the log behind a connection that no other log has.
+/// A name for the log behind a connection that no other log has, until its server is started again. Any role may ask.
 ///
 /// # Errors
 /// The database does not answer.

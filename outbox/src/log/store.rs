@@ -97,7 +97,7 @@ impl Store {
         lease: Duration,
     ) -> Result<Self, Refusal> {
         preflight(connection.connection()).await?;
-        // A start that is refused leaves nothing behind, so it is tried before the relay is known.
+        // A refused start leaves nothing behind of a relay that nobody knows yet: it is tried before anything is written.
         let known = sqlx::query(sql!("relay")).bind(relay);
         if statement::optional(connection.connection(), known).await?.is_none() {
             let eras = eras(connection.connection()).await?;

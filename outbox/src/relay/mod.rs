@@ -197,7 +197,8 @@ impl<P: Publisher + 'static> Relay<P> {
                 self.publisher.check().await?;
                 self.publisher.log().await
             };
-            match asked.await {
+            let Some(answer) = stop.run_until_cancelled(asked).await else { return Ok(None) };
+            match answer {
                 Ok(log) => return Ok(Some(Broker { log })),
                 Err(error @ PublishError::Rejected(_)) => return Err(RelayError::Broker(error)),
                 Err(error) => {
