@@ -48,7 +48,7 @@ struct Found {
     last_written: i64,
     first_position: i64,
     written_since: i64,
-    processes: i64,
+    processes: Vec<String>,
     relays: Vec<Relay>,
 }
 
@@ -113,10 +113,11 @@ fn text(survey: &Survey, repaired: bool) -> String {
             survey.written_since
         ));
     }
-    if survey.processes > 0 {
+    if !survey.processes.is_empty() {
         lines.push(format!(
             "relay processes alive, or alive when the dump was made: {}; stop them first, or wait {} s",
-            survey.processes, survey.alive_for
+            survey.processes.join(", "),
+            survey.alive_for
         ));
     }
     let relays: Vec<Vec<String>> = survey.relays.iter().map(|relay| Relay::new(relay).cells()).collect();
@@ -145,7 +146,7 @@ impl Found {
             last_written: survey.last_written,
             first_position: survey.first_position,
             written_since: survey.written_since,
-            processes: survey.processes,
+            processes: survey.processes.clone(),
             relays: survey.relays.iter().map(Relay::new).collect(),
         }
     }

@@ -160,8 +160,13 @@ impl Relay {
     /// What to say of a relay that nobody runs and that keeps leaves of the log from being emptied.
     fn abandoned(&self, now: DateTime<Utc>) -> Option<String> {
         let since = self.unattended_since.filter(|_| !self.pins.is_empty())?;
+        let attend = if self.state == "paused" {
+            format!("outbox relays resume {}", self.relay)
+        } else {
+            "run it".to_owned()
+        };
         Some(format!(
-            "relay {} pins {} of the 16 leaves of the log, and nobody has run it for {}: run it, or outbox relays retire {0}\n",
+            "relay {} pins {} of the 16 leaves of the log, and nobody has run it for {}: {attend}, or outbox relays retire {0}\n",
             self.relay,
             self.pins.len(),
             passed(now - since),
@@ -247,6 +252,7 @@ mod tests {
             unattended_since: Some(now - TimeDelta::hours(2)),
             ..relay.clone()
         };
+        let paused = Relay { relay: "held".to_owned(), state: "paused".to_owned(), ..abandoned.clone() };
         let consumer = Consumer {
             consumer: "stock".to_owned(),
             started_at: Some(now - TimeDelta::seconds(90)),
@@ -259,7 +265,9 @@ mod tests {
 relay    state    pending  lag   retrying  parked  held  processes  shards
 default  running  12       1.2s  0         1       3     2          15 of 16
 old      running  12       1.2s  0         1       3     0          0 of 16
+held     paused   12       1.2s  0         1       3     0          0 of 16
 relay old pins 2 of the 16 leaves of the log, and nobody has run it for 2h00m: run it, or outbox relays retire old
+relay held pins 2 of the 16 leaves of the log, and nobody has run it for 2h00m: outbox relays resume held, or outbox relays retire held
 scheduled: 10000+ messages; the next is due in 1m30s
 
 consumer  started    retrying  parked  held  oldest
@@ -273,7 +281,10 @@ stock     1m30s ago  0         0       0     -
             "scheduled: 1 messages; the first was due 1m30s ago: run a relay to have it published\n"
         );
         assert_eq!(
-            text(&Status { relays: vec![relay, abandoned], scheduled, consumers: vec![consumer] }, now),
+            text(
+                &Status { relays: vec![relay, abandoned, paused], scheduled, consumers: vec![consumer] },
+                now
+            ),
             expected
         );
     }

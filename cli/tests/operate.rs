@@ -115,7 +115,12 @@ async fn what_is_parked_is_listed_with_its_reason() {
     };
     assert_eq!((list(&[]), list(&["--all"])), (3, 4));
     assert_eq!((list(&["--relay", "default"]), list(&["--consumer", "payment"])), (1, 2));
-    assert_eq!(list(&["--consumer", "nobody"]), 0);
+    for (flag, name, says) in
+        [("--relay", "defautl", "did you mean default?"), ("--consumer", "no", "no consumer no")]
+    {
+        run(&["parked", "list", flag, name], &environment).failed(1, &[says]);
+        run(&["parked", "redrive", flag, name, "--every"], &environment).failed(1, &[says]);
+    }
     let ran = run(&["parked"], &environment);
     let text = ran.succeeded();
     for words in [

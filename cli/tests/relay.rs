@@ -326,11 +326,27 @@ async fn a_relay_whose_routes_and_broker_disagree_is_refused() {
 }
 
 #[tokio::test]
+async fn a_relay_keeps_the_number_of_shards_that_it_began_with_and_says_so() {
+    let database = Database::new("cli_shards").await;
+    for (shards, says) in
+        [("4", "shards acquired"), ("8", "it keeps the number of shards that it began with")]
+    {
+        let mut relay = Relay::start(&database, &["--broker", "file:/dev/null", "--shards", shards]);
+        relay.until_logged(says);
+        relay.signal("TERM");
+        assert_eq!(relay.code(), Some(0));
+    }
+    let cursors = sqlx::query_scalar::<_, i64>("select count(*) from outbox.cursor");
+    assert_eq!(cursors.fetch_one(database.pool()).await.unwrap(), 4);
+}
+
+#[tokio::test]
 async fn a_file_of_databases_is_relayed_within_a_budget_of_connections() {
     let (one, two) = (Database::new("cli_fleet_a").await, Database::new("cli_fleet_b").await);
+    let bare = Database::empty("cli_fleet_c").await;
     let directory = tempfile::tempdir().unwrap();
     let (list, stream) = (directory.path().join("databases"), directory.path().join("stream.jsonl"));
-    std::fs::write(&list, format!("# tenants\n{}\n\n{}\n", one.url(), two.url())).unwrap();
+    std::fs::write(&list, format!("# tenants\n{}\n\n{}\n{}\n", one.url(), two.url(), bare.url())).unwrap();
     let (list, broker) = (list.display().to_string(), format!("file:{}", stream.display()));
     let arguments = ["relay", "--databases", &list, "--connections", "4", "--broker", &broker];
     let mut relay = Relay {
@@ -343,6 +359,9 @@ async fn a_file_of_databases_is_relayed_within_a_budget_of_connections() {
     }
     relay.signal("TERM");
     assert_eq!(relay.code(), Some(0));
+    let log = std::io::read_to_string(relay.child.stderr.take().unwrap()).unwrap();
+    let left_out = log.lines().find(|line| line.contains("left out")).unwrap_or_default();
+    assert!(left_out.contains(&bare.name) && left_out.contains("schema outbox is missing"), "{log}");
     let both = run(&["relay", "--databases", &list, "--broker", &broker], &[("DATABASE_URL", one.url())]);
     both.failed(2, &["both given"]);
 }

@@ -41,13 +41,13 @@ async fn a_log_of_another_cluster_is_described_and_repaired_only_with_go() {
         "the log was written in cluster 7, and is in ",
         "the sequence of positions stands at 1, and the log reaches 3",
         "era 1 ends at position 3, era 2 begins at 4",
-        "relay processes alive, or alive when the dump was made: 1; stop them first",
+        "relay processes alive, or alive when the dump was made: default (pid 1); stop them first",
         "default  3            0         0       0",
         "nothing was changed: `outbox repair --go` does it",
     ] {
         assert!(text.contains(line), "no {line:?} in {text}");
     }
-    run(&["repair", "--go"], &environment).failed(1, &["made: 1; stop them, or wait"]);
+    run(&["repair", "--go"], &environment).failed(1, &["made: default (pid 1); stop them, or wait"]);
     assert_eq!(eras(&database).await, 1);
 
     database.pool().execute("update outbox.process set expires_at = now()").await.unwrap();

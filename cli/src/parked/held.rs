@@ -8,6 +8,11 @@ use serde::Serialize;
 use sqlx::postgres::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use crate::exit::Failure;
+use crate::schema::Present;
+use crate::secret::SecretUrl;
+use crate::{database, suggest};
+
 /// Who holds a key back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -24,6 +29,36 @@ impl Holder {
             Holder::Consumer(_) => Schema::Inbox,
         }
     }
+
+    /// Whoever misspells a name must not read that nothing is parked.
+    pub(super) async fn must_exist(
+        &self,
+        pool: &PgPool,
+        connection: &mut PgConnection,
+        url: &SecretUrl,
+    ) -> Result<(), Failure> {
+        let names = match self {
+            Holder::Relay(_) => relays(pool).await,
+            Holder::Consumer(_) => consumers(connection).await,
+        };
+        let names = names.map_err(|error| database::failed(&format!("database {url}"), &error))?;
+        let (Holder::Relay(name) | Holder::Consumer(name)) = self;
+        if names.contains(name) {
+            return Ok(());
+        }
+        let hint = suggest::hint(name, names.iter().map(String::as_str));
+        Err(Failure::failed(format!("database {url}: no {self} has run here{hint}")))
+    }
+}
+
+/// The names of the relays. Not their status: that counts the backlog, and a list of what is parked must not wait for it.
+async fn relays(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(include_str!("sql/relays.sql")).fetch_all(pool).await
+}
+
+async fn consumers(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let consumers = inbox::admin::status(connection).await?;
+    Ok(consumers.into_iter().map(|status| status.consumer).collect())
 }
 
 impl fmt::Display for Holder {
@@ -65,8 +100,26 @@ pub(super) async fn of(
     }
 }
 
+/// Everything that relays and consumers hold, where there are any.
+pub(super) async fn of_all(
+    pool: &PgPool,
+    connection: &mut PgConnection,
+    present: Present,
+) -> Result<Vec<Held>, sqlx::Error> {
+    let mut held = Vec::new();
+    if present.outbox {
+        for relay in relays(pool).await? {
+            held.extend(of_relay(pool, &relay).await?);
+        }
+    }
+    if present.inbox {
+        held.extend(of_consumers(connection, None).await?);
+    }
+    Ok(held)
+}
+
 /// What one relay holds.
-pub(super) async fn of_relay(pool: &PgPool, relay: &str) -> Result<Vec<Held>, sqlx::Error> {
+async fn of_relay(pool: &PgPool, relay: &str) -> Result<Vec<Held>, sqlx::Error> {
     let held = outbox::admin::held_keys(pool, relay).await?;
     let held = held.into_iter().map(|held| Held {
         parked: held.is_parked(),
@@ -85,7 +138,7 @@ pub(super) async fn of_relay(pool: &PgPool, relay: &str) -> Result<Vec<Held>, sq
 }
 
 /// What one consumer, or all of them, hold.
-pub(super) async fn of_consumers(
+async fn of_consumers(
     connection: &mut PgConnection,
     consumer: Option<&str>,
 ) -> Result<Vec<Held>, sqlx::Error> {

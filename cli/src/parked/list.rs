@@ -3,7 +3,6 @@
 use super::held::{self, Held, Holder};
 use crate::exit::Failure;
 use crate::output::{self, Format, plain};
-use crate::schema::Present;
 use crate::{database, schema};
 
 /// What to list.
@@ -32,22 +31,24 @@ pub(super) async fn run(args: List) -> Result<(), Failure> {
     let pool = database::pool(&url, "parked").await?;
     let failed = |error: sqlx::Error| database::failed(&format!("database {url}"), &error);
     let mut connection = pool.acquire().await.map_err(failed)?;
-    let Present { outbox, inbox } = schema::present(&mut connection, &url).await?;
-    let mut held = Vec::new();
-    if outbox && args.consumer.is_none() {
-        let relays = match &args.relay {
-            Some(relay) => vec![relay.clone()],
-            None => {
-                sqlx::query_scalar(include_str!("sql/relays.sql")).fetch_all(&pool).await.map_err(failed)?
+    let holder = match (args.relay, args.consumer) {
+        (Some(relay), _) => Some(Holder::Relay(relay)),
+        (None, consumer) => consumer.map(Holder::Consumer),
+    };
+    let mut held = match holder {
+        Some(holder) => {
+            schema::check(holder.schema(), &mut connection, &url).await?;
+            let held = held::of(&pool, &mut connection, &holder).await.map_err(failed)?;
+            if held.is_empty() {
+                holder.must_exist(&pool, &mut connection, &url).await?;
             }
-        };
-        for relay in relays {
-            held.extend(held::of_relay(&pool, &relay).await.map_err(failed)?);
+            held
         }
-    }
-    if inbox && args.relay.is_none() {
-        held.extend(held::of_consumers(&mut connection, args.consumer.as_deref()).await.map_err(failed)?);
-    }
+        None => {
+            let present = schema::present(&mut connection, &url).await?;
+            held::of_all(&pool, &mut connection, present).await.map_err(failed)?
+        }
+    };
     held.retain(|held| held.parked || args.all);
     match args.output {
         Format::Json => output::print_json(&held),

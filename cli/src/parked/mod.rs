@@ -152,6 +152,9 @@ async fn run_redrive(Redrive { choice, every, late, who, reason }: Redrive) -> R
     if redriven == 0 && !every {
         return Err(not_held(&holder));
     }
+    if redriven == 0 {
+        holder.must_exist(&pool, &mut connection, &url).await?;
+    }
     let keys = if redriven == 1 { "key is" } else { "keys are" };
     report(
         choice.output,

@@ -35,8 +35,8 @@ pub struct Survey {
     pub first_position: i64,
     /// Messages that services have written since the restore: they belong to the new era.
     pub written_since: i64,
-    /// Processes of relays that are alive, or were when the dump was made.
-    pub processes: i64,
+    /// Processes of relays that are alive, or were when the dump was made: of each, the relay and how it calls itself.
+    pub processes: Vec<String>,
     /// How many seconds the last of them may be alive without being heard of.
     pub alive_for: i64,
     /// How far each relay is, as of the present era.
@@ -67,11 +67,12 @@ pub enum RepairError {
     Replica,
     /// Relays read the log with what they know of it.
     #[error(
-        "relay processes alive, or alive when the dump was made: {processes}; stop them, or wait {alive_for} s"
+        "relay processes alive, or alive when the dump was made: {}; stop them, or wait {alive_for} s",
+        processes.join(", ")
     )]
     Alive {
-        /// How many.
-        processes: i64,
+        /// Of each, the relay and how it calls itself.
+        processes: Vec<String>,
         /// Seconds until the last of them counts as dead if it is not heard of.
         alive_for: i64,
     },
@@ -113,7 +114,7 @@ pub async fn repair(pool: &PgPool) -> Result<Survey, RepairError> {
     if !survey.needs_repair() {
         return Err(RepairError::Sound);
     }
-    if survey.processes > 0 {
+    if !survey.processes.is_empty() {
         let Survey { processes, alive_for, .. } = survey;
         return Err(RepairError::Alive { processes, alive_for });
     }

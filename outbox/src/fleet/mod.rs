@@ -232,7 +232,12 @@ impl<P: Publisher + 'static> Fleet<P> {
         let look = async {
             let mut connection = PgConnection::connect_with(&database.options).await?;
             let query = sqlx::query(include_str!("sql/has_work.sql")).bind(&self.relay);
-            let has_work = statement::row(&mut connection, query).await?.try_get(0)?;
+            let has_work = match statement::row(&mut connection, query).await {
+                Ok(row) => row.try_get(0)?,
+                // Without a schema: the relay says what is amiss.
+                Err(error) if is_undefined(&error) => true,
+                Err(error) => return Err(error),
+            };
             connection.close().await?;
             Ok(has_work)
         };
@@ -275,6 +280,11 @@ impl<P: Publisher + 'static> Fleet<P> {
             }
         }
     }
+}
+
+/// Whether a table is not there.
+fn is_undefined(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("42P01"))
 }
 
 #[cfg(test)]

@@ -130,6 +130,10 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             Store::join(&mut log, &relay.name, process, settings.shards, settings.start, settings.lease)
                 .await?;
         *joined = true;
+        if store.shards() != settings.shards {
+            let (relay, shards, asked) = (&relay.name, store.shards(), settings.shards);
+            tracing::info!(relay, shards, asked, "it keeps the number of shards that it began with");
+        }
         let lease = Lease::begin(relay.pool.clone(), relay.name.clone(), process, settings.lease).await?;
         // Thought dead between two statements: it must join again before it may own anything.
         let lease = Arc::new(lease.ok_or(LogError::ConnectionReplaced)?);

@@ -40,7 +40,11 @@ since as (
 select p.era, p.system_identifier, (select system_identifier from pg_control_system()) as present_identifier,
     d.sequence, d.log, s.messages as written_since,
     coalesce(s.first_position, greatest(d.sequence, d.log, p.first_position - 1) + 1) as first_position,
-    (select count(*) from outbox.process q where q.expires_at > clock_timestamp()) as processes,
+    array(
+        select format('%s (%s)', q.relay, q.label) from outbox.process q
+        where q.expires_at > clock_timestamp()
+        order by q.relay, q.label
+    ) as processes,
     (
         select ceil(extract(epoch from max(q.expires_at) - clock_timestamp()))::bigint from outbox.process q
         where q.expires_at > clock_timestamp()
