@@ -253,6 +253,30 @@ async fn a_held_message_whose_delivery_cannot_be_recorded_at_once_is_published_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_closed_is_let_go_also_while_a_held_message_is_on_the_wire() {
+    let database = Database::new("relay_closed").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("a");
+    let own = outbox::pool_options().connect(database.url()).await.unwrap();
+    let relay = start(&own, broker.publisher(), settings());
+    write(pool, &[message("a", 1)]).await;
+    until("held", || async { !outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    broker.hold_confirmations();
+    broker.accept_key("a");
+    write(pool, &[message("b", 1)]).await;
+    broker.wait_for_published(2).await;
+    let closing = own.close();
+    broker.release_confirmations();
+    tokio::time::timeout(relay_support::PATIENCE, closing).await.expect("its connections are given back");
+    relay.stop().await.unwrap();
+    let relay = start(pool, broker.publisher(), settings());
+    until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
+    relay.stop().await.unwrap();
+    assert_eq!((firsts(&numbers(&broker, "a")), numbers(&broker, "b")), (vec![1], vec![1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_down_parks_nobody_and_loses_nothing() {
     let database = Database::new("relay_down").await;
     let broker = Broker::new();

@@ -59,8 +59,14 @@ impl Session {
         Session { pool, group, process: Uuid::now_v7(), settings, shared, stop }
     }
 
-    /// Works until it is told to stop, and not much longer, whether or not the database answers.
+    /// Works until it is told to stop, or its pool is closed, and not much longer, whether or not the database answers.
     pub(super) async fn run(self) {
+        let (closed, closing) = (self.pool.close_event(), self.stop.clone());
+        let mut listening = JoinSet::new();
+        listening.spawn(async move {
+            closed.await;
+            closing.cancel();
+        });
         let over = self.stop.child_token();
         let mut upkeep = JoinSet::new();
         upkeep.spawn(self.upkeep().run(over.clone()));
@@ -75,6 +81,7 @@ impl Session {
             }
         }
         self.shared.lock().desk.end();
+        self.shared.arrived.notify_one();
         over.cancel();
         let _ = tokio::time::timeout(GOODBYE, upkeep.join_next()).await;
     }

@@ -31,7 +31,7 @@ use super::session::Session;
 /// subscriber, the message comes at once.
 ///
 /// **Progress is recorded a few times a second**, so a crash repeats what was acknowledged just before it. Close a
-/// subscriber when its work is done; that repeats nothing. An acknowledgement fails if the message has gone to another
+/// subscriber when its work is done, or its pool; that repeats nothing. An acknowledgement fails if the message has gone to another
 /// subscriber meanwhile.
 ///
 /// A topic is the destination that the publisher was given. Messages of topics that are not asked for are passed over. While the
@@ -237,6 +237,9 @@ impl Subscriber for PostgresSubscriber {
                         .into_iter()
                         .map(|one| delivery(&shared, redelivery, one))
                         .collect());
+                }
+                if self.pool.is_closed() {
+                    return Err(SubscribeError::Refused("its pool is closed".to_owned()));
                 }
                 if let Some(trouble) = shown.trouble.take() {
                     return Err(trouble);

@@ -181,7 +181,7 @@ impl<P: Publisher> Holds<P> {
             let query = sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
             let query = query.bind(position).bind(due.shard).bind(due.epoch);
             let Err(error) = statement::run(&self.pool, query).await else { return Ok(()) };
-            if self.stop.is_cancelled() || matches!(error, sqlx::Error::PoolClosed) {
+            if self.stop.is_cancelled() {
                 return Err(error);
             }
             failures += 1;

@@ -114,17 +114,23 @@ impl<P: Publisher + 'static> Relay<P> {
         Arc::clone(&self.busy)
     }
 
-    /// Runs until `stop` is cancelled; then finishes what is on the wire, records it, and hands over. Goes on through
-    /// failures of the database and the broker. One that is paused waits until it is resumed.
+    /// Runs until `stop` is cancelled, or the pool is closed; then finishes what is on the wire, records it, and hands over.
+    /// Goes on through failures of the database and the broker. One that is paused waits until it is resumed.
     ///
     /// # Errors
     /// See [`RelayError`]. A database that cannot be reached is an error only at the start.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
         let Settings { retention, lease, drain, .. } = self.settings;
+        let stop = stop.child_token();
         let over = stop.child_token();
         let mut upkeep = Upkeep::new(self.pool.clone(), &self.name, retention, lease).spawn(over.clone());
         // Aborted when this ends.
         let mut listening = JoinSet::new();
+        let (closed, closing) = (self.pool.close_event(), stop.clone());
+        listening.spawn(async move {
+            closed.await;
+            closing.cancel();
+        });
         if self.settings.doorbell {
             listening.spawn(doorbell::listen(self.pool.clone(), self.name.clone(), self.doorbell.clone()));
         }

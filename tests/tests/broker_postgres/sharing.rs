@@ -57,6 +57,25 @@ async fn three_subscribers_share_and_the_two_that_stay_take_over_from_the_one_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_whose_pool_is_closed_hands_over_and_says_so() {
+    let broker = postgres().await;
+    let sent = keyed(2, 2);
+    broker.publish(&sent[..1]).await;
+    let own = outbox::pool_options().connect(broker.database.url()).await.expect("the database");
+    let mut closed = subscriber(own.clone(), "g").with_lease(PATIENCE * 60);
+    acknowledge(receive(&mut closed, 1).await).await;
+    let receiving = tokio::spawn(async move { closed.receive(1).await });
+    timeout(PATIENCE, own.close()).await.expect("its connections are given back");
+    let told = timeout(PATIENCE, receiving).await.expect("an answer").expect("no panic");
+    assert!(matches!(told, Err(SubscribeError::Refused(_))), "{told:?}");
+    broker.publish(&sent[1..]).await;
+    let mut next = broker.subscriber("g");
+    let rest = receive(&mut next, 10).await;
+    assert_eq!(rest.iter().map(|delivery| message(delivery).id).collect::<Vec<_>>(), [sent[1].id]);
+    acknowledge(rest).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_subscribers_shards_are_taken_over_when_its_lease_ends() {
     let broker = postgres().await;
     let sent = keyed(200, 20);
