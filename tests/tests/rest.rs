@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brokers::memory::Broker;
+use chrono::{DateTime, Utc};
 use outbox::Settings;
 use outbox::log::{Lease, LogConnection, Start, Store};
 use relay_support::{Running, message, settings, start, until, until_published, write};
@@ -72,6 +73,13 @@ async fn one_at_rest_writes_nothing_and_both_renew_when_another_joins() {
     let first = begin(pool, &broker);
     write(pool, &[message("a", 1)]).await;
     until_published(&broker, 1).await;
+    let published: DateTime<Utc> =
+        sqlx::query_scalar("select clock_timestamp()").fetch_one(pool).await.unwrap();
+    until("the cursors of all shards are recorded, the last that there is to write", || async {
+        let recorded = sqlx::query_scalar("select min(recorded_at) > $1 from outbox.cursor").bind(published);
+        recorded.fetch_one(pool).await.unwrap()
+    })
+    .await;
     until_at_rest(pool).await;
     let written = || async {
         let rows =
