@@ -107,7 +107,7 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
     }
     let mut patience = Patience::default();
     loop {
-        match once(core, handler, message, made_at, received).await {
+        match core.in_time(once(core, handler, message, made_at, received)).await {
             Ok(Step::Handled(taken)) => {
                 measure::handled(&core.name, taken);
                 return Applied::Done;
@@ -235,7 +235,7 @@ async fn park_malformed(core: &Core, malformed: &Malformed, received: Instant) -
 async fn insist(core: &Core, held: &Hold<'_>, body: Body<'_>, received: Instant) -> Applied {
     let mut patience = Patience::default();
     loop {
-        match hold(core, held, body, received).await {
+        match core.in_time(hold(core, held, body, received)).await {
             Ok(_) => return Applied::Done,
             Err(setback) => {
                 patience::count(core, &setback);

@@ -1,6 +1,7 @@
 //! A consumer: what it handles, and how patient it is.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ use crate::horizon::{Horizon, InvalidHorizon};
 /// ([`admin`](crate::admin)). A kind without a handler is acknowledged and counted.
 ///
 /// Several processes may run a consumer of the same name; they share the work as their broker divides it. The pool needs
-/// a connection for each message under way (concurrency, a quarter more for retries) and two to spare.
+/// a connection for each message under way (concurrency, a quarter more for retries) and two to spare. Made with
+/// `outbox::pool_options()`, it gets rid of those that a network has swallowed.
 ///
 /// ```no_run
 /// # async fn example(pool: sqlx::PgPool, subscriber: impl message::Subscriber + 'static)
@@ -104,8 +106,26 @@ pub(crate) const IN_PLACE: Duration = Duration::from_secs(5);
 impl Core {
     /// For how long a claim on a held key keeps others away.
     pub(crate) fn try_time(&self) -> Duration {
-        self.handler_timeout + SLACK
+        self.handler_timeout.saturating_add(SLACK)
     }
+
+    /// What the database answers, unless it does not: a network can swallow a connection without a word, and the driver would
+    /// wait for ever. A try may first wait for that of another process, and no longer than it lasts.
+    pub(crate) async fn in_time<T, E: From<sqlx::Error>>(
+        &self,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        within(self.try_time().saturating_mul(2), answer).await
+    }
+}
+
+/// An error of the network's if there is no answer by then.
+pub(crate) async fn within<T, E: From<sqlx::Error>>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()).into());
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
 }
 
 impl Consumer {
@@ -175,7 +195,8 @@ impl Consumer {
         self
     }
 
-    /// How long one try of a handler may take; then it is rolled back and counted. 30 seconds unless told otherwise.
+    /// How long one try of a handler may take; then it is rolled back and counted. 30 seconds unless told otherwise. A database
+    /// that has not answered after twice as long, and 20 seconds, is asked again on another connection.
     pub fn with_handler_timeout(mut self, timeout: Duration) -> Self {
         self.core.handler_timeout = timeout;
         self

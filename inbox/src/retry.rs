@@ -87,7 +87,7 @@ async fn one(core: &Core, claim: Claim) -> Option<Claim> {
         return None;
     }
     loop {
-        match once(core, &claim, first).await {
+        match core.in_time(once(core, &claim, first)).await {
             Ok(Step::Next(Some(next))) => return Some(*next),
             Ok(Step::Next(None)) => {
                 release(core, claim.hold).await;
@@ -197,7 +197,7 @@ async fn release(core: &Core, hold: i64) -> bool {
         tx.commit().await?;
         Ok::<bool, sqlx::Error>(released)
     };
-    match release.await {
+    match core.in_time(release).await {
         Ok(released) => {
             info!(consumer = %core.name, hold, released, "held messages are done with");
             released
@@ -253,7 +253,7 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             .bind(delay.map(milliseconds))
             .bind(error);
         // If it cannot be written, the key is due when the time of this try has passed.
-        match statement::run(&core.pool, query).await {
+        match core.in_time(statement::run(&core.pool, query)).await {
             Ok(_) => return,
             Err(error) => {
                 if !patience.wait(core, &error.into()).await {

@@ -16,7 +16,7 @@ use crate::admit::check_consumer;
 use crate::apply::{Applied, deliver};
 use crate::backoff::{Backoff, chance};
 use crate::caution::HEARTBEAT;
-use crate::consumer::{Consumer, ConsumerError, Core, Settings};
+use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
 use crate::horizon::Horizon;
 use crate::lanes::{Lane, Lanes};
 use crate::prune::prune;
@@ -59,7 +59,7 @@ impl Consumer {
         let mut work = Work::new(Arc::new(core), &settings);
         let ended = work.run(&mut *subscriber, &settings).await;
         subscriber.close().await;
-        if let Err(error) = work.core.caution.end(&work.core.pool).await {
+        if let Err(error) = within(HEARTBEAT, work.core.caution.end(&work.core.pool)).await {
             // Then it is taken for dead, and others are cautious for a while.
             debug!(consumer = %work.core.name, error = report(&error), "could not say goodbye");
         }
@@ -69,7 +69,7 @@ impl Consumer {
 }
 
 async fn beat(core: &Core) -> Result<(), sqlx::Error> {
-    let dead = core.caution.beat(&core.pool, &core.name).await?;
+    let dead = within(HEARTBEAT, core.caution.beat(&core.pool, &core.name)).await?;
     if dead > 0 {
         warn!(consumer = %core.name, dead, "a process has died; first tries are counted before they begin for a while");
     }
@@ -230,7 +230,7 @@ impl Work {
         self.claiming = true;
         let (core, limit) = (self.core.clone(), self.most_drains - self.drains);
         self.tasks.spawn(async move {
-            Ended::Claimed(claim(&core, limit).await.unwrap_or_else(|error| {
+            Ended::Claimed(core.in_time(claim(&core, limit)).await.unwrap_or_else(|error| {
                 debug!(consumer = %core.name, error = report(&error), "held keys could not be claimed");
                 Vec::new()
             }))
@@ -240,7 +240,7 @@ impl Work {
     fn prune(&mut self) {
         let core = self.core.clone();
         self.tasks.spawn(async move {
-            match prune(&core.pool).await {
+            match within(PRUNE_EVERY, prune(&core.pool)).await {
                 Ok(pruned) => debug!(consumer = %core.name, ?pruned, "pruned"),
                 Err(error) => {
                     warn!(consumer = %core.name, error = report(&error), "could not prune; rows past the horizon stay")

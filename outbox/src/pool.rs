@@ -4,12 +4,14 @@ use std::io;
 use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Executor, Row};
+use sqlx::{Connection, Executor, Row};
 
 const OUTSIDE_TRANSACTION: &str = include_str!("sql/outside_transaction.sql");
 
-/// A connection that has not answered by then, after nobody uses it any more, will hardly do so.
-const ANSWER: Duration = Duration::from_secs(5);
+/// A connection that has not answered by then, before somebody uses it, will hardly do so: another is taken.
+const ANSWER_BEFORE: Duration = Duration::from_secs(2);
+/// The same, after nobody uses it any more: nobody waits for it.
+const ANSWER_AFTER: Duration = Duration::from_secs(5);
 
 /// Options for the pool through which a service enqueues, a consumer handles and a relay reads.
 ///
@@ -17,7 +19,13 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// ([#4393](https://github.com/transact-rs/sqlx/issues/4393)); a later insert on it answers `Ok` and is lost. Here a
 /// connection is asked whether it is outside any transaction when it comes back, and closed if not: one round trip
 /// after the caller is done. One that does not answer in five seconds is closed, too, and does not stay the pool's for
-/// ever. Set your own `after_release` only if it does the same.
+/// ever.
+///
+/// An idle connection is asked whether it is alive before it is used, as sqlx does, but for two seconds at most: sqlx asks
+/// for as long as [`acquire_timeout`](PgPoolOptions::acquire_timeout) lasts, so that a network that swallowed some
+/// connections keeps others from being opened for half a minute each.
+///
+/// Set your own `after_release` and `before_acquire` only if they do the same.
 ///
 /// ```no_run
 /// # async fn connect() -> Result<(), sqlx::Error> {
@@ -25,13 +33,21 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// # Ok(()) }
 /// ```
 pub fn pool_options() -> PgPoolOptions {
-    PgPoolOptions::new().after_release(|connection, _| {
-        Box::pin(async move {
-            // The simple protocol: an extended one would itself be a transaction of two messages, with two times.
-            let row = connection.fetch_one(sqlx::raw_sql(OUTSIDE_TRANSACTION));
-            let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
-            let row = tokio::time::timeout(ANSWER, row).await.unwrap_or_else(late)?;
-            row.try_get(0)
+    PgPoolOptions::new()
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| {
+            Box::pin(async move { within(ANSWER_BEFORE, connection.ping()).await.map(|()| true) })
         })
-    })
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                // The simple protocol: an extended one would itself be a transaction of two messages, with two times.
+                let row = connection.fetch_one(sqlx::raw_sql(OUTSIDE_TRANSACTION));
+                within(ANSWER_AFTER, row).await?.try_get(0)
+            })
+        })
+}
+
+async fn within<T>(limit: Duration, answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
 }

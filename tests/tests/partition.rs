@@ -1,0 +1,128 @@
+//! A network between a database and its relay, consumer or subscriber that swallows everything: connections stay, and say
+//! nothing. New ones are as before.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod inbox_support;
+mod relay_support;
+
+use std::time::Duration;
+
+use brokers::memory::Broker;
+use brokers::postgres::{PostgresPublisher, PostgresSubscriber};
+use chrono::Utc;
+use inbox::Consumer;
+use inbox_support::{CONSUMER, KIND, Service, effect, placed};
+use message::{Delivery, Message, Outgoing, Subscriber, publish_all};
+use outbox::admin;
+use relay_support::{PATIENCE, message, numbers, settings, start, until, until_published, write};
+use sqlx::PgPool;
+use tests::{Database, Fate, Proxy};
+
+const LEASE: Duration = Duration::from_secs(2);
+
+/// A pool through a network of its own.
+async fn through(database: &Database) -> (PgPool, Proxy) {
+    let proxy = Proxy::start(&database.url().parse().unwrap()).await.unwrap();
+    let pool = outbox::pool_options().max_connections(8).connect_with(proxy.options()).await.unwrap();
+    (pool, proxy)
+}
+
+/// Until all that was delivered is recorded: else it would come again.
+async fn until_recorded(pool: &PgPool) {
+    let nothing_waits =
+        || async { admin::status(pool).await.unwrap().iter().all(|relay| relay.pending == 0) };
+    until("recorded", nothing_waits).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_whose_connections_fall_silent_takes_others_and_so_does_its_upkeep() {
+    let database = Database::new("partition_relay").await;
+    let pool = database.pool();
+    let (through, network) = through(&database).await;
+    let broker = Broker::new();
+    let mut settings = settings();
+    settings.lease = LEASE;
+    let relay = start(&through, broker.publisher(), settings);
+    write(pool, &[message("a", 1)]).await;
+    until_published(&broker, 1).await;
+    until_recorded(pool).await;
+    network.fall_silent();
+    write(pool, &[message("a", 2)]).await;
+    until_published(&broker, 2).await;
+    let mut tx = pool.begin().await.unwrap();
+    outbox::enqueue_all_at(&mut tx, &[message("a", 3)], Utc::now()).await.unwrap();
+    outbox::commit(tx).await.unwrap();
+    until_published(&broker, 3).await;
+    relay.stop().await.unwrap();
+    assert_eq!(numbers(&broker, "a"), [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_whose_connections_fall_silent_takes_others() {
+    let service = Service::new("partition_consumer").await;
+    let (through, network) = through(&service.database).await;
+    let subscriber = service.broker.subscriber(CONSUMER, ["orders"]);
+    let consumer = Consumer::new(CONSUMER, through, subscriber).on(KIND, effect);
+    let consumer = inbox_support::start(consumer.with_handler_timeout(LEASE).with_grace(Duration::ZERO));
+    // Side by side, so that several connections are open.
+    let many: Vec<Message> = (0..8).map(|key| placed(&format!("k{key}"), "before")).collect();
+    service.publish(&many).await;
+    service.acknowledged().await;
+    network.fall_silent();
+    service.publish(&[placed("a", "after")]).await;
+    service.acknowledged().await;
+    assert_eq!(service.notes().await.iter().filter(|note| *note == "after").count(), 1);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_whose_commits_are_never_answered_handles_their_messages_once_and_goes_on() {
+    let service = Service::new("partition_commit").await;
+    let (through, network) = through(&service.database).await;
+    let subscriber = service.broker.subscriber(CONSUMER, ["orders"]);
+    let consumer = Consumer::new(CONSUMER, through, subscriber).on(KIND, effect).with_concurrency(2);
+    let consumer = inbox_support::start(consumer.with_handler_timeout(LEASE).with_grace(Duration::ZERO));
+    service.publish(&[placed("a", "1")]).await;
+    service.acknowledged().await;
+    network.at_commit(Fate::IsNeverAnswered);
+    service.publish(&[placed("a", "2"), placed("b", "2")]).await;
+    let both = || async { service.count("select count(*) from effect where note = '2'").await == 2 };
+    until("both are committed", both).await;
+    network.at_commit(Fate::Passes);
+    service.publish(&[placed("a", "3"), placed("c", "3")]).await;
+    service.acknowledged().await;
+    let mut notes = service.notes().await;
+    notes.sort();
+    assert_eq!(notes, ["1", "2", "2", "3", "3"]);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_whose_connections_fall_silent_takes_others() {
+    let database = Database::new("partition_subscriber").await;
+    let publisher = PostgresPublisher::new(database.pool().clone());
+    let publish = async |message: Message| {
+        let outgoing = Outgoing { destination: "orders".into(), message: message.into() };
+        publish_all(&publisher, &[outgoing]).await.pop().unwrap().unwrap();
+    };
+    let (through, network) = through(&database).await;
+    let mut subscriber = PostgresSubscriber::new(through, "shipping".parse().unwrap()).with_lease(LEASE);
+    for number in 1..=2 {
+        publish(message("a", number)).await;
+        let received = tokio::time::timeout(PATIENCE, one(&mut subscriber)).await.expect("it comes in time");
+        assert_eq!(received.received.as_ref().unwrap().payload, number.to_string());
+        received.acknowledge().await.unwrap();
+        until_recorded(database.pool()).await;
+        network.fall_silent();
+    }
+}
+
+/// The next delivery, however often it says that the database does not answer.
+async fn one(subscriber: &mut PostgresSubscriber) -> Delivery {
+    loop {
+        if let Ok(mut received) = subscriber.receive(1).await {
+            return received.pop().unwrap();
+        }
+    }
+}
