@@ -31,7 +31,8 @@ const EXTEND_TIMEOUT: Duration = Duration::from_secs(5);
 const RECEIVE_BACKOFF: Duration = Duration::from_millis(100);
 
 impl Consumer {
-    /// Runs until `stop`: then it receives no more, finishes and acknowledges what is in hand, and returns.
+    /// Runs until `stop`, or until its pool is closed: then it receives no more, finishes and acknowledges what is in hand, as
+    /// far as the database lets it, and returns.
     ///
     /// # Errors
     /// The set-up is not valid, the database cannot be used at the start, or the broker refuses the subscription. An
@@ -48,6 +49,13 @@ impl Consumer {
         core.kinds = core.handlers.keys().map(|kind| kind.to_string()).collect();
         // A child: when the broker refuses, only this consumer stops.
         core.stop = stop.child_token();
+        let (closed, closing) = (core.pool.close_event(), core.stop.clone());
+        // Aborted when this ends.
+        let mut listening = JoinSet::new();
+        listening.spawn(async move {
+            closed.await;
+            closing.cancel();
+        });
         let mut connection = core.pool.acquire().await?;
         Schema::Inbox.check(&mut connection).await?;
         let register =

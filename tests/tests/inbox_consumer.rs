@@ -12,6 +12,7 @@ use inbox::{Consumer, ConsumerError, HandlerError};
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, placed, start};
 use message::Message;
 use sqlx::PgTransaction;
+use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -238,6 +239,29 @@ async fn a_stopped_consumer_finishes_and_acknowledges_what_is_in_hand() {
     // The prefetched ones are in hand too, and the one that came later is not.
     assert_eq!(service.notes().await.len(), 20);
     assert_eq!(service.broker.unacknowledged(CONSUMER), 1);
+}
+
+#[tokio::test]
+async fn a_consumer_whose_pool_is_closed_ends_and_leaves_the_rest_to_the_next() {
+    let service = Service::new("pool closed").await;
+    let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let handler = Waits { begins: begun.clone(), waits: go_on.clone() };
+    let messages: Vec<Message> = (0..20).map(|n| placed("a", &format!("{n:02}"))).collect();
+    service.publish(&messages).await;
+    let own = PgPoolOptions::new().connect(service.database.url()).await.unwrap();
+    let subscriber = service.broker.subscriber(CONSUMER, ["orders"]);
+    let running = start(Consumer::new(CONSUMER, own.clone(), subscriber).on(KIND, handler));
+    begun.notified().await;
+    let closing = own.close();
+    go_on.notify_one();
+    closing.await;
+    running.ended().await;
+    assert_eq!(service.notes().await, ["00"]);
+    let next = start(service.consumer().on(KIND, effect));
+    service.acknowledged().await;
+    next.stop().await;
+    let all: Vec<String> = (0..20).map(|n| format!("{n:02}")).collect();
+    assert_eq!(service.notes().await, all);
 }
 
 /// Waits in the first message.

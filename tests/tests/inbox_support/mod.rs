@@ -108,6 +108,11 @@ pub(crate) fn start(consumer: Consumer) -> Running {
 impl Running {
     pub(crate) async fn stop(self) {
         self.stop.cancel();
+        self.ended().await;
+    }
+
+    /// By itself.
+    pub(crate) async fn ended(self) {
         tokio::time::timeout(DEADLINE, self.task).await.expect("it stops in time").unwrap().unwrap();
     }
 }
