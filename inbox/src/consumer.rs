@@ -195,8 +195,8 @@ impl Consumer {
         self
     }
 
-    /// How long one try of a handler may take; then it is rolled back and counted. 30 seconds unless told otherwise. A database
-    /// that has not answered after twice as long, and 20 seconds, is asked again on another connection.
+    /// How long one try of a handler may take; then it is rolled back and counted. 30 seconds unless told otherwise.
+    /// A database that has not answered after twice as long and 20 seconds is asked again, on another connection.
     pub fn with_handler_timeout(mut self, timeout: Duration) -> Self {
         self.core.handler_timeout = timeout;
         self

@@ -31,8 +31,8 @@ use super::session::Session;
 /// subscriber, the message comes at once.
 ///
 /// **Progress is recorded a few times a second**, so a crash repeats what was acknowledged just before it. Close a
-/// subscriber when its work is done, or its pool; that repeats nothing. An acknowledgement fails if the message has gone to another
-/// subscriber meanwhile.
+/// subscriber when its work is done, or its pool; that repeats nothing. An acknowledgement fails if the message has gone
+/// to another subscriber meanwhile.
 ///
 /// A topic is the destination that the publisher was given. Messages of topics that are not asked for are passed over. While the
 /// database fails, [`receive`](Subscriber::receive) answers `Unavailable` after each attempt to go on.
