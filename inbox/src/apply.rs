@@ -107,7 +107,7 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
     }
     let mut patience = Patience::default();
     loop {
-        match core.in_time(once(core, handler, message, made_at, received)).await {
+        match once(core, handler, message, made_at, received).await {
             Ok(Step::Handled(taken)) => {
                 measure::handled(&core.name, taken);
                 return Applied::Done;
@@ -146,21 +146,20 @@ async fn once(
 ) -> Result<Step, Setback> {
     let begun = Instant::now();
     // A handler may be silent for as long as it may take; a process that stands still, not longer.
-    let mut tx = begin_on_pool(core.pool.clone(), core.try_time()).await?;
-    let row = sqlx::query(include_str!("sql/receive.sql"))
+    let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time())).await?;
+    let receive = sqlx::query(include_str!("sql/receive.sql"))
         .bind(&*core.name)
         .bind(message.id.as_uuid())
         .bind(made_at)
         .bind(message.key.as_deref())
         .bind(microseconds_since(received))
-        .persistent(is_named(&tx))
-        .fetch_one(&mut *tx)
-        .await?;
+        .persistent(is_named(&tx));
+    let row = core.in_time(receive.fetch_one(&mut *tx)).await?;
     if !row.try_get::<bool, _>("first")? {
         let step = if row.try_get("message_held")? {
             Step::Held
         } else if row.try_get("key_held")? {
-            match append(core, &mut tx, message, received).await? {
+            match core.in_time(append(core, &mut tx, message, received)).await? {
                 Some(Found::Held) => Step::Held,
                 Some(Found::Handled) => Step::Repeat,
                 None => Step::Again,
@@ -170,13 +169,13 @@ async fn once(
         } else {
             Step::Repeat
         };
-        tx.commit().await?;
+        core.in_time(tx.commit()).await?;
         return Ok(step);
     }
     let admitted = Admitted { transaction: row.try_get("transaction")?, backend: row.try_get("backend")? };
     match attempt(core, handler, &mut tx, message, &admitted).await {
         Ok(()) => {
-            commit(tx).await?;
+            commit(core, tx).await?;
             Ok(Step::Handled(begun.elapsed()))
         }
         Err(broken) => {

@@ -95,7 +95,7 @@ pub(crate) async fn attempt(
     let call = AssertUnwindSafe(handler.handle(tx, message)).catch_unwind();
     let broken = |failure| Broken { setback: Setback::Failed(failure), cut: true };
     match tokio::time::timeout(core.handler_timeout, call).await {
-        Ok(Ok(Ok(()))) => match touch(tx, admitted).await {
+        Ok(Ok(Ok(()))) => match core.in_time(touch(tx, admitted)).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(failed(SWALLOWED, "the handler ended the transaction it was given")),
             Err(error) if is_aborted(&error) => {
@@ -103,7 +103,7 @@ pub(crate) async fn attempt(
             }
             Err(error) => Err(Setback::from(error).into()),
         },
-        Ok(Ok(Err(error))) => Err(judge(&error, touch(tx, admitted).await).into()),
+        Ok(Ok(Err(error))) => Err(judge(&error, core.in_time(touch(tx, admitted)).await).into()),
         Ok(Err(panic)) => {
             let text = panic.downcast_ref::<&str>().copied();
             let text =
@@ -148,8 +148,8 @@ fn judge(error: &HandlerError, standing: Result<bool, sqlx::Error>) -> Setback {
 
 /// Commits. A constraint or trigger that was deferred until now speaks for the handler. If the answer is lost, whether
 /// it committed is unknown: the message is tried again, and admitted or a repeat.
-pub(crate) async fn commit(tx: PgTransaction<'_>) -> Result<(), Setback> {
-    tx.commit().await.map_err(|error| match blame(&error) {
+pub(crate) async fn commit(core: &Core, tx: PgTransaction<'_>) -> Result<(), Setback> {
+    core.in_time(tx.commit()).await.map_err(|error| match blame(&error) {
         Blame::Contention => Setback::Contention(report(&error)),
         Blame::Database => Setback::Database(report(&error)),
         Blame::Handler => Setback::Failed(Failure { error: report(&error), parks: false, result: FAILED }),
@@ -168,7 +168,7 @@ pub(crate) async fn abandon(core: &Core, tx: PgTransaction<'static>, cut: Option
             statement::run(&mut other, terminate).await?;
             other.close().await
         };
-        if let Err(error) = ended.await {
+        if let Err(error) = core.in_time(ended).await {
             let error = report(&error);
             warn!(consumer = %core.name, error, "a backend goes on with a statement nobody waits for");
             // The pool's task waits for the statement's end, and rolls back then.
@@ -176,7 +176,7 @@ pub(crate) async fn abandon(core: &Core, tx: PgTransaction<'static>, cut: Option
         }
     }
     // A failure here means the connection is gone, and its transaction with it.
-    if let Err(error) = tx.rollback().await {
+    if let Err(error) = core.in_time(tx.rollback()).await {
         debug!(consumer = %core.name, error = report(&error), "a connection was lost in a rollback");
     }
 }

@@ -11,7 +11,7 @@ use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use crate::hold::milliseconds;
-use crate::statement;
+use crate::statement::{self, PgQuery};
 
 /// How often a process says that it lives.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ impl Caution {
     }
 
     /// This process ends in good order.
-    pub(crate) async fn end(&self, pool: &PgPool) -> Result<(), sqlx::Error> {
-        statement::run(pool, sqlx::query(include_str!("sql/goodbye.sql")).bind(self.process)).await.map(drop)
+    pub(crate) fn goodbye(&self) -> PgQuery<'static> {
+        sqlx::query(include_str!("sql/goodbye.sql")).bind(self.process)
     }
 }

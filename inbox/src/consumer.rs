@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use message::{SubscribeError, Subscriber};
 use migrations::SchemaError;
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::caution::Caution;
 use crate::handler::{Handle, IntoHandler};
 use crate::horizon::{Horizon, InvalidHorizon};
+use crate::statement::{self, PgQuery};
 
 /// Receives messages and has them handled, each once, those of a key in order.
 ///
@@ -23,8 +24,9 @@ use crate::horizon::{Horizon, InvalidHorizon};
 /// ([`admin`](crate::admin)). A kind without a handler is acknowledged and counted.
 ///
 /// Several processes may run a consumer of the same name; they share the work as their broker divides it. The pool needs
-/// a connection for each message under way (concurrency, a quarter more for retries) and two to spare. Made with
-/// `outbox::pool_options()`, it gets rid of those that a network has swallowed.
+/// a connection for each message under way (concurrency, a quarter more for retries) and two to spare. Make it with
+/// `outbox::pool_options()`: another may hand on a connection that is inside a transaction of nobody's, in which what the
+/// service writes is lost, and keeps those that a network has swallowed.
 ///
 /// ```no_run
 /// # async fn example(pool: sqlx::PgPool, subscriber: impl message::Subscriber + 'static)
@@ -98,6 +100,8 @@ pub enum ConsumerError {
     Subscription(#[source] SubscribeError),
 }
 
+/// The longest there is.
+const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
 /// Beyond the handler's timeout, a try is taken for lost.
 const SLACK: Duration = Duration::from_secs(10);
 /// A held key is tried again in its place only if the try then ends before others take it for lost.
@@ -106,7 +110,7 @@ pub(crate) const IN_PLACE: Duration = Duration::from_secs(5);
 impl Core {
     /// For how long a claim on a held key keeps others away.
     pub(crate) fn try_time(&self) -> Duration {
-        self.handler_timeout.saturating_add(SLACK)
+        self.handler_timeout + SLACK
     }
 
     /// What the database answers, unless it does not: a network can swallow a connection without a word, and the driver would
@@ -115,7 +119,23 @@ impl Core {
         &self,
         answer: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        within(self.try_time().saturating_mul(2), answer).await
+        within(2 * self.try_time(), answer).await
+    }
+}
+
+impl Core {
+    /// Runs one statement alone, also when the pool is closed: then on a connection of its own.
+    pub(crate) async fn last_word(&self, query: PgQuery<'_>) -> Result<u64, sqlx::Error> {
+        let said = async {
+            if !self.pool.is_closed() {
+                return statement::run(&self.pool, query).await;
+            }
+            let mut own = PgConnection::connect_with(&self.pool.connect_options()).await?;
+            let done = statement::run(&mut own, query).await?;
+            own.close().await?;
+            Ok(done)
+        };
+        self.in_time(said).await
     }
 }
 
@@ -198,7 +218,7 @@ impl Consumer {
     /// How long one try of a handler may take; then it is rolled back and counted. 30 seconds unless told otherwise.
     /// A database that has not answered after twice as long and 20 seconds is asked again, on another connection.
     pub fn with_handler_timeout(mut self, timeout: Duration) -> Self {
-        self.core.handler_timeout = timeout;
+        self.core.handler_timeout = timeout.min(A_YEAR);
         self
     }
 
@@ -225,7 +245,7 @@ impl Consumer {
     /// When stopped, how long deliveries in hand may still begin; then they are left to be delivered again. 20 seconds
     /// unless told otherwise.
     pub fn with_grace(mut self, grace: Duration) -> Self {
-        self.settings.grace = grace;
+        self.settings.grace = grace.min(A_YEAR);
         self
     }
 }

@@ -87,7 +87,7 @@ async fn one(core: &Core, claim: Claim) -> Option<Claim> {
         return None;
     }
     loop {
-        match core.in_time(once(core, &claim, first)).await {
+        match once(core, &claim, first).await {
             Ok(Step::Next(Some(next))) => return Some(*next),
             Ok(Step::Next(None)) => {
                 release(core, claim.hold).await;
@@ -135,23 +135,21 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
     let made_at: Option<DateTime<Utc>> = message.id.made_at().filter(|_| !first.late);
     let begun = Instant::now();
     // A handler may be silent for as long as it may take; a process that stands still, not longer.
-    let mut tx = begin_on_pool(core.pool.clone(), core.try_time()).await?;
-    let row = sqlx::query(include_str!("sql/retry.sql"))
+    let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time())).await?;
+    let retry = sqlx::query(include_str!("sql/retry.sql"))
         .bind(&*core.name)
         .bind(claim.hold)
         .bind(claim.attempts)
         .bind(first.arrival)
         .bind(message.id.as_uuid())
         .bind(made_at)
-        .persistent(is_named(&tx))
-        .fetch_optional(&mut *tx)
-        .await?;
-    let Some(row) = row else {
-        tx.rollback().await?;
+        .persistent(is_named(&tx));
+    let Some(row) = core.in_time(retry.fetch_optional(&mut *tx)).await? else {
+        core.in_time(tx.rollback()).await?;
         return Ok(Step::Lost);
     };
     if row.try_get("too_old")? {
-        tx.rollback().await?;
+        core.in_time(tx.rollback()).await?;
         return Ok(Step::TooOld);
     }
     let first_copy: bool = row.try_get("first")?;
@@ -163,16 +161,15 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
             return Err(broken.setback);
         }
     }
-    let next = sqlx::query(include_str!("sql/advance.sql"))
+    let advance = sqlx::query(include_str!("sql/advance.sql"))
         .bind(&*core.name)
         .bind(claim.hold)
         .bind(first.arrival)
         .bind(milliseconds(core.try_time()))
-        .persistent(is_named(&tx))
-        .fetch_optional(&mut *tx)
-        .await?;
+        .persistent(is_named(&tx));
+    let next = core.in_time(advance.fetch_optional(&mut *tx)).await?;
     let next = next.as_ref().map(Claim::from_row).transpose()?;
-    commit(tx).await?;
+    commit(core, tx).await?;
     if first_copy {
         measure::handled(&core.name, begun.elapsed());
     } else {
@@ -253,7 +250,7 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             .bind(delay.map(milliseconds))
             .bind(error);
         // If it cannot be written, the key is due when the time of this try has passed.
-        match core.in_time(statement::run(&core.pool, query)).await {
+        match core.last_word(query).await {
             Ok(_) => return,
             Err(error) => {
                 if !patience.wait(core, &error.into()).await {

@@ -67,7 +67,7 @@ impl Consumer {
         let mut work = Work::new(Arc::new(core), &settings);
         let ended = work.run(&mut *subscriber, &settings).await;
         subscriber.close().await;
-        if let Err(error) = within(HEARTBEAT, work.core.caution.end(&work.core.pool)).await {
+        if let Err(error) = within(HEARTBEAT, work.core.last_word(work.core.caution.goodbye())).await {
             // Then it is taken for dead, and others are cautious for a while.
             debug!(consumer = %work.core.name, error = report(&error), "could not say goodbye");
         }
@@ -77,7 +77,7 @@ impl Consumer {
 }
 
 async fn beat(core: &Core) -> Result<(), sqlx::Error> {
-    let dead = within(HEARTBEAT, core.caution.beat(&core.pool, &core.name)).await?;
+    let dead = core.in_time(core.caution.beat(&core.pool, &core.name)).await?;
     if dead > 0 {
         warn!(consumer = %core.name, dead, "a process has died; first tries are counted before they begin for a while");
     }
@@ -106,6 +106,7 @@ struct Work {
     claiming: bool,
     next_claim: Instant,
     claim_every: Duration,
+    beating: bool,
 }
 
 impl Work {
@@ -122,6 +123,7 @@ impl Work {
             claiming: false,
             next_claim: Instant::now(),
             claim_every,
+            beating: false,
         }
     }
 
@@ -168,6 +170,8 @@ impl Work {
             }
         }
         self.finish(settings, &mut extend).await;
+        // A subscriber on the same pool may say first that it is closed.
+        let refused = refused.filter(|_| !self.core.pool.is_closed());
         refused.map_or(Ok(()), |error| Err(ConsumerError::Subscription(error)))
     }
 
@@ -215,14 +219,15 @@ impl Work {
                 }
             }
             Ok((_, Ended::Drained)) => self.drains = self.drains.saturating_sub(1),
-            Ok((_, Ended::Pruned | Ended::Beaten)) => {}
+            Ok((_, Ended::Beaten)) => self.beating = false,
+            Ok((_, Ended::Pruned)) => {}
             Err(failed) => {
                 // Ours, not a handler's: those are caught. Unanswered, its delivery comes again.
                 error!(consumer = %self.core.name, error = %failed, "a task of the consumer panicked");
                 match self.under_way.remove(&failed.id()) {
                     Some(lane) => drop(self.lanes.close(&lane)),
                     None => {
-                        self.claiming = false;
+                        (self.claiming, self.beating) = (false, false);
                         self.drains = self.drains.saturating_sub(1);
                     }
                 }
@@ -259,6 +264,9 @@ impl Work {
     }
 
     fn beat(&mut self) {
+        if std::mem::replace(&mut self.beating, true) {
+            return;
+        }
         let core = self.core.clone();
         self.tasks.spawn(async move {
             if let Err(error) = beat(&core).await {

@@ -23,7 +23,8 @@ const ANSWER_AFTER: Duration = Duration::from_secs(5);
 ///
 /// An idle connection is asked whether it is alive before it is used, as sqlx does, but for two seconds at most: sqlx asks
 /// for as long as [`acquire_timeout`](PgPoolOptions::acquire_timeout) lasts, so that a network that swallowed some
-/// connections keeps others from being opened for half a minute each.
+/// connections keeps others from being opened for half a minute each. A server that takes longer than that for nothing is
+/// asked on a new connection.
 ///
 /// Set your own `after_release` and `before_acquire` only if they do the same.
 ///
@@ -36,7 +37,13 @@ pub fn pool_options() -> PgPoolOptions {
     PgPoolOptions::new()
         .test_before_acquire(false)
         .before_acquire(|connection, _| {
-            Box::pin(async move { within(ANSWER_BEFORE, connection.ping()).await.map(|()| true) })
+            Box::pin(async move {
+                let answered = within(ANSWER_BEFORE, connection.ping()).await;
+                if let Err(error) = &answered {
+                    tracing::info!(%error, "an idle connection does not answer: another is taken");
+                }
+                Ok(answered.is_ok())
+            })
         })
         .after_release(|connection, _| {
             Box::pin(async move {

@@ -20,11 +20,13 @@ use sqlx::PgPool;
 use tests::{Database, Fate, Proxy};
 
 const LEASE: Duration = Duration::from_secs(2);
+const THROUGH: &str = "through a network that fails";
 
 /// A pool through a network of its own.
 async fn through(database: &Database) -> (PgPool, Proxy) {
     let proxy = Proxy::start(&database.url().parse().unwrap()).await.unwrap();
-    let pool = outbox::pool_options().max_connections(8).connect_with(proxy.options()).await.unwrap();
+    let options = proxy.options().application_name(THROUGH);
+    let pool = outbox::pool_options().max_connections(8).connect_with(options).await.unwrap();
     (pool, proxy)
 }
 
@@ -56,6 +58,30 @@ async fn a_relay_whose_connections_fall_silent_takes_others_and_so_does_its_upke
     until_published(&broker, 3).await;
     relay.stop().await.unwrap();
     assert_eq!(numbers(&broker, "a"), [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stands_by_while_its_connections_fall_silent_takes_over_all_the_same() {
+    let database = Database::new("partition_standby").await;
+    let pool = database.pool();
+    let (through, network) = through(&database).await;
+    let broker = Broker::new();
+    let mut settings = settings();
+    (settings.lease, settings.shards) = (LEASE, 1);
+    let first = start(pool, broker.publisher(), settings.clone());
+    write(pool, &[message("a", 1)]).await;
+    until_published(&broker, 1).await;
+    until_recorded(pool).await;
+    let second = start(&through, broker.publisher(), settings);
+    let looks = "select exists (select from pg_stat_activity where application_name = $1 and query ~ 'pg_current_snapshot')";
+    let looks = || async { sqlx::query_scalar(looks).bind(THROUGH).fetch_one(pool).await.unwrap() };
+    until("it stands by", looks).await;
+    network.fall_silent();
+    first.stop().await.unwrap();
+    write(pool, &[message("a", 2)]).await;
+    until_published(&broker, 2).await;
+    second.stop().await.unwrap();
+    assert_eq!(numbers(&broker, "a"), [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -259,16 +259,24 @@ async fn a_pool_that_is_closed_is_let_go_also_while_a_held_message_is_on_the_wir
     let broker = Broker::new();
     broker.reject_key("a");
     let own = outbox::pool_options().connect(database.url()).await.unwrap();
-    let relay = start(&own, broker.publisher(), settings());
+    let mut short = settings();
+    short.lease = Duration::from_secs(1);
+    let relay = start(&own, broker.publisher(), short);
     write(pool, &[message("a", 1)]).await;
     until("held", || async { !outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
     broker.hold_confirmations();
     broker.accept_key("a");
     write(pool, &[message("b", 1)]).await;
     broker.wait_for_published(2).await;
-    let closing = own.close();
+    let closing = tokio::spawn(async move { own.close().await });
+    let alive = "select count(*) from outbox.process where expires_at > clock_timestamp()";
+    let over = || async { sqlx::query_scalar::<_, i64>(alive).fetch_one(pool).await.unwrap() == 0 };
+    until("its lease, which it can renew no more, is over", over).await;
     broker.release_confirmations();
-    tokio::time::timeout(relay_support::PATIENCE, closing).await.expect("its connections are given back");
+    tokio::time::timeout(relay_support::PATIENCE, closing)
+        .await
+        .expect("its connections are given back")
+        .unwrap();
     relay.stop().await.unwrap();
     let relay = start(pool, broker.publisher(), settings());
     until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;

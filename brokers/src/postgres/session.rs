@@ -25,6 +25,8 @@ use super::subscriber::{Settings, Shared};
 const PAGE: usize = 500;
 /// How often a process without shards looks whether there are some for it.
 const STANDBY: Duration = Duration::from_millis(250);
+/// How long a step on the way to shards, and from them, may take.
+const ANSWER: Duration = Duration::from_secs(10);
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How long to wait between attempts while the database fails.
@@ -130,21 +132,15 @@ impl Session {
 
     /// Joins the group and serves its share of the shards until something goes wrong.
     async fn take_part(&self, begun: &mut bool, failures: &mut u32) -> Result<Ended, Refusal> {
-        let Settings { start, shards, lease, .. } = self.settings;
         let mut log = LogConnection::open(&self.pool).await?;
-        let mut store =
-            Store::join(&mut log, self.group.as_str(), self.process, shards, start, lease).await?;
-        let name = self.group.as_str().to_owned();
-        let kept = Lease::begin(self.pool.clone(), name, self.process, lease).await?;
-        // Thought dead between two statements: it must join again.
-        let kept = Arc::new(kept.ok_or(LogError::ConnectionReplaced)?);
+        let (mut store, kept) = in_time(self.join(&mut log)).await?;
         let mut share = kept.shares();
         let mut leases = JoinSet::new();
         let keeping = Arc::clone(&kept);
         leases.spawn(async move { keeping.keep().await });
         loop {
             let fair = share.borrow_and_update().fair();
-            let cursors = store.acquire(log.connection(), fair).await?;
+            let cursors = in_time(store.acquire(log.connection(), fair)).await?;
             let owned: Vec<i16> = cursors.iter().map(|cursor| cursor.shard).collect();
             self.shared.lock().desk.open(taken(&cursors), store.shards());
             (*begun, *failures) = (true, 0);
@@ -162,7 +158,8 @@ impl Session {
             } else {
                 tracing::info!(group = %self.group, shards = ?owned, "shards acquired");
                 let reader =
-                    Reader::new(log, store, &cursors, self.read_settings(), Arc::clone(&kept)).await?;
+                    in_time(Reader::new(log, store, &cursors, self.read_settings(), Arc::clone(&kept)))
+                        .await?;
                 match self.serve(reader, &mut leases, &mut share).await? {
                     Some(ended) => (log, store) = ended,
                     None => return Ok(Ended::LeaseLost),
@@ -174,6 +171,16 @@ impl Session {
                 return Ok(Ended::Stopped);
             }
         }
+    }
+
+    /// Joins the group, as a process that owns nothing yet.
+    async fn join(&self, log: &mut LogConnection) -> Result<(Store, Arc<Lease>), Refusal> {
+        let Settings { start, shards, lease, .. } = self.settings;
+        let store = Store::join(log, self.group.as_str(), self.process, shards, start, lease).await?;
+        let name = self.group.as_str().to_owned();
+        let kept = Lease::begin(self.pool.clone(), name, self.process, lease).await?;
+        // Thought dead between two statements: it must join again.
+        Ok((store, Arc::new(kept.ok_or(LogError::ConnectionReplaced)?)))
     }
 
     /// Waits until there are shards for this process.
@@ -260,22 +267,32 @@ impl Session {
             }
             cursors
         });
-        let lost = record.last().await;
-        self.shared.lock().desk.recorded(&lost);
-        // Nobody sends records or takes pages any more: the reader gives back its connection.
-        drop((record, pages));
-        let Some((mut log, mut store)) = read_ended(reading.join_next().await)? else { return Ok(None) };
-        if !leaving.is_empty() {
-            store.release(log.connection(), &leaving).await?;
-            tracing::info!(group = %self.group, shards = ?leaving, "shards handed over");
-        }
-        Ok(Some((log, store)))
+        let hand_over = async {
+            let lost = record.last().await;
+            self.shared.lock().desk.recorded(&lost);
+            // Nobody sends records or takes pages any more: the reader gives back its connection.
+            drop((record, pages));
+            let Some((mut log, mut store)) = read_ended(reading.join_next().await)? else { return Ok(None) };
+            if !leaving.is_empty() {
+                store.release(log.connection(), &leaving).await?;
+                tracing::info!(group = %self.group, shards = ?leaving, "shards handed over");
+            }
+            Ok(Some((log, store)))
+        };
+        in_time(hand_over).await
     }
 
     fn take_page(&self, page: Page) {
         self.shared.lock().desk.take_page(page);
         self.shared.arrived.notify_one();
     }
+}
+
+/// What the database answers, unless it does not: a network can swallow a connection without a word. Otherwise the lease
+/// tells.
+async fn in_time<T, E: From<sqlx::Error>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let late = |_| Err(sqlx::Error::PoolTimedOut.into());
+    tokio::time::timeout(ANSWER, answer).await.unwrap_or_else(late)
 }
 
 /// The way to the reader for records, one at a time.

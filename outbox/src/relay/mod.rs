@@ -144,10 +144,17 @@ impl<P: Publisher + 'static> Relay<P> {
 
     async fn deliver(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         let process = Uuid::now_v7();
-        let Some(broker) = self.broker(stop).await? else { return Ok(()) };
+        let Some(mut broker) = self.broker(stop).await? else { return Ok(()) };
         let (mut begun, mut paused, mut failures) = (false, false, 0);
         loop {
-            let failed: Refusal = match Session::open(self, &broker, process, stop, &mut begun).await {
+            let opened = tokio::select! {
+                opened = Session::open(self, &broker, process, stop, &mut begun) => opened,
+                () = self.stopped_long_since(stop) => {
+                    tracing::warn!(relay = self.name, "stopped without an answer from the database");
+                    return Ok(());
+                }
+            };
+            let failed: Refusal = match opened {
                 Ok(None) => return Ok(()),
                 Ok(Some(session)) => {
                     (paused, failures) = (false, 0);
@@ -192,6 +199,11 @@ impl<P: Publisher + 'static> Relay<P> {
             if self.rests(pause, stop).await {
                 return Ok(());
             }
+            if !begun {
+                // A server that was started again calls its logs otherwise.
+                let Some(again) = self.broker(stop).await? else { return Ok(()) };
+                broker = again;
+            }
         }
     }
 
@@ -217,6 +229,11 @@ impl<P: Publisher + 'static> Relay<P> {
                 }
             }
         }
+    }
+
+    async fn stopped_long_since(&self, stop: &CancellationToken) {
+        stop.cancelled().await;
+        tokio::time::sleep(self.settings.drain).await;
     }
 
     /// Whether it was stopped meanwhile.

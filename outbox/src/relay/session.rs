@@ -45,6 +45,8 @@ enum Task {
 /// How often the cursors of shards without messages are recorded, too, while others have some: a takeover need not read
 /// again what they have long passed. Before a process rests, which it does after 8 seconds at the earliest: a record is work.
 const QUIET: Duration = Duration::from_secs(5);
+/// How long a step on the way to the first shards may take.
+const ANSWER: Duration = Duration::from_secs(10);
 /// How often a process without shards looks whether there are some for it.
 const STANDBY: Duration = Duration::from_millis(250);
 
@@ -119,24 +121,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         stop: &CancellationToken,
         joined: &mut bool,
     ) -> Result<Option<Self>, Refusal> {
-        let settings = &relay.settings;
         let mut log = LogConnection::open(&relay.pool).await?;
-        if let Some(destination) = &broker.log
-            && *destination == crate::log::name(log.connection()).await?
-        {
-            return Err(Refusal::Itself);
-        }
-        let mut store =
-            Store::join(&mut log, &relay.name, process, settings.shards, settings.start, settings.lease)
-                .await?;
-        *joined = true;
-        if store.shards() != settings.shards {
-            let (relay, shards, asked) = (&relay.name, store.shards(), settings.shards);
-            tracing::info!(relay, shards, asked, "it keeps the number of shards that it began with");
-        }
-        let lease = Lease::begin(relay.pool.clone(), relay.name.clone(), process, settings.lease).await?;
-        // Thought dead between two statements: it must join again before it may own anything.
-        let lease = Arc::new(lease.ok_or(LogError::ConnectionReplaced)?);
+        let (mut store, lease) = in_time(Session::join(relay, broker, process, &mut log, joined)).await?;
         let mut tasks = JoinSet::new();
         let kept = Arc::clone(&lease);
         tasks.spawn(async move { Task::Lease(kept.keep().await) });
@@ -144,33 +130,55 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let (cursors, beyond) = loop {
             let now = share.borrow_and_update().clone();
             if !now.running {
-                store.leave(log.connection()).await?;
+                in_time(store.leave(log.connection())).await?;
                 return Err(Refusal::Paused);
             }
             if now.next(0) == Move::Take || !now.owned.is_empty() {
-                let cursors = store.acquire(log.connection(), now.most()).await?;
+                let cursors = in_time(store.acquire(log.connection(), now.most())).await?;
                 if !cursors.is_empty() {
                     break (cursors, now.goes_beyond());
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => {
-                    store.leave(log.connection()).await?;
+                    in_time(store.leave(log.connection())).await?;
                     return Ok(None);
                 }
                 ended = tasks.join_next() => return Err(match ended {
                     Some(Ok(Task::Lease(Err(error)))) => error.into(),
                     _ => LogError::ConnectionReplaced.into(),
                 }),
-                _ = share.changed() => {}
-                () = tokio::time::sleep(STANDBY) => {
-                    let asked = Instant::now();
-                    lease.has_seen(log.look(&relay.name).await?.changes, asked);
-                }
+                waited = stand_by(&mut log, &relay.name, &lease, &mut share) => waited?,
             }
         };
-        let session = Session::begin(relay, log, store, &cursors, lease, tasks).await?;
+        let session = in_time(Session::begin(relay, log, store, &cursors, lease, tasks)).await?;
         Ok(Some(Session { beyond, ..session }))
+    }
+
+    /// Joins the relay, as a process that owns nothing yet.
+    async fn join(
+        relay: &Relay<P>,
+        broker: &Broker,
+        process: Uuid,
+        log: &mut LogConnection,
+        joined: &mut bool,
+    ) -> Result<(Store, Arc<Lease>), Refusal> {
+        let settings = &relay.settings;
+        if let Some(destination) = &broker.log
+            && *destination == crate::log::name(log.connection()).await?
+        {
+            return Err(Refusal::Itself);
+        }
+        let store =
+            Store::join(log, &relay.name, process, settings.shards, settings.start, settings.lease).await?;
+        *joined = true;
+        if store.shards() != settings.shards {
+            let (relay, shards, asked) = (&relay.name, store.shards(), settings.shards);
+            tracing::info!(relay, shards, asked, "it keeps the number of shards that it began with");
+        }
+        let lease = Lease::begin(relay.pool.clone(), relay.name.clone(), process, settings.lease).await?;
+        // Thought dead between two statements: it must join again before it may own anything.
+        Ok((store, Arc::new(lease.ok_or(LogError::ConnectionReplaced)?)))
     }
 
     /// Reads from the cursors acquired.
@@ -280,6 +288,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 () = stop.cancelled(), if !self.ends_with(Ended::Stopped) => self.end(Ended::Stopped),
                 Some(task) = self.tasks.join_next() => match task {
                     Ok(Task::Reader(Err(error))) => return Err(error),
+                    // Then it is to stop, and what is on the wire is waited for; the lease ends by itself.
+                    Ok(Task::Lease(Err(sqlx::Error::PoolClosed))) => {}
                     Ok(Task::Lease(Err(error))) => return Err(error.into()),
                     Ok(Task::Lease(Ok(()))) => return Ok(Ended::LeaseLost),
                     Ok(Task::Holds) => self.holds_ended = true,
@@ -429,6 +439,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 Some(task) = self.tasks.join_next() => match task {
                     Ok(Task::Holds) => self.holds_ended = true,
                     Ok(Task::Reader(Err(error))) => return Err(error),
+                    Ok(Task::Lease(Err(sqlx::Error::PoolClosed))) => {}
                     _ => return Err(LogError::ReaderEnded),
                 },
             }
@@ -459,6 +470,29 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         }
         Ok(Vec::new())
     }
+}
+
+/// Until the sharing has changed, or for a while.
+async fn stand_by(
+    log: &mut LogConnection,
+    relay: &str,
+    lease: &Lease,
+    share: &mut watch::Receiver<Share>,
+) -> Result<(), LogError> {
+    tokio::select! {
+        _ = share.changed() => {}
+        () = tokio::time::sleep(STANDBY) => {
+            let asked = Instant::now();
+            lease.has_seen(log.look(relay).await?.changes, asked);
+        }
+    }
+    Ok(())
+}
+
+/// What the database answers, unless it does not: a network can swallow a connection without a word. Else the lease tells.
+async fn in_time<T, E: From<sqlx::Error>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let late = |_| Err(sqlx::Error::PoolTimedOut.into());
+    tokio::time::timeout(ANSWER, answer).await.unwrap_or_else(late)
 }
 
 /// The answer to the record being written; never, if there is none.

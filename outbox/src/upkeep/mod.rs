@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool};
-use sqlx::{Postgres, Row};
+use sqlx::{Connection, Postgres, Row};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +36,10 @@ const IDLE_SWEEP: Duration = Duration::from_secs(60);
 const SUMMARY: Duration = Duration::from_secs(60);
 /// A sweep that took long, over leaves that are pinned, is not begun again before so many times as long.
 const SWEEP_SHARE: u32 = 20;
-/// How long the lease's statement may take: the connection is kept, and nobody has asked it how it is.
+/// How long a small statement may take: the connection is kept, and nobody has asked it how it is.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long a sweep may take.
+const SWEPT: Duration = Duration::from_secs(600);
 /// The pause after a first failure, as when the connection that was kept is lost, and the longest after more.
 const TRY_AT_ONCE: Duration = Duration::from_millis(25);
 const TRY_AGAIN: Duration = Duration::from_secs(5);
@@ -206,14 +208,13 @@ impl Upkeep {
         if !self.said {
             let say = sqlx::query(include_str!("sql/want_kept.sql")).bind(&self.relay);
             let say = say.bind(self.retention.as_secs_f64());
-            self.said = statement::row(&mut *connection, say).await?.try_get(0)?;
+            self.said = within(ANSWER, statement::row(&mut *connection, say)).await?.try_get(0)?;
         }
         let rests = self.may_rest();
         let lasts = if rests { rest::LASTS } else { self.lease };
         let hold = sqlx::query(include_str!("sql/hold.sql")).bind(self.holder).bind(lasts.as_secs_f64());
         let hold = hold.bind(rests.then_some(self.lease.as_secs_f64()));
-        let held = tokio::time::timeout(ANSWER, statement::row(connection, hold)).await;
-        let row = held.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        let row = within(ANSWER, statement::row(connection, hold)).await?;
         let held: bool = row.try_get("is_held")?;
         if held && !self.held {
             tracing::debug!(relay = self.relay, "this process has the upkeep of the log");
@@ -243,7 +244,8 @@ impl Upkeep {
         stop: &CancellationToken,
     ) -> Result<(), sqlx::Error> {
         let began = Instant::now();
-        let swept = sweep(&mut *connection, stop).await?;
+        within(ANSWER, connection.ping()).await?;
+        let swept = within(SWEPT, sweep(&mut *connection, stop)).await?;
         let Pruned { emptied, pinned, locked } = &swept.pruned;
         if !emptied.is_empty() {
             tracing::info!(leaves = ?emptied, "leaves of the log are emptied: every relay has delivered them");
@@ -253,7 +255,7 @@ impl Upkeep {
         if let Some(last) = swept.last_position.filter(|_| moved)
             && self.summarized.is_none_or(|at| at.elapsed() >= SUMMARY)
         {
-            summarize(connection, last).await?;
+            within(SWEPT, summarize(connection, last)).await?;
             self.summarized = Some(Instant::now());
         }
         self.last_position = swept.last_position;
@@ -262,6 +264,13 @@ impl Upkeep {
         self.sweep_at = Instant::now() + pause.max(began.elapsed() * SWEEP_SHARE);
         Ok(())
     }
+}
+
+async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    tokio::time::timeout(limit, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 #[cfg(test)]
