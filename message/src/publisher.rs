@@ -77,7 +77,7 @@ pub trait Publisher: Send + Sync {
         Ok(())
     }
 
-    /// Asked once at start: the log that it appends to, where the broker is an outbox's log, by a name that no other has then.
+    /// Asked at start: the log that it appends to, where the broker is an outbox's log, by a name that no other has then.
     /// A relay refuses to publish a log into itself, which would not end. A publisher that wraps another passes it on.
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! A pool whose connections never carry somebody else's transaction.
 
-use std::io;
 use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, Executor, Row};
+
+use crate::statement::within;
 
 const OUTSIDE_TRANSACTION: &str = include_str!("sql/outside_transaction.sql");
 
@@ -52,9 +53,4 @@ pub fn pool_options() -> PgPoolOptions {
                 within(ANSWER_AFTER, row).await?.try_get(0)
             })
         })
-}
-
-async fn within<T>(limit: Duration, answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
-    tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
 }

@@ -9,6 +9,9 @@
 //! * what cannot afford those is sent as text, with its parameters [filled in](fill): one part, one round trip;
 //! * what runs in the service's own transaction is named if the service's statements are ([`is_named`]).
 
+use std::io;
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::Query;
@@ -47,6 +50,16 @@ impl<'c> Begin<'c> for &'c mut PgConnection {
             }
         })
     }
+}
+
+/// What the database answers, or an error of the network's if it does not by then: a network can swallow a connection without
+/// a word, and the driver would wait for ever.
+pub(crate) async fn within<T, E: From<sqlx::Error>>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()).into());
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
 }
 
 /// Runs one statement alone; how many rows it changed.

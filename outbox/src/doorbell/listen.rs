@@ -7,8 +7,9 @@ use sqlx::{Acquire, Connection, Executor, Row};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{ANSWER, NOTIFY, QUIET, in_time};
+use super::{ANSWER, NOTIFY, QUIET};
 use crate::relay::{Backoff, chain, chance};
+use crate::statement::within;
 
 const MARKED: &str = include_str!("sql/marked.sql");
 const CHANNEL: &str = "outbox_doorbell";
@@ -77,13 +78,14 @@ async fn listen_on_one_connection(
     })?;
     // Else the driver would connect again by itself, and meanwhile nobody would know that rings are lost.
     listener.eager_reconnect(false);
-    let marked = in_time(async { listener.acquire().await?.fetch_one(sqlx::raw_sql(MARKED)).await }).await?;
+    let marked =
+        within(ANSWER, async { listener.acquire().await?.fetch_one(sqlx::raw_sql(MARKED)).await }).await?;
     if marked.try_get::<Option<&str>, _>(0)? != Some(&mark) {
         return Err(Deaf::Pooled(None));
     }
-    in_time(listener.listen(CHANNEL)).await?;
+    within(ANSWER, listener.listen(CHANNEL)).await?;
     // Whatever stands in between: rings come if this one does, which another connection sends.
-    in_time(pool.execute(sqlx::raw_sql(NOTIFY))).await?;
+    within(ANSWER, pool.execute(sqlx::raw_sql(NOTIFY))).await?;
     match tokio::time::timeout(ANSWER, listener.try_recv()).await {
         Ok(ring) => ring?.ok_or(Deaf::Lost)?,
         Err(_) => return Err(Deaf::Unheard),
@@ -98,7 +100,7 @@ async fn listen_on_one_connection(
                 ring?.ok_or(Deaf::Lost)?;
                 heard.send_replace(true);
             }
-            Err(_) => in_time(async { listener.acquire().await?.ping().await }).await?,
+            Err(_) => within(ANSWER, async { listener.acquire().await?.ping().await }).await?,
         }
     }
 }

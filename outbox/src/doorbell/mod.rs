@@ -7,7 +7,6 @@
 mod listen;
 
 use std::convert::Infallible;
-use std::io;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgPool};
@@ -16,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bell::Ear;
 use crate::relay::{Backoff, chain, chance};
+use crate::statement::within;
 
 pub(crate) use listen::listen;
 
@@ -87,24 +87,18 @@ impl Doorbell {
 
     async fn ring_on_one_connection(&mut self, failures: &mut u32) -> Result<Infallible, sqlx::Error> {
         let options = (*self.pool.connect_options()).clone().application_name("outbox doorbell, ringing");
-        let mut connection: PgConnection = in_time(options.connect()).await?;
+        let mut connection: PgConnection = within(ANSWER, options.connect()).await?;
         loop {
             // The first time, too: for what was enqueued while there was no connection.
             self.ear.heard();
-            in_time(connection.execute(sqlx::raw_sql(NOTIFY))).await?;
+            within(ANSWER, connection.execute(sqlx::raw_sql(NOTIFY))).await?;
             if std::mem::take(failures) > 0 {
                 tracing::info!("the doorbell rings again");
             }
             tokio::time::sleep(INTERVAL).await;
             while tokio::time::timeout(QUIET, self.ear.wait()).await.is_err() {
-                in_time(connection.ping()).await?;
+                within(ANSWER, connection.ping()).await?;
             }
         }
     }
-}
-
-/// What the server answers, if it does so in time.
-async fn in_time<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    let late = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
-    tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(late)
 }

@@ -241,8 +241,7 @@ impl<P: Publisher + 'static> Fleet<P> {
             connection.close().await?;
             Ok(has_work)
         };
-        let looked = tokio::time::timeout(ANSWER, look).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-        looked.map_err(|error| RelayError::Refused(Refusal::from(error)))
+        statement::within(ANSWER, look).await.map_err(|error| RelayError::Refused(Refusal::from(error)))
     }
 
     /// Relays one database until it is told to stop, or has to make room for another.

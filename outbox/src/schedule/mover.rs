@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::bell;
 use crate::log::preflight;
-use crate::statement::{self, fill, literal};
+use crate::statement::{self, fill, literal, within};
 
 const NEXT: &str = include_str!("sql/next.sql");
 const MOVE: &str = include_str!("sql/move.sql");
@@ -73,7 +73,7 @@ impl Mover {
         let next = fill(NEXT, &[literal(&above.to_rfc3339()), literal(&holder.to_string())]);
         let look = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).fetch_one(&mut *connection);
         // The connection is kept, and nobody has asked it how it is.
-        let row = tokio::time::timeout(ANSWER, look).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        let row = within(ANSWER, look).await?;
         let due_in: Option<f64> = row.try_get("due_in")?;
         let rests: bool = row.try_get("rests")?;
         if everywhere {

@@ -20,7 +20,7 @@ pub use prune::{Pruned, prune};
 
 use crate::log::rest;
 use crate::schedule::Mover;
-use crate::statement;
+use crate::statement::{self, within};
 use prune::{summarize, sweep};
 
 /// How long the goodbye may take.
@@ -171,7 +171,7 @@ impl Upkeep {
             let rests = self.mover.move_due(&mut connection, self.holder).await;
             moved = rests.map(|rests| self.is_at_rest(rests));
         }
-        if matches!(moved, Err(sqlx::Error::PoolTimedOut)) {
+        if matches!(moved, Err(sqlx::Error::Io(_))) {
             // What has not answered will not answer the sweep, which may wait for long.
             return moved.map(|()| self.try_at);
         }
@@ -264,13 +264,6 @@ impl Upkeep {
         self.sweep_at = Instant::now() + pause.max(began.elapsed() * SWEEP_SHARE);
         Ok(())
     }
-}
-
-async fn within<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, sqlx::Error> {
-    tokio::time::timeout(limit, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 #[cfg(test)]
