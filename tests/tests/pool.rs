@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgPool};
-use tests::Database;
+use tests::{Database, Proxy};
 use tokio::time::timeout;
 
 /// Cancels `begin` a little later each time, and after each writes a row outside any transaction; until `enough` says so.
@@ -73,4 +73,21 @@ async fn the_guard_throws_no_healthy_connection_away() {
         backends.insert(backend);
     }
     assert_eq!(backends.len(), 1, "{backends:?}");
+}
+
+#[tokio::test]
+async fn connections_that_have_fallen_silent_keep_no_other_from_being_opened() {
+    let database = Database::empty("silent_connections").await;
+    let network = Proxy::start(&database.url().parse().expect("a URL")).await.expect("a port");
+    let pool = outbox::pool_options().connect_with(network.options()).await.expect("a pool");
+    let begun = [pool.begin().await, pool.begin().await, pool.begin().await];
+    for tx in begun {
+        tx.expect("a transaction").commit().await.expect("a commit");
+    }
+    while pool.num_idle() < 3 {
+        tokio::task::yield_now().await;
+    }
+    network.fall_silent();
+    // sqlx by itself would ask the first of them until it gives up.
+    pool.acquire().await.expect("one that answers");
 }

@@ -64,9 +64,10 @@ async fn a_subscriber_whose_pool_is_closed_hands_over_and_says_so() {
     let own = outbox::pool_options().connect(broker.database.url()).await.expect("the database");
     let mut closed = subscriber(own.clone(), "g").with_lease(PATIENCE * 60);
     acknowledge(receive(&mut closed, 1).await).await;
-    let receiving = tokio::spawn(async move { closed.receive(1).await });
+    let mut receiving = closed.receive(1);
+    assert!(futures_util::poll!(&mut receiving).is_pending(), "there is nothing to receive");
     timeout(PATIENCE, own.close()).await.expect("its connections are given back");
-    let told = timeout(PATIENCE, receiving).await.expect("an answer").expect("no panic");
+    let told = timeout(PATIENCE, receiving).await.expect("an answer");
     assert!(matches!(told, Err(SubscribeError::Refused(_))), "{told:?}");
     broker.publish(&sent[1..]).await;
     let mut next = broker.subscriber("g");
