@@ -11,6 +11,7 @@
 --
 --     outbox_owner     owns both schemas and all in them; migrates
 --     outbox_service   enqueues, schedules and cancels, in its own transactions
+--     outbox_publisher appends to the log of a broker database, for a relay elsewhere; marks of replays, too
 --     outbox_relay     reads the log, keeps its cursors and what it holds back, moves what is due into the log, empties
 --                      leaves that are done with
 --     outbox_consumer  records what it has handled, keeps what it holds back, forgets what lies past the horizon
@@ -26,8 +27,10 @@ do $$
 declare
     name text;
 begin
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     foreach name in array array[
-        'outbox_owner', 'outbox_service', 'outbox_relay', 'outbox_consumer', 'outbox_operator', 'outbox_monitor'
+        'outbox_owner', 'outbox_service', 'outbox_publisher', 'outbox_relay', 'outbox_consumer', 'outbox_operator',
+        'outbox_monitor'
     ] loop
         if to_regrole(name) is null then
             begin
@@ -47,6 +50,7 @@ declare
     schema text;
     name text;
 begin
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     foreach schema in array array['outbox', 'inbox'] loop
         continue when to_regnamespace(schema) is null;
         execute format('alter schema %I owner to outbox_owner', schema);
@@ -73,21 +77,24 @@ do $$
 declare
     leaf regclass;
 begin
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     if to_regnamespace('outbox') is null then
         return;
     end if;
-    grant usage on schema outbox to outbox_service, outbox_relay;
-    grant select on outbox.schema_version, outbox.origin to outbox_service, outbox_relay;
+    grant usage on schema outbox to outbox_service, outbox_publisher, outbox_relay;
+    grant select on outbox.schema_version, outbox.origin to outbox_service, outbox_publisher, outbox_relay;
     grant select on outbox.origin, outbox.cluster, outbox.relay, outbox.process, outbox.cursor, outbox.held_key,
         outbox.upkeep
         to outbox_relay, outbox_operator, outbox_monitor;
 
     -- A service writes and does not read. It chooses neither `tx` nor `position`, on which every reader's cursor rests,
-    -- nor `enqueued_at`, and gets nothing back: the id is its own.
+    -- nor `enqueued_at`, and gets nothing back: the id is its own. Neither does a publisher, but the log takes the mark of a
+    -- replay from those who may see positions.
     grant insert (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
-        on outbox.message to outbox_service;
-    grant insert (due_at, id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload),
-        select (id), delete on outbox.scheduled_message to outbox_service;
+        on outbox.message to outbox_service, outbox_publisher;
+    grant select (position) on outbox.message to outbox_publisher;
+    grant insert (due_at, id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+        on outbox.scheduled_message to outbox_service;
     grant execute on all functions in schema outbox to outbox_service;
 
     -- A relay changes no message. Positions come from a sequence, whose last value bounds what can be new. What it may
@@ -141,6 +148,7 @@ do $$
 declare
     leaf regclass;
 begin
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     if to_regnamespace('inbox') is null then
         return;
     end if;

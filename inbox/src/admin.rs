@@ -7,11 +7,11 @@
 use chrono::{DateTime, Utc};
 use message::MessageId;
 use sqlx::postgres::PgRow;
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 pub use crate::audit::{AuditEntry, audit};
-use crate::statement;
+use crate::statement::{self, Begin, SILENCE};
 pub use crate::stored::{HeldMessage, Unreadable};
 
 /// Whether a held key is tried again.
@@ -75,7 +75,7 @@ pub struct ConsumerStatus {
 /// The database's.
 pub async fn status(connection: &mut PgConnection) -> Result<Vec<ConsumerStatus>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/status.sql"));
-    let rows = statement::rows(connection, query).await?;
+    let rows = statement::read(connection, query).await?;
     let status = |row: &PgRow| {
         Ok(ConsumerStatus {
             consumer: row.try_get("consumer")?,
@@ -99,7 +99,7 @@ pub async fn held_keys(
     limit: i64,
 ) -> Result<Vec<HeldKey>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/held_keys.sql")).bind(consumer).bind(limit);
-    let rows = statement::rows(connection, query).await?;
+    let rows = statement::read(connection, query).await?;
     let held_key = |row: &PgRow| {
         let state: String = row.try_get("state")?;
         Ok(HeldKey {
@@ -130,7 +130,7 @@ pub async fn held_messages(
     limit: i64,
 ) -> Result<Vec<HeldMessage>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/held_messages.sql")).bind(consumer).bind(hold).bind(limit);
-    let rows = statement::rows(connection, query).await?;
+    let rows = statement::read(connection, query).await?;
     rows.iter().map(HeldMessage::from_row).collect()
 }
 
@@ -146,7 +146,7 @@ pub async fn redrive(
     who: &str,
     reason: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
-    let mut tx = connection.begin().await?;
+    let mut tx = connection.begin_bounded(SILENCE).await?;
     let held = retry_now(&mut tx, consumer, hold).await?;
     if held {
         write_down(&mut tx, "redrive", consumer, hold, who, reason).await?;
@@ -182,7 +182,7 @@ pub async fn admit_late(
     who: &str,
     reason: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
-    let mut tx = connection.begin().await?;
+    let mut tx = connection.begin_bounded(SILENCE).await?;
     if !lock(&mut tx, consumer, hold).await? {
         return Ok(false);
     }
@@ -235,7 +235,7 @@ async fn give_up(
     who: &str,
     reason: &str,
 ) -> Result<Vec<HeldMessage>, sqlx::Error> {
-    let mut tx = connection.begin().await?;
+    let mut tx = connection.begin_bounded(SILENCE).await?;
     if !lock(&mut tx, consumer, hold).await? {
         return Ok(Vec::new());
     }

@@ -146,7 +146,7 @@ async fn once(
 ) -> Result<Step, Setback> {
     let begun = Instant::now();
     // A handler may be silent for as long as it may take; a process that stands still, not longer.
-    let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time())).await?;
+    let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time(), core.isolation)).await?;
     let receive = sqlx::query(include_str!("sql/receive.sql"))
         .bind(&*core.name)
         .bind(message.id.as_uuid())

@@ -41,7 +41,7 @@ pub async fn audit(
     limit: i64,
 ) -> Result<Vec<AuditEntry>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/audit.sql")).bind(consumer).bind(limit);
-    statement::rows(connection, query).await?.iter().map(entry).collect()
+    statement::read(connection, query).await?.iter().map(entry).collect()
 }
 
 fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {

@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::caution::Caution;
 use crate::handler::{Handle, IntoHandler};
 use crate::horizon::{Horizon, InvalidHorizon};
-use crate::statement::{self, PgQuery};
+use crate::statement::{self, Isolation, PgQuery};
 
 /// Receives messages and has them handled, each once, those of a key in order.
 ///
@@ -61,6 +61,7 @@ pub(crate) struct Core {
     pub(crate) max_attempts: u32,
     pub(crate) backoff: Backoff,
     pub(crate) handler_timeout: Duration,
+    pub(crate) isolation: Isolation,
     pub(crate) extend_every: Duration,
     /// Between tries of transactions that met others.
     pub(crate) contention: Backoff,
@@ -162,6 +163,7 @@ impl Consumer {
                 max_attempts: 10,
                 backoff: Backoff::default(),
                 handler_timeout: Duration::from_secs(30),
+                isolation: Isolation::default(),
                 extend_every: Duration::from_secs(10),
                 contention: Backoff::default()
                     .with_first(Duration::from_millis(5))
@@ -219,6 +221,13 @@ impl Consumer {
     /// A database that has not answered after twice as long and 20 seconds is asked again, on another connection.
     pub fn with_handler_timeout(mut self, timeout: Duration) -> Self {
         self.core.handler_timeout = timeout.min(A_YEAR);
+        self
+    }
+
+    /// What a handler's transaction sees of others. [`Isolation::ReadCommitted`] by default, whatever
+    /// `default_transaction_isolation` says.
+    pub fn with_isolation(mut self, isolation: Isolation) -> Self {
+        self.core.isolation = isolation;
         self
     }
 

@@ -35,3 +35,4 @@ pub use consumer::{Consumer, ConsumerError};
 pub use handler::{AnyHandler, ByFunction, ByTrait, Handler, HandlerError, HandlerFn, IntoHandler};
 pub use horizon::{Horizon, InvalidHorizon, Refusal};
 pub use prune::{Pruned, prune};
+pub use statement::Isolation;

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::horizon::{Horizon, MARGIN, free_slots};
-use crate::statement;
+use crate::statement::{self, Begin, SILENCE};
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub async fn prune(pool: &PgPool) -> Result<Pruned, sqlx::Error> {
 }
 
 async fn truncate(pool: &PgPool, slot: i64) -> Result<(), sqlx::Error> {
-    let mut tx = pool.begin_with("begin isolation level read committed").await?;
+    let mut tx = pool.begin_bounded(SILENCE).await?;
     sqlx::raw_sql(include_str!("sql/lock_timeout.sql")).execute(&mut *tx).await?;
     sqlx::raw_sql(sql(include_str!("sql/truncate_slot.sql"), slot)).execute(&mut *tx).await?;
     tx.commit().await

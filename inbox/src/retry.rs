@@ -14,7 +14,7 @@ use crate::consumer::{Core, IN_PLACE};
 use crate::hold::milliseconds;
 use crate::measure;
 use crate::patience::{self, Patience};
-use crate::statement::{self, begin_on_pool, is_named};
+use crate::statement::{self, Begin, SILENCE, begin_on_pool, is_named};
 use crate::stored::HeldMessage;
 
 /// A held key that this process may try, and its first message.
@@ -135,7 +135,7 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
     let made_at: Option<DateTime<Utc>> = message.id.made_at().filter(|_| !first.late);
     let begun = Instant::now();
     // A handler may be silent for as long as it may take; a process that stands still, not longer.
-    let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time())).await?;
+    let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time(), core.isolation)).await?;
     let retry = sqlx::query(include_str!("sql/retry.sql"))
         .bind(&*core.name)
         .bind(claim.hold)
@@ -182,7 +182,7 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
 async fn release(core: &Core, hold: i64) -> bool {
     let release = async {
         // Not in the drain's transaction: appenders would wait for its handler.
-        let mut tx = core.pool.begin_with("begin isolation level read committed").await?;
+        let mut tx = core.pool.begin_bounded(SILENCE).await?;
         sqlx::query(include_str!("sql/release_lock.sql"))
             .bind(&*core.name)
             .bind(hold)

@@ -18,14 +18,37 @@ pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
 /// What stands still for so long while it runs a statement alone is gone. The server counts a long message that is still
 /// coming, or going, over a slow line as silence, too.
-const SILENCE: Duration = Duration::from_secs(30);
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// The server's longest, in milliseconds.
 const MOST: u128 = i32::MAX as u128;
 
+const SETTINGS: &str = include_str!("sql/settings.sql");
+
 /// In one message, so for no round trip more.
-fn begin(silence: Duration) -> String {
+fn begin(begin: &str, settings: &str, silence: Duration) -> AssertSqlSafe<String> {
     let milliseconds = format!("'{}'", silence.as_millis().min(MOST));
-    format!("begin;\n{}", include_str!("sql/silence.sql").replace("$1", &milliseconds))
+    AssertSqlSafe(format!("{begin};\n{}", settings.replace("$1", &milliseconds)))
+}
+
+fn begin_writing(silence: Duration) -> AssertSqlSafe<String> {
+    begin(include_str!("sql/begin.sql"), SETTINGS, silence)
+}
+
+fn begin_reading() -> AssertSqlSafe<String> {
+    begin(include_str!("sql/begin_reading.sql"), SETTINGS, SILENCE)
+}
+
+/// What a handler's transaction sees of others, whatever the role or the database has set. Above the first level, a try that
+/// fails because of what others committed meanwhile is made again and not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Each statement sees what was committed before it.
+    #[default]
+    ReadCommitted,
+    /// All statements see the same.
+    RepeatableRead,
+    /// As if no other transaction ran beside it.
+    Serializable,
 }
 
 /// Where a transaction can begin whose locks a client that stands still does not keep for ever: others would wait for them,
@@ -33,19 +56,32 @@ fn begin(silence: Duration) -> String {
 pub(crate) trait Begin<'c> {
     /// Begins one; within a transaction, a savepoint of it.
     fn begin_bounded(self, silence: Duration) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>>;
+    /// Begins one that cannot write; within a transaction, a savepoint of it.
+    fn begin_reading(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>>;
 }
 
 /// One for a handler, on a connection of its own.
 pub(crate) fn begin_on_pool(
     pool: PgPool,
     silence: Duration,
+    isolation: Isolation,
 ) -> BoxFuture<'static, Result<PgTransaction<'static>, sqlx::Error>> {
-    Box::pin(async move { pool.begin_with(AssertSqlSafe(begin(silence))).await })
+    let level = match isolation {
+        Isolation::ReadCommitted => include_str!("sql/begin.sql"),
+        Isolation::RepeatableRead => include_str!("sql/begin_repeatable_read.sql"),
+        Isolation::Serializable => include_str!("sql/begin_serializable.sql"),
+    };
+    let begin = begin(level, include_str!("sql/handler_settings.sql"), silence);
+    Box::pin(async move { pool.begin_with(begin).await })
 }
 
 impl<'c> Begin<'c> for &'c PgPool {
     fn begin_bounded(self, silence: Duration) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
-        Box::pin(async move { self.begin_with(AssertSqlSafe(begin(silence))).await })
+        Box::pin(async move { self.begin_with(begin_writing(silence)).await })
+    }
+
+    fn begin_reading(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
+        Box::pin(async move { self.begin_with(begin_reading()).await })
     }
 }
 
@@ -55,7 +91,17 @@ impl<'c> Begin<'c> for &'c mut PgConnection {
             if self.is_in_transaction() {
                 Connection::begin(self).await
             } else {
-                self.begin_with(AssertSqlSafe(begin(silence))).await
+                self.begin_with(begin_writing(silence)).await
+            }
+        })
+    }
+
+    fn begin_reading(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
+        Box::pin(async move {
+            if self.is_in_transaction() {
+                Connection::begin(self).await
+            } else {
+                self.begin_with(begin_reading()).await
             }
         })
     }
@@ -85,6 +131,14 @@ pub(crate) async fn optional(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<O
 /// Runs one statement alone; its row.
 pub(crate) async fn row(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
     optional(on, query).await?.ok_or(sqlx::Error::RowNotFound)
+}
+
+/// Runs one statement alone that only reads, on a replica as well; its rows.
+pub(crate) async fn read(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut tx = on.begin_reading().await?;
+    let rows = query.persistent(false).fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(rows)
 }
 
 /// Whether a statement of ours may be named on somebody else's connection: as theirs are, which saves a round trip and the

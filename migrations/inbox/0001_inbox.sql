@@ -1,5 +1,10 @@
 -- What each consumer has handled, and what it holds back.
 --
+-- For one transaction: until it ends, names are found in `pg_catalog` alone, so that no object which others have put into a
+-- schema of the path is called here, or becomes a part of what is made.
+set local search_path = pg_catalog, pg_temp;
+set local default_table_access_method = heap;
+
 -- Bookkeeping first: which schema this is, and the oldest build it still serves (docs/operations.md).
 create table inbox.schema_version (
     version integer primary key,

@@ -1,5 +1,10 @@
 -- The log, its readers' cursors, and what they hold back. See docs/wire.md for how a column maps to the wire.
 --
+-- For one transaction: until it ends, names are found in `pg_catalog` alone, so that no object which others have put into a
+-- schema of the path is called here, or becomes a part of what is made.
+set local search_path = pg_catalog, pg_temp;
+set local default_table_access_method = heap;
+
 -- Bookkeeping first: which schema this is, and the oldest build it still serves (docs/operations.md).
 create table outbox.schema_version (
     version integer primary key,
@@ -60,11 +65,15 @@ create table outbox.message (
     constraint message_headers check (
         jsonb_typeof(headers) = 'object'
         and octet_length(headers::text) - coalesce(octet_length(headers ->> 'outbox-replay') + 21, 0) <= 16384
-        and not jsonb_path_exists(headers, '$.keyvalue() ? (
+        and not jsonb_path_exists(headers, E'$.keyvalue() ? (
             !(@.key like_regex "^[a-z0-9][a-z0-9._-]{0,63}$") || @.key starts with "ce-" || @.key starts with "nats-"
             || @.key starts with "webhook-" || (@.key starts with "outbox-" && @.key != "outbox-replay")
-            || @.value.type() != "string" || @.value like_regex "[\\x01-\\x1f\\x7f]"
+            || @.value.type() != "string" || @.value like_regex "[\\\\x01-\\\\x1f\\\\x7f]"
             || (@.key == "outbox-replay" && !(@.value like_regex "^[a-z0-9][a-z0-9._-]{0,62}$")))')
+    ),
+    -- A service may not: of those who may insert, it alone does not see positions (roles.sql).
+    constraint message_replay check (
+        headers ->> 'outbox-replay' is null or has_column_privilege('outbox.message', 'position', 'select')
     ),
     constraint message_payload check (octet_length(payload) <= 983040),
     constraint message_occurred_at check (
@@ -291,8 +300,8 @@ as $$
             !(@.key like_regex "^[a-z0-9][a-z0-9._-]{0,63}$") || @.key starts with "ce-" || @.key starts with "nats-"
             || @.key starts with "webhook-" || @.key starts with "outbox-")')
             then 'headers: a name has 1 to 64 of a-z 0-9 . _ - and no reserved prefix (ce- nats- webhook- outbox-)'
-        when jsonb_path_exists(headers, '$.keyvalue() ? (
-            @.value.type() != "string" || @.value like_regex "[\\x01-\\x1f\\x7f]")')
+        when jsonb_path_exists(headers, E'$.keyvalue() ? (
+            @.value.type() != "string" || @.value like_regex "[\\\\x01-\\\\x1f\\\\x7f]")')
             then 'headers: a value is a string without control characters'
     end
 $$;
@@ -425,10 +434,12 @@ $$;
 
 -- Gives up a scheduled message in the caller's transaction. Whether it was still waiting; else it is in the log, or was
 -- never scheduled.
+-- With the rights of its owner: to delete rows is a right to delete all of them, and to lock the table.
 create function outbox.cancel(id uuid) returns boolean
-language sql volatile set search_path = pg_catalog
+language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
     -- In SQL, so planned at each call: a plan kept from when nothing was scheduled would look through them all.
     with given_up as (delete from outbox.scheduled_message m where m.id = cancel.id returning true)
     select exists (select from given_up)
 $$;
+revoke all on function outbox.cancel from public;

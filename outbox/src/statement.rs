@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::Query;
-use sqlx::{Connection, PgConnection, PgPool, PgTransaction};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, PgTransaction};
 
 pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
@@ -25,18 +25,37 @@ pub(crate) const SPEECH: &str = include_str!("sql/speech.sql");
 pub(crate) const SILENCE: &str = include_str!("sql/silence.sql");
 
 /// In one message, so for no round trip more.
-const BEGIN: &str = concat!("begin;\n", include_str!("sql/silence.sql"));
+const BEGIN: &str = concat!(include_str!("sql/begin.sql"), ";\n", include_str!("sql/settings.sql"));
+/// The same, without a bound on silence.
+pub(crate) const BEGIN_LONG: &str =
+    concat!(include_str!("sql/begin.sql"), ";\n", include_str!("sql/settings_long.sql"));
+/// The same, for what only reads: a replica takes it, too.
+pub(crate) const BEGIN_READING: &str =
+    concat!(include_str!("admin/sql/look_only.sql"), ";\n", include_str!("sql/settings_long.sql"));
+/// In front of a statement that is sent as text.
+const ALONE: &str = include_str!("sql/alone.sql");
+
+/// A statement to be sent as text, whose transaction does not take its isolation level from the role.
+pub(crate) fn alone(sql: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!("{ALONE};\n{sql}"))
+}
 
 /// Where a transaction can begin whose locks a client that stands still does not keep for ever. What processes share, others
 /// would wait for, or pass over as if it were being worked at; and no lease ends a transaction.
 pub(crate) trait Begin<'c> {
     /// Begins one; within a transaction, a savepoint of it.
     fn begin_bounded(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>>;
+    /// Begins one that cannot write; within a transaction, a savepoint of it.
+    fn begin_reading(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>>;
 }
 
 impl<'c> Begin<'c> for &'c PgPool {
     fn begin_bounded(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
         Box::pin(async move { self.begin_with(BEGIN).await })
+    }
+
+    fn begin_reading(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
+        Box::pin(async move { self.begin_with(BEGIN_READING).await })
     }
 }
 
@@ -47,6 +66,16 @@ impl<'c> Begin<'c> for &'c mut PgConnection {
                 Connection::begin(self).await
             } else {
                 self.begin_with(BEGIN).await
+            }
+        })
+    }
+
+    fn begin_reading(self) -> BoxFuture<'c, Result<PgTransaction<'c>, sqlx::Error>> {
+        Box::pin(async move {
+            if self.is_in_transaction() {
+                Connection::begin(self).await
+            } else {
+                self.begin_with(BEGIN_READING).await
             }
         })
     }
@@ -86,6 +115,19 @@ pub(crate) async fn optional(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<O
 /// Runs one statement alone; its row.
 pub(crate) async fn row(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
     optional(on, query).await?.ok_or(sqlx::Error::RowNotFound)
+}
+
+/// Runs one statement alone that only reads, on a replica as well; its rows.
+pub(crate) async fn read(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut tx = on.begin_reading().await?;
+    let rows = query.persistent(false).fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(rows)
+}
+
+/// Runs one statement alone that only reads; its row.
+pub(crate) async fn read_row(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
+    read(on, query).await?.into_iter().next().ok_or(sqlx::Error::RowNotFound)
 }
 
 /// Whether a statement of ours may be named on somebody else's connection: as theirs are, which saves a round trip and the

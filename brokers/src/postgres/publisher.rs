@@ -18,7 +18,7 @@ use super::fault::{self, Fault};
 /// (`Unavailable`), so that none passes it. A commit whose answer is lost is `Unknown`, and a second copy may follow: the
 /// log does not compare ids, the inbox does.
 ///
-/// The role needs what `outbox_service` may do in the broker database.
+/// The role needs what `outbox_publisher` may do in the broker database.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection, Row};
+use sqlx::{Connection, Executor, Row};
 use uuid::Uuid;
 
 use super::rows::{Found, HandledRow, HeldRow, Holder, Logged, Said};
@@ -75,6 +75,10 @@ async fn open(urls: &[SecretUrl]) -> Result<Vec<Source>, Failure> {
             continue;
         }
         let Present { outbox, inbox } = schema::present(&mut connection, url).await?;
+        for sql in [include_str!("sql/begin.sql"), include_str!("sql/path.sql")] {
+            let begun = connection.execute(sql).await;
+            begun.map_err(|error| database::failed(&format!("database {url}"), &error))?;
+        }
         let found = Found { outbox, inbox, ..Found::default() };
         sources.push(Source { connection, found });
         places.push(place);

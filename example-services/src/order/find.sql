@@ -9,13 +9,13 @@ select
     orders.amount_cents,
     orders.placed_at,
     (
-        select jsonb_agg(jsonb_build_object('article', line.article, 'quantity', line.quantity) order by line.number)
+        select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('article', line.article, 'quantity', line.quantity) order by line.number)
         from orders.line
         where line.order_id = orders.id
     ) as lines,
     (
-        select jsonb_agg(
-            jsonb_build_object(
+        select pg_catalog.jsonb_agg(
+            pg_catalog.jsonb_build_object(
                 'kind', history.kind, 'message', history.message_id, 'learned_at', history.learned_at
             ) order by history.number)
         from orders.history

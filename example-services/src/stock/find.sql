@@ -5,8 +5,8 @@ select
     reservation.state,
     reservation.reason,
     (
-        select jsonb_agg(
-            jsonb_build_object('article', line.article, 'quantity', line.quantity, 'price_cents', line.price_cents)
+        select pg_catalog.jsonb_agg(
+            pg_catalog.jsonb_build_object('article', line.article, 'quantity', line.quantity, 'price_cents', line.price_cents)
             order by line.article)
         from stock.reservation_line as line
         where line.order_id = reservation.order_id

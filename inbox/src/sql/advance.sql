@@ -13,7 +13,7 @@ with done as (
 ), moved as (
     update inbox.held_key
     set attempts = (select count(*) from next),
-        next_attempt_at = clock_timestamp() + (select count(*) from next) * $4::bigint * interval '1 millisecond'
+        next_attempt_at = clock_timestamp() + ((select count(*) from next) * $4::bigint)::float8 * interval '1 millisecond'
     where consumer = $1::text and hold = $2::bigint
 )
 select

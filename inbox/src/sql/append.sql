@@ -11,7 +11,7 @@ with handled as materialized (
     insert into inbox.held_message (
         consumer, hold, received_at, message_id, correlation, causation, occurred_at, source, topic, kind, key, headers,
         payload)
-    select $1::text, existing.hold, clock_timestamp() - $12::bigint * interval '1 microsecond', $3::uuid, $4::uuid,
+    select $1::text, existing.hold, clock_timestamp() - $12::bigint::float8 * interval '1 microsecond', $3::uuid, $4::uuid,
         $5::uuid, $6::timestamptz, $7::text, $8::text, $9::text, $2::text, $10::jsonb, $11::bytea
     from existing
     where not exists (select from handled)

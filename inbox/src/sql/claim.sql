@@ -14,7 +14,7 @@ with due as materialized (
     for no key update skip locked
 ), claimed as (
     update inbox.held_key
-    set attempts = held_key.attempts + 1, next_attempt_at = clock_timestamp() + $3::bigint * interval '1 millisecond'
+    set attempts = held_key.attempts + 1, next_attempt_at = clock_timestamp() + $3::bigint::float8 * interval '1 millisecond'
     from due
     where held_key.consumer = $1::text and held_key.hold = due.hold
     returning held_key.hold, held_key.attempts, held_key.last_error

@@ -2,7 +2,7 @@
 -- $1 process, $2 consumer, $3 milliseconds until it is taken for dead
 with mine as (
     insert into inbox.process (id, consumer, expires_at)
-    values ($1::uuid, $2::text, clock_timestamp() + $3::bigint * interval '1 millisecond')
+    values ($1::uuid, $2::text, clock_timestamp() + $3::bigint::float8 * interval '1 millisecond')
     on conflict (id) do update set expires_at = excluded.expires_at
 ), dead as (
     delete from inbox.process

@@ -12,7 +12,7 @@ with handled as materialized (
 ), opened as (
     insert into inbox.held_key (consumer, key, state, attempts, next_attempt_at, last_error)
     select $1::text, $2::text, $3::text, $4::integer,
-        clock_timestamp() + $5::bigint * interval '1 millisecond', $6::text
+        clock_timestamp() + $5::bigint::float8 * interval '1 millisecond', $6::text
     where not exists (select from existing) and not exists (select from handled)
         and not exists (
             select from inbox.held_message where consumer = $1::text and message_id = $7::uuid)
@@ -24,7 +24,7 @@ with handled as materialized (
     insert into inbox.held_message (
         consumer, hold, received_at, message_id, correlation, causation, occurred_at, source, topic, kind, key, headers,
         payload)
-    select $1::text, target.hold, clock_timestamp() - $17::bigint * interval '1 microsecond', $7::uuid, $8::uuid,
+    select $1::text, target.hold, clock_timestamp() - $17::bigint::float8 * interval '1 microsecond', $7::uuid, $8::uuid,
         $9::uuid, $10::timestamptz, $11::text, $12::text, $13::text, $14::text, $15::jsonb, $16::bytea
     from target
     where not exists (select from handled)

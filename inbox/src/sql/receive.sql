@@ -8,7 +8,7 @@ with held_key as materialized (
     select 1 from inbox.held_message where consumer = $1::text and message_id = $2::uuid
 ), admitted as (
     insert into inbox.message (message_id, received_at, slot, consumer)
-    select $2::uuid, clock_timestamp() - $5::bigint * interval '1 microsecond', inbox.slot($2::uuid), $1::text
+    select $2::uuid, clock_timestamp() - $5::bigint::float8 * interval '1 microsecond', inbox.slot($2::uuid), $1::text
     where not exists (select from held_key) and not exists (select from held_message)
         and ($3::timestamptz is null or $3::timestamptz >= (select floor from inbox.retention))
     on conflict do nothing

@@ -4,7 +4,7 @@ with held as (
         consumer,
         count(*) filter (where state = 'retrying') as retrying,
         count(*) filter (where state = 'parked') as parked,
-        min(held_at) as oldest_held_at
+        pg_catalog.min(held_at) as oldest_held_at
     from inbox.held_key
     group by consumer
 ), waiting as (

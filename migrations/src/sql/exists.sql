@@ -1,2 +1,2 @@
 -- Whether the table $1 exists, asked so that a missing one aborts no transaction.
-select to_regclass($1) is not null
+select pg_catalog.to_regclass($1) is not null

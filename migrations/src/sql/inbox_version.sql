@@ -1,2 +1,2 @@
 -- The version this database is at, and the oldest build it serves; null if no migration has said so.
-select max(version), max(serves) from inbox.schema_version
+select pg_catalog.max(version), pg_catalog.max(serves) from inbox.schema_version

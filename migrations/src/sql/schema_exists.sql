@@ -1,2 +1,2 @@
 -- Whether the schema $1 exists. `create schema if not exists` asks for the right to create one even if it does.
-select to_regnamespace($1) is not null
+select pg_catalog.to_regnamespace($1) is not null

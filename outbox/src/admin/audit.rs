@@ -39,7 +39,7 @@ pub struct AuditEntry {
 /// The database does not answer.
 pub async fn audit(pool: &PgPool, relay: Option<&str>, limit: i64) -> Result<Vec<AuditEntry>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/audit.sql")).bind(relay).bind(limit);
-    statement::rows(pool, query).await?.iter().map(entry).collect()
+    statement::read(pool, query).await?.iter().map(entry).collect()
 }
 
 fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {

@@ -16,7 +16,8 @@ use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{PgTransaction, Row};
 use uuid::Uuid;
 
-use crate::{statement, upkeep};
+use crate::statement::{self, BEGIN_READING};
+use crate::upkeep;
 pub use audit::{AuditEntry, audit};
 pub use doctor::{Finding, Severity, examine};
 pub use relays::{StateError, pause, resume, retire};
@@ -60,7 +61,7 @@ pub struct RelayStatus {
 /// # Errors
 /// The database does not answer.
 pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
-    let mut tx = pool.begin().await?;
+    let mut tx = pool.begin_with(BEGIN_READING).await?;
     let status = status_within(&mut tx).await?;
     tx.commit().await?;
     Ok(status)
@@ -134,7 +135,7 @@ impl HeldKey {
 /// The database does not answer.
 pub async fn held_keys(pool: &PgPool, relay: &str) -> Result<Vec<HeldKey>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/held_keys.sql")).bind(relay);
-    let rows = statement::rows(pool, query).await?;
+    let rows = statement::read(pool, query).await?;
     rows.iter().map(held_key).collect()
 }
 

@@ -105,7 +105,7 @@ pub async fn survey(pool: &PgPool) -> Result<Survey, RepairError> {
 pub async fn repair(pool: &PgPool) -> Result<Survey, RepairError> {
     let found = survey(pool).await?;
     let mut connection = pool.acquire().await?;
-    let mut tx = connection.begin().await?;
+    let mut tx = connection.begin_with(statement::BEGIN_LONG).await?;
     sqlx::raw_sql(include_str!("sql/no_jit.sql")).execute(&mut *tx).await?;
     statement::run(&mut *tx, sqlx::query(include_str!("sql/lock_timeout.sql")).bind(PATIENCE)).await?;
     sqlx::raw_sql(include_str!("sql/lock_log.sql")).execute(&mut *tx).await.map_err(locked_out)?;
@@ -132,11 +132,11 @@ pub async fn repair(pool: &PgPool) -> Result<Survey, RepairError> {
 async fn look(connection: &mut PgConnection) -> Result<Survey, RepairError> {
     migrations::Schema::Outbox.check(connection).await?;
     let preflight = sqlx::query(include_str!("../log/sql/preflight.sql"));
-    let facts = statement::row(&mut *connection, preflight).await?;
+    let facts = statement::read_row(&mut *connection, preflight).await?;
     if facts.try_get("replica")? {
         return Err(RepairError::Replica);
     }
-    let row = statement::row(connection, sqlx::query(include_str!("sql/survey.sql"))).await?;
+    let row = statement::read_row(connection, sqlx::query(include_str!("sql/survey.sql"))).await?;
     Ok(Survey {
         era: row.try_get("era")?,
         system_identifier: row.try_get("system_identifier")?,

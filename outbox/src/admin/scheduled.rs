@@ -4,6 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgPool;
 use sqlx::{Executor, Row};
 
+use crate::statement::alone;
+
 /// So many are counted.
 const COUNTED: i64 = 10_000;
 
@@ -24,7 +26,7 @@ pub struct Scheduled {
 /// # Errors
 /// The database does not answer.
 pub async fn scheduled(pool: &PgPool) -> Result<Scheduled, sqlx::Error> {
-    let row = pool.fetch_one(sqlx::raw_sql(include_str!("sql/scheduled.sql"))).await?;
+    let row = pool.fetch_one(sqlx::raw_sql(alone(include_str!("sql/scheduled.sql")))).await?;
     let waiting: i64 = row.try_get("waiting")?;
     Ok(Scheduled {
         waiting: waiting.min(COUNTED),

@@ -232,7 +232,7 @@ impl<P: Publisher + 'static> Fleet<P> {
         let look = async {
             let mut connection = PgConnection::connect_with(&database.options).await?;
             let query = sqlx::query(include_str!("sql/has_work.sql")).bind(&self.relay);
-            let has_work = match statement::row(&mut connection, query).await {
+            let has_work = match statement::read_row(&mut connection, query).await {
                 Ok(row) => row.try_get(0)?,
                 // Without a schema: the relay says what is amiss.
                 Err(error) if is_undefined(&error) => true,

@@ -5,6 +5,7 @@ use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Connection, Executor, Row};
 
 use super::Refusal;
+use crate::statement::{BEGIN_LONG, alone};
 use crate::{bell, enqueue};
 
 /// Appends messages in the order given, in one statement that is a transaction of its own: all or none. When it answers
@@ -15,7 +16,7 @@ use crate::{bell, enqueue};
 pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Result<(), sqlx::Error> {
     let arguments = enqueue::bind(PgArguments::default(), messages)?;
     // Without a bound on silence, which a long statement on a slow line would break: it locks nothing that others wait for.
-    let mut tx = Connection::begin(connection).await?;
+    let mut tx = Connection::begin_with(connection, BEGIN_LONG).await?;
     sqlx::query_with(include_str!("sql/append.sql"), arguments).persistent(false).execute(&mut *tx).await?;
     tx.commit().await?;
     bell::ring();
@@ -27,7 +28,7 @@ pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Resu
 /// # Errors
 /// The database does not answer.
 pub async fn name(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
-    connection.fetch_one(sqlx::raw_sql(include_str!("sql/name.sql"))).await?.try_get(0)
+    connection.fetch_one(sqlx::raw_sql(alone(include_str!("sql/name.sql")))).await?.try_get(0)
 }
 
 /// Whether the log keeps what is appended to it, and its readers will see it in order. `Ok(false)`: as long as the
@@ -37,7 +38,7 @@ pub async fn name(connection: &mut PgConnection) -> Result<String, sqlx::Error> 
 /// The log must not be appended to, or cannot be looked at.
 pub async fn check_appendable(connection: &mut PgConnection) -> Result<bool, Refusal> {
     migrations::Schema::Outbox.check(connection).await?;
-    let row = connection.fetch_one(sqlx::raw_sql(include_str!("sql/appendable.sql"))).await?;
+    let row = connection.fetch_one(sqlx::raw_sql(alone(include_str!("sql/appendable.sql")))).await?;
     for (fact, reason) in [
         ("replica", Refusal::Replica),
         ("cached_positions", Refusal::CachedPositions),

@@ -3,13 +3,13 @@
 use futures_util::TryStreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool, PgRow, Postgres};
-use sqlx::{AssertSqlSafe, Executor, Row};
+use sqlx::{Connection, Executor, Row};
 
 use super::row::{Copied, LogMessage, Names};
 use super::snapshot::{NotSnapshot, column, leaf, leaves};
 use super::store::{Record, Store};
 use super::window::{Look, PageRange, Window};
-use crate::statement::{Begin, array, fill, literal};
+use crate::statement::{BEGIN_LONG, Begin, alone, array, fill, literal};
 
 const IDENTITY: &str = include_str!("sql/identity.sql");
 
@@ -50,6 +50,8 @@ pub struct LogConnection {
     /// Other server processes than one have answered.
     pooled: bool,
     flushed: i64,
+    /// A statement that does not say at which level it runs sees what was committed before it.
+    read_committed: bool,
     names: Names,
 }
 
@@ -90,7 +92,14 @@ impl LogConnection {
         let mut connection = pool.acquire().await?;
         // Left in the middle of a page, the driver could not use it again.
         connection.close_on_drop();
-        Ok(LogConnection { connection, server: None, pooled: false, flushed: 0, names: Names::default() })
+        Ok(LogConnection {
+            connection,
+            server: None,
+            pooled: false,
+            flushed: 0,
+            read_committed: false,
+            names: Names::default(),
+        })
     }
 
     /// Looks whether there may be something new for a relay: one statement, no write.
@@ -101,7 +110,7 @@ impl LogConnection {
         let sql = fill(LOOK, &[literal(relay)]);
         let row = match &mut self.server {
             Some(server) if !self.pooled => {
-                let row = self.connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql.clone()))).await?;
+                let row = self.connection.fetch_one(sqlx::raw_sql(alone(&sql))).await?;
                 self.pooled = row.try_get::<&str, _>("backend")? != server.backend;
                 if self.pooled {
                     tracing::info!(
@@ -120,6 +129,7 @@ impl LogConnection {
             None => self.on_known(&sql).await?,
         };
         self.flushed = row.try_get("flushed")?;
+        self.read_committed = row.try_get("read_committed")?;
         Ok(Look {
             snapshot: column(&row, "snapshot")?.ok_or_else(|| sqlx::Error::Decode(NotSnapshot.into()))?,
             last_position: row.try_get("last_position")?,
@@ -132,8 +142,8 @@ impl LogConnection {
     async fn on_known(&mut self, sql: &str) -> Result<PgRow, LogError> {
         for _ in 0..TRIES {
             // Sent as one, they are one transaction, which a pooler does not divide.
-            let sql = format!("{IDENTITY};\n{sql}");
-            let rows = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
+            let sql = alone(&format!("{IDENTITY};\n{sql}"));
+            let rows = self.connection.fetch_all(sqlx::raw_sql(sql)).await?;
             let mut rows = rows.into_iter();
             let (identity, row) = rows.next().zip(rows.next()).ok_or(sqlx::Error::RowNotFound)?;
             if Server::knows(&mut self.server, &identity)? {
@@ -203,21 +213,15 @@ impl LogConnection {
         );
         // Not named, so planned each time: a plan kept from when a leaf was empty would scan and sort it whole for ever.
         let copy = format!("copy (\n{sql}\n) to stdout (format binary)");
-        let mut sent = self.connection.copy_out_raw(&copy).await?;
-        let mut copied = Copied::default();
-        let mut messages = Vec::with_capacity(limit);
-        let mut read = 0;
-        while let Some(bytes_sent) = sent.try_next().await? {
-            let mut bytes_sent = &bytes_sent[..];
-            // What else the server sends of this page is thrown away.
-            while read < bytes
-                && let Some(message) = copied.next(&mut bytes_sent, &mut self.names)?
-            {
-                read += message.message.payload.len();
-                messages.push(message);
-            }
-        }
-        drop(sent);
+        let (messages, read) = if self.read_committed {
+            receive(&mut self.connection, &copy, limit, bytes, &mut self.names).await?
+        } else {
+            // The driver takes no other statement in front of this one in a message.
+            let mut tx = self.connection.begin_with(BEGIN_LONG).await?;
+            let received = receive(&mut tx, &copy, limit, bytes, &mut self.names).await?;
+            tx.commit().await?;
+            received
+        };
         if self.pooled {
             // Another server process may have sent it, after a crash: then the window means nothing.
             self.on_known(LAST_POSITION).await?;
@@ -233,7 +237,7 @@ impl LogConnection {
     pub async fn first_of(&mut self, xids: &[u64], from: i64, to: i64) -> Result<Option<i64>, LogError> {
         let sql = FIRST_OF.replace("/*leaves*/", &leaves(from, to));
         let sql = fill(&sql, &[array(xids)]);
-        Ok(self.connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?.try_get(0)?)
+        Ok(self.connection.fetch_one(sqlx::raw_sql(alone(&sql))).await?.try_get(0)?)
     }
 
     /// Returns when everything up to `inserted` is flushed: a commit with `synchronous_commit = off` is visible before
@@ -244,10 +248,10 @@ impl LogConnection {
     pub async fn make_durable(&mut self, inserted: i64) -> Result<(), LogError> {
         if self.flushed < inserted {
             // Writers that wait for their own commits have mostly flushed it meanwhile.
-            self.flushed = self.connection.fetch_one(sqlx::raw_sql(FLUSHED)).await?.try_get(0)?;
+            self.flushed = self.connection.fetch_one(sqlx::raw_sql(alone(FLUSHED))).await?.try_get(0)?;
         }
         if self.flushed < inserted {
-            self.connection.execute(sqlx::raw_sql(FLUSH)).await?;
+            self.connection.execute(sqlx::raw_sql(alone(FLUSH))).await?;
             self.flushed = inserted;
         }
         Ok(())
@@ -257,4 +261,29 @@ impl LogConnection {
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
+}
+
+/// The messages that a COPY sends, until their payloads reach `bytes`, and how many bytes they are.
+async fn receive(
+    connection: &mut PgConnection,
+    copy: &str,
+    limit: usize,
+    bytes: usize,
+    names: &mut Names,
+) -> Result<(Vec<LogMessage>, usize), LogError> {
+    let mut sent = connection.copy_out_raw(copy).await?;
+    let mut copied = Copied::default();
+    let mut messages = Vec::with_capacity(limit);
+    let mut read = 0;
+    while let Some(bytes_sent) = sent.try_next().await? {
+        let mut bytes_sent = &bytes_sent[..];
+        // What else the server sends of this page is thrown away.
+        while read < bytes
+            && let Some(message) = copied.next(&mut bytes_sent, names)?
+        {
+            read += message.message.payload.len();
+            messages.push(message);
+        }
+    }
+    Ok((messages, read))
 }

@@ -401,7 +401,7 @@ pub(crate) async fn preflight(connection: &mut PgConnection) -> Result<(), Refus
 /// Everything for which it would be refused, but for a schema that does not fit, which is an error.
 pub(crate) async fn faults(connection: &mut PgConnection) -> Result<Vec<Refusal>, Refusal> {
     migrations::Schema::Outbox.check(connection).await?;
-    let row = statement::row(connection, sqlx::query(sql!("preflight"))).await?;
+    let row = statement::read_row(connection, sqlx::query(sql!("preflight"))).await?;
     let mut faults = Vec::new();
     for (fact, reason) in [
         ("replica", Refusal::Replica),

@@ -234,7 +234,7 @@ pub struct ReplayStatus {
 /// # Errors
 /// The database does not answer.
 pub async fn list(pool: &PgPool) -> Result<Vec<ReplayStatus>, sqlx::Error> {
-    let mut tx = pool.begin().await?;
+    let mut tx = pool.begin_with(statement::BEGIN_READING).await?;
     let replays = list_within(&mut tx).await?;
     tx.commit().await?;
     Ok(replays)

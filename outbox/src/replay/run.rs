@@ -17,6 +17,7 @@ use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
 use crate::Routes;
 use crate::log::{LogMessage, Names, decode_row, leaf, leaf_end, preflight};
 use crate::relay::{Router, chance, shorten};
+use crate::statement::BEGIN_READING;
 
 /// How often it says how far it is.
 const TELL: Duration = Duration::from_secs(10);
@@ -190,7 +191,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.job.seen).bind(self.job.seen_from);
         let query = self.filter.bind(query.bind(self.read_to).bind(end));
         let query = query.bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let mut tx = self.replay.pool.begin().await?;
+        let mut tx = self.replay.pool.begin_with(BEGIN_READING).await?;
         let mut rows = query.persistent(false).fetch(&mut *tx);
         let (mut messages, mut bytes): (Vec<LogMessage>, usize) = (Vec::new(), 0);
         while let Some(row) = rows.try_next().await? {

@@ -5,7 +5,7 @@ mod mover;
 use chrono::{DateTime, Utc};
 use message::{Event, Message, MessageId};
 use sqlx::postgres::PgArguments;
-use sqlx::{Arguments, PgTransaction};
+use sqlx::{Arguments, PgTransaction, Row};
 
 pub(crate) use mover::Mover;
 
@@ -91,7 +91,7 @@ pub async fn enqueue_all_at(
 pub async fn cancel(tx: &mut PgTransaction<'_>, id: MessageId) -> Result<bool, EnqueueError> {
     // Unnamed, so planned each time: a plan kept from when nothing was scheduled would look through them all.
     let query = sqlx::query(CANCEL).bind(*id.as_uuid()).persistent(false);
-    Ok(query.execute(&mut **tx).await.map_err(classify)?.rows_affected() > 0)
+    query.fetch_one(&mut **tx).await.and_then(|row| row.try_get(0)).map_err(classify)
 }
 
 /// The message as one that happens at `when`. An inbox would refuse one whose id is from long ago.

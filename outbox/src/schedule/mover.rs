@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::bell;
 use crate::log::preflight;
-use crate::statement::{self, fill, literal, within};
+use crate::statement::{self, alone, fill, literal, within};
 
 const NEXT: &str = include_str!("sql/next.sql");
 const MOVE: &str = include_str!("sql/move.sql");
@@ -71,7 +71,7 @@ impl Mover {
         }
         let above = self.moved_to.map_or(DateTime::UNIX_EPOCH - SLACK, |moved_to| moved_to - SLACK);
         let next = fill(NEXT, &[literal(&above.to_rfc3339()), literal(&holder.to_string())]);
-        let look = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).fetch_one(&mut *connection);
+        let look = sqlx::raw_sql(alone(&next)).fetch_one(&mut *connection);
         // The connection is kept, and nobody has asked it how it is.
         let row = within(ANSWER, look).await?;
         let due_in: Option<f64> = row.try_get("due_in")?;

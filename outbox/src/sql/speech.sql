@@ -1,2 +1,2 @@
 -- In a transaction whose next statement may be long: the server counts a statement that is still coming in as silence.
-select set_config('idle_in_transaction_session_timeout', '5min', true)
+select pg_catalog.set_config('idle_in_transaction_session_timeout', '5min', true)

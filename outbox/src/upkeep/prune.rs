@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, PgTransaction, Row};
 use tokio_util::sync::CancellationToken;
 
 use crate::log::{LEAVES, leaf};
+use crate::statement::BEGIN_LONG;
 
 /// Which leaves of the log were emptied, by number, and why others were not that had come of age.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -141,7 +142,7 @@ async fn prune_leaf(connection: &mut PgConnection, leaf: i64) -> Result<Fate, sq
 
 /// A transaction in which each statement sees what was committed before it, and none waits or works for long.
 async fn begin(connection: &mut PgConnection) -> Result<PgTransaction<'_>, sqlx::Error> {
-    let mut tx = connection.begin_with("begin isolation level read committed").await?;
+    let mut tx = connection.begin_with(BEGIN_LONG).await?;
     sqlx::raw_sql(include_str!("sql/patience.sql")).execute(&mut *tx).await?;
     sqlx::raw_sql(include_str!("sql/interpret.sql")).execute(&mut *tx).await?;
     Ok(tx)
@@ -177,7 +178,7 @@ pub(super) async fn summarize(connection: &mut PgConnection, last_position: i64)
         .iter()
         .map(|leaf| format!("outbox.message_{leaf}"))
         .collect();
-    let mut tx = connection.begin().await?;
+    let mut tx = connection.begin_with(BEGIN_LONG).await?;
     sqlx::raw_sql(include_str!("sql/patience.sql")).execute(&mut *tx).await?;
     match sqlx::query(include_str!("sql/summarize.sql")).bind(names).persistent(false).execute(&mut *tx).await
     {

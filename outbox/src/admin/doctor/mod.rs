@@ -14,6 +14,7 @@ use sqlx::postgres::{PgPool, PgRow};
 use super::RelayStatus;
 use crate::log::{Refusal, faults};
 use crate::replay::{self, ReplayStatus};
+use crate::statement::BEGIN_READING;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +77,7 @@ struct Old {
 /// # Errors
 /// The database does not answer, or the role may not look.
 pub async fn examine(pool: &PgPool, old: Duration) -> Result<Vec<Finding>, Refusal> {
-    let mut looking = pool.begin_with(include_str!("../sql/look_only.sql")).await?;
+    let mut looking = pool.begin_with(BEGIN_READING).await?;
     let row = sqlx::query(include_str!("../sql/doctor_facts.sql")).persistent(false);
     let facts = facts(&row.fetch_one(&mut *looking).await?)?;
     let rows = sqlx::query(include_str!("../sql/doctor_old.sql")).bind(old.as_secs_f64()).persistent(false);

@@ -12,7 +12,7 @@ log as (
 role as (
     select r.name, to_regrole(r.name)::oid as oid
     from unnest(array[
-        'outbox_owner', 'outbox_service', 'outbox_relay', 'outbox_consumer', 'outbox_operator', 'outbox_monitor'
+        'outbox_owner', 'outbox_service', 'outbox_publisher', 'outbox_relay', 'outbox_consumer', 'outbox_operator', 'outbox_monitor'
     ]) as r (name)
 )
 select current_setting('server_version_num')::integer as server_version,

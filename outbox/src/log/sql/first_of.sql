@@ -1,2 +1,2 @@
 -- The first position that any of these transactions has written, or null. $1 transaction ids.
-select min(position) from outbox.message where ((position >> 20) & 15) in (/*leaves*/) and tx = any ($1::text[]::xid8[])
+select pg_catalog.min(position) from outbox.message where ((position >> 20) & 15::bigint) in (/*leaves*/) and tx = any ($1::text[]::xid8[])

@@ -1,2 +1,2 @@
 -- How much of the WAL is flushed.
-select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint
+select pg_catalog.pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint

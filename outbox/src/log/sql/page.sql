@@ -7,7 +7,7 @@ select position, slot, id, correlation, causation, occurred_at, enqueued_at, sou
 from outbox.message_/*leaf*/
 where position > $3 and (position, 0) <= ($4, 0)
     and coalesce(
-        tx >= $1::text::xid8 and pg_visible_in_snapshot(tx, $2::text::pg_snapshot) and (slot % $6) = any ($7), false
+        tx >= $1::text::xid8 and pg_catalog.pg_visible_in_snapshot(tx, $2::text::pg_snapshot) and (slot % $6) = any ($7), false
     )
 order by position
 limit $5

@@ -10,7 +10,7 @@ select * from (
         from outbox.message_/*leaf*/
         where position > $3 and (position, 0) <= ($4, 0)
             and coalesce(
-                tx >= $1::text::xid8 and pg_visible_in_snapshot(tx, $2::text::pg_snapshot) and (slot % $6) = any ($7), false
+                tx >= $1::text::xid8 and pg_catalog.pg_visible_in_snapshot(tx, $2::text::pg_snapshot) and (slot % $6) = any ($7), false
             )
         order by position
         limit $5
@@ -18,7 +18,7 @@ select * from (
     union all
     (
         select late.*
-        from unnest($8::text[]::xid8[]) as straggler (tx)
+        from pg_catalog.unnest($8::text[]::xid8[]) as straggler (tx)
         cross join lateral (
             select position, slot, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key,
                 headers, payload

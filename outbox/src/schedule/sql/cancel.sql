@@ -1,2 +1,2 @@
--- Gives up a scheduled message in the caller's transaction, if it is still waiting. $1 its id.
-delete from outbox.scheduled_message m where m.id = $1
+-- Gives up a scheduled message in the caller's transaction. Whether it was still waiting. $1 its id.
+select outbox.cancel($1)

@@ -1,0 +1,2 @@
+-- Begins a handler's transaction in which all statements see the same.
+begin isolation level repeatable read, read write

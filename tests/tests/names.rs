@@ -1,0 +1,259 @@
+//! What the names in our SQL mean where others may create objects in a schema of the path (`public` before PostgreSQL 15): what
+//! they put there is never called by a relay, a consumer or an administrator.
+//!
+//! Statements that run in a transaction of ours find names in `pg_catalog` alone. The others run under the path of the role or of
+//! the service's transaction. In them each function that takes an argument names its schema, and each operator is one that
+//! `pg_catalog` has for exactly these types: an operator for other types in `public` would otherwise fit better.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "names/scan.rs"]
+mod scan;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use tests::Database;
+
+/// Run in a transaction whose path is fixed (`statement.rs`, the command's own `begin.sql`), and never in a service's.
+const FIXED_PATH: [&str; 12] = [
+    "outbox/src/admin/sql/",
+    "outbox/src/relay/sql/",
+    "outbox/src/replay/sql/",
+    "outbox/src/upkeep/sql/",
+    "outbox/src/fleet/sql/",
+    "outbox/src/schedule/sql/move.sql",
+    "outbox/src/log/sql/",
+    "cli/src/trace/sql/",
+    // Databases that the program has just made for itself.
+    "cli/src/bench/sql/",
+    "example-services/src/demo/sql/",
+    // Statements of other kinds, which call nothing.
+    "inbox/src/sql/truncate_slot.sql",
+    "inbox/src/sql/lock_timeout.sql",
+];
+
+/// Of these, the ones that are sent as text, or run under any path besides.
+const ANY_PATH: [&str; 13] = [
+    "outbox/src/admin/sql/scheduled.sql",
+    "outbox/src/log/sql/appendable.sql",
+    "outbox/src/log/sql/first_of.sql",
+    "outbox/src/log/sql/flush.sql",
+    "outbox/src/log/sql/flushed.sql",
+    "outbox/src/log/sql/identity.sql",
+    "outbox/src/log/sql/last_position.sql",
+    "outbox/src/log/sql/look.sql",
+    "outbox/src/log/sql/name.sql",
+    "outbox/src/log/sql/page.sql",
+    "outbox/src/log/sql/page_with_stragglers.sql",
+    "outbox/src/log/sql/spend.sql",
+    "cli/src/trace/sql/database.sql",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The files below a folder whose names end so.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, ending));
+        } else if path.to_string_lossy().ends_with(ending) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Each statement that may run under any path, with the name of its file and its parts filled in.
+fn statements() -> Vec<(String, String)> {
+    let mut statements = Vec::new();
+    for part in ["outbox", "inbox", "brokers", "migrations", "cli", "example-services"] {
+        for file in files(&root().join(part).join("src"), ".sql") {
+            let name = file.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+            let fixed = FIXED_PATH.iter().any(|fixed| name.starts_with(fixed));
+            let any = ANY_PATH.contains(&&*name);
+            // The services' tables are made here as a part of the test.
+            if (!fixed || any) && !name.ends_with("/schema.sql") {
+                let sql = std::fs::read_to_string(&file).unwrap();
+                let sql = sql.replace("/*leaf*/", "3").replace("/*leaves*/", "3, 4").replace("{slot}", "3");
+                statements.push((name, sql));
+            }
+        }
+    }
+    assert!(statements.len() > 80, "{}", statements.len());
+    statements
+}
+
+/// The types of our columns and expressions, and those that they become.
+const TYPES: &str = r#"array['smallint', 'integer', 'bigint', 'numeric', 'double precision', 'text', 'name', '"char"', 'boolean',
+    'uuid', 'timestamptz', 'interval', 'jsonb', 'jsonpath', 'bytea', 'xid8', 'xid', 'pg_snapshot', 'oid', 'regclass', 'tid',
+    'pg_lsn', 'smallint[]', 'integer[]', 'bigint[]', 'text[]', 'uuid[]', 'xid8[]', 'oid[]']"#;
+
+const OPERATORS: &str = "array['=', '<>', '<', '<=', '>', '>=', '+', '-', '*', '/', '%', '&', '|', '<<', '>>', '||', '~', '!~', '~~',
+    '->', '->>', '@>', '&&']";
+
+/// Puts a trap into `public` for each operator and pair of types that `pg_catalog` has none for, and for each function of it
+/// that takes no argument, one that may be left out.
+async fn set_traps(connection: &mut PgConnection) {
+    let traps = format!(
+        "do $$
+        declare
+            one text; other text; operator text;
+        begin
+            foreach one in array {TYPES} loop foreach other in array {TYPES} loop
+                execute format('create function public.sprung(%s, %s) returns boolean language sql
+                    as ''select 1 / 0 = 1''', one, other);
+                foreach operator in array {OPERATORS} loop
+                    if to_regoperator(format('pg_catalog.%s(%s, %s)', operator, one, other)) is null then
+                        execute format('create operator public.%s (leftarg = %s, rightarg = %s, function = public.sprung)',
+                            operator, one, other);
+                    end if;
+                end loop;
+            end loop; end loop;
+            for one in
+                select distinct proname from pg_catalog.pg_proc
+                where pronamespace = 'pg_catalog'::regnamespace and pronargs = 0 and prokind = 'f'
+            loop
+                execute format('create function public.%I(integer default 0) returns integer language sql
+                    as ''select 1 / 0''', one);
+            end loop;
+        end
+        $$"
+    );
+    connection.execute(AssertSqlSafe(traps)).await.expect("the traps");
+}
+
+/// What of `public` a statement calls, with parameters of these types.
+async fn sprung(connection: &mut PgConnection, sql: &str, types: &[String]) -> Result<Vec<String>, sqlx::Error> {
+    let create = format!("create function pg_temp.probe({}) returns void begin atomic {sql}; end", types.join(", "));
+    connection.execute("begin").await?;
+    let created = connection.execute(AssertSqlSafe(create)).await;
+    let found = match created {
+        Ok(_) => {
+            connection.execute("set local search_path = pg_catalog").await?;
+            sqlx::query_scalar(
+                "select distinct pg_describe_object(refclassid, refobjid, refobjsubid) from pg_depend
+                where classid = 'pg_proc'::regclass and objid = (
+                        select max(oid) from pg_proc where proname = 'probe' and pronamespace = pg_my_temp_schema())
+                    and (refclassid = 'pg_proc'::regclass and refobjid in (
+                            select oid from pg_proc where pronamespace = 'public'::regnamespace)
+                        or refclassid = 'pg_operator'::regclass and refobjid in (
+                            select oid from pg_operator where oprnamespace = 'public'::regnamespace))",
+            )
+            .persistent(false)
+            .fetch_all(&mut *connection)
+            .await
+        }
+        Err(error) => Err(error),
+    };
+    connection.execute("rollback").await?;
+    found
+}
+
+/// The types of a statement's parameters, as the server infers them where no trap is set.
+async fn types(connection: &mut PgConnection, sql: &str) -> Vec<String> {
+    connection.execute(AssertSqlSafe(format!("prepare probe as {sql}"))).await.expect(sql);
+    let types = "select parameter_types::text[] from pg_prepared_statements where name = 'probe'";
+    let types = sqlx::query_scalar(types).persistent(false).fetch_one(&mut *connection).await.unwrap();
+    connection.execute("deallocate probe").await.unwrap();
+    types
+}
+
+#[tokio::test]
+async fn no_statement_calls_what_others_have_put_into_the_path() {
+    let clean = Database::new("names_clean").await;
+    let trapped = Database::new("names_trapped").await;
+    let (mut clean, mut connection) = (clean.connect().await, trapped.connect().await);
+    for service in ["order", "stock", "payment", "shipping"] {
+        let file = root().join(format!("example-services/src/{service}/schema.sql"));
+        let schema = std::fs::read_to_string(file).unwrap();
+        for connection in [&mut clean, &mut connection] {
+            connection.execute(AssertSqlSafe(schema.clone())).await.expect("a service's tables");
+        }
+    }
+    set_traps(&mut connection).await;
+    // The traps are traps.
+    for risky in ["select current_database() || 'x'::text", "select 1::bigint & 1", "select 1::bigint * interval '1 second'"] {
+        let found = sprung(&mut connection, risky, &[]).await;
+        assert!(found.is_err() || !found.unwrap().is_empty(), "{risky}");
+    }
+    let mut faults = Vec::new();
+    let mut checked = 0;
+    for (name, sql) in statements() {
+        if !scan::is_query(&sql) {
+            continue;
+        }
+        let types = types(&mut clean, sql.trim_end_matches([';', '\n'])).await;
+        match sprung(&mut connection, sql.trim_end_matches([';', '\n']), &types).await {
+            Ok(found) if found.is_empty() => checked += 1,
+            Ok(found) => faults.push(format!("{name}: calls {}", found.join(", "))),
+            Err(error) => faults.push(format!("{name}: {error}")),
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(checked > 60, "{checked}");
+}
+
+#[tokio::test]
+async fn each_function_that_takes_an_argument_names_its_schema() {
+    let database = Database::new("names_functions").await;
+    let known: BTreeSet<String> = sqlx::query_scalar(
+        "select distinct proname::text from pg_catalog.pg_proc where pronamespace = 'pg_catalog'::regnamespace",
+    )
+    .fetch_all(database.pool())
+    .await
+    .unwrap()
+    .into_iter()
+    .collect();
+    for (risky, call) in [
+        ("select format('%s', 1)", "format"),
+        ("select count(m.id) from outbox.message m", "count"),
+        ("select * from unnest($1::uuid[]) as m", "unnest"),
+    ] {
+        assert_eq!(scan::unqualified_calls(risky, &known), [call], "{risky}");
+    }
+    let mut faults = Vec::new();
+    for (name, sql) in statements() {
+        for call in scan::unqualified_calls(&sql, &known) {
+            faults.push(format!("{name}: {call}"));
+        }
+    }
+    assert!(faults.is_empty(), "each with its schema, please:\n{}", faults.join("\n"));
+}
+
+/// Whoever begins one elsewhere has a transaction with the path and the isolation level of the role.
+#[test]
+fn each_transaction_of_ours_begins_in_one_place() {
+    let begun = [
+        // The transactions that `statement.rs` begins, and savepoints within them.
+        "begin_bounded(", "begin_reading(", "begin_with(BEGIN_LONG)", "begin_with(BEGIN_READING)",
+        "begin_with(statement::BEGIN_LONG)", "begin_with(statement::BEGIN_READING)", "begin_with(connection, BEGIN_LONG)",
+    ];
+    let mut faults = Vec::new();
+    for part in ["outbox", "inbox", "brokers", "migrations"] {
+        for file in files(&root().join(part).join("src"), ".rs") {
+            let name = file.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+            if name.ends_with("/statement.rs") || name == "migrations/src/migrate.rs" {
+                continue;
+            }
+            for (number, line) in std::fs::read_to_string(&file).unwrap().lines().enumerate() {
+                let code = line.trim_start();
+                let begins = code.contains(".begin()") || code.contains("begin_with(") || code.contains("Connection::begin(");
+                if begins && !code.starts_with("//") && !begun.iter().any(|begun| code.contains(begun)) {
+                    // A savepoint in a record's transaction; the state machines have a `begin` of their own.
+                    let known = name == "outbox/src/log/store.rs" || code.contains("self.begin()");
+                    if !known {
+                        faults.push(format!("{name}:{}: {code}", number + 1));
+                    }
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
