@@ -31,7 +31,7 @@ async fn attempt(connection: &mut PgConnection, role: &str, sql: &str) -> Result
 /// only), on functions X, on schemas U. Of leaves, one that speaks for all.
 const RIGHTS: &str = "
     with role (name) as (
-        values ('outbox_service'), ('outbox_relay'), ('outbox_consumer'), ('outbox_operator'), ('outbox_monitor')
+        values ('outbox_service'), ('outbox_publisher'), ('outbox_relay'), ('outbox_consumer'), ('outbox_operator'), ('outbox_monitor')
     ), relation as (
         select c.oid, case when i.inhparent is null then c.oid::regclass::text else i.inhparent::regclass || ' leaf' end
             as name
@@ -125,6 +125,10 @@ outbox_operator: outbox.replay arw*
 outbox_operator: outbox.scheduled_message r*
 outbox_operator: outbox.schema_version r
 outbox_operator: outbox.upkeep r
+outbox_publisher: outbox u
+outbox_publisher: outbox.message a*r*
+outbox_publisher: outbox.origin r
+outbox_publisher: outbox.schema_version r
 outbox_relay: outbox u
 outbox_relay: outbox.audit a*
 outbox_relay: outbox.cluster r
@@ -148,7 +152,7 @@ outbox_service: outbox.enqueue_at() X
 outbox_service: outbox.message a*
 outbox_service: outbox.message_fault() X
 outbox_service: outbox.origin r
-outbox_service: outbox.scheduled_message a*dr*
+outbox_service: outbox.scheduled_message a*
 outbox_service: outbox.schema_version r
 outbox_service: outbox.uuid_v7() X
 ";
@@ -163,7 +167,7 @@ async fn each_role_has_these_rights_and_no_others() {
 }
 
 /// What each role does all day, in order: within one transaction, rolled back at the end.
-const WORK: [(&str, &[&str]); 6] = [
+const WORK: [(&str, &[&str]); 7] = [
     ("outbox_service", &[
         "select outbox.enqueue('t', 'k', 'secret', key => 'k', headers => '{\"a\": \"b\"}', lock_key => true)",
         "insert into outbox.message (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
@@ -173,6 +177,11 @@ const WORK: [(&str, &[&str]); 6] = [
         "insert into outbox.scheduled_message (due_at, id, correlation, causation, occurred_at, source, topic, kind, key,
              headers, payload)
          select now(), outbox.uuid_v7(), outbox.uuid_v7(), null, now(), source, 't', 'k', null, null, '' from outbox.origin",
+    ]),
+    ("outbox_publisher", &[
+        "select max(version), max(serves) from outbox.schema_version",
+        "insert into outbox.message (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
+         select gen_random_uuid(), gen_random_uuid(), null, now(), source, 't', 'k', null, null, '' from outbox.origin",
     ]),
     ("outbox_relay", &[
         "select max(version), max(serves) from outbox.schema_version",
@@ -287,7 +296,7 @@ async fn each_role_can_do_its_work() {
 }
 
 /// Refusals that matter most, each by SQLSTATE: what the rights above rule out, said as an attack.
-const DENIED: [(&str, &str); 43] = [
+const DENIED: [(&str, &str); 50] = [
     ("outbox_service", "select payload from outbox.message"),
     (
         "outbox_service",
@@ -318,6 +327,14 @@ const DENIED: [(&str, &str); 43] = [
     ("outbox_service", "select from inbox.message"),
     ("outbox_service", "select payload from outbox.scheduled_message"),
     ("outbox_service", "update outbox.scheduled_message set due_at = now()"),
+    // It gives up one message by its id, and not all of them, nor does it keep others from their table.
+    ("outbox_service", "select id from outbox.scheduled_message"),
+    ("outbox_service", "delete from outbox.scheduled_message"),
+    ("outbox_service", "lock table outbox.scheduled_message in access exclusive mode"),
+    ("outbox_service", "lock table outbox.message in access exclusive mode"),
+    ("outbox_publisher", "select id from outbox.message"),
+    ("outbox_publisher", "select outbox.cancel(gen_random_uuid())"),
+    ("outbox_publisher", "lock table outbox.message in access exclusive mode"),
     ("outbox_relay", "update outbox.scheduled_message set payload = ''"),
     ("outbox_relay", "select outbox.enqueue('t', 'k', '')"),
     ("outbox_relay", "update outbox.message set payload = ''"),
@@ -375,6 +392,26 @@ async fn no_role_reaches_beyond_its_work() {
             Err("42501".to_owned()),
             "{sql}"
         );
+    }
+}
+
+/// A message that bears the mark of a replay, which an inbox may be told to treat in another way.
+const MARKED: &str = "insert into outbox.message (id, correlation, source, topic, kind, headers, payload)
+    values (gen_random_uuid(), gen_random_uuid(), '/x', 't', 'k', '{\"outbox-replay\": \"monthly\"}', '')";
+
+#[tokio::test]
+async fn a_service_marks_no_message_as_a_replay_and_a_publisher_does() {
+    let database = with_roles("role_marks").await;
+    let mut connection = database.connect().await;
+    let scheduled = MARKED
+        .replace("outbox.message (", "outbox.scheduled_message (due_at, occurred_at, ")
+        .replace("values (", "values (now(), now(), ");
+    for sql in [MARKED, &scheduled] {
+        let refused = attempt(&mut connection, "outbox_service", sql).await;
+        assert_eq!(refused, Err("23514".to_owned()), "{sql}");
+    }
+    for role in ["outbox_publisher", "outbox_relay", "outbox_owner"] {
+        assert_eq!(attempt(&mut connection, role, MARKED).await, Ok(()), "{role}");
     }
 }
 

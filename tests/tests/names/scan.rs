@@ -15,7 +15,8 @@ pub(crate) fn unqualified_calls(sql: &str, known: &BTreeSet<String>) -> Vec<Stri
     let mut found = Vec::new();
     for (at, _) in code.match_indices('(') {
         let before = code[..at].trim_end();
-        let start = before.rfind(|char: char| !char.is_ascii_alphanumeric() && char != '_').map_or(0, |at| at + 1);
+        let start =
+            before.rfind(|char: char| !char.is_ascii_alphanumeric() && char != '_').map_or(0, |at| at + 1);
         let (before, name) = before.split_at(start);
         let arguments = inside(&code[at + 1..]);
         let takes_none = ["", "*"].contains(&arguments.trim());
