@@ -1,7 +1,6 @@
 //! Which database, and a connection to it. A password never comes from the command line, where every process of the
 //! machine can read it, and never leaves through an error.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
@@ -106,7 +105,7 @@ pub(crate) fn options(url: &SecretUrl, purpose: &str) -> Result<PgConnectOptions
             return Err(Failure::usage(format!("database {url}: unknown parameter {parameter}{hint}")));
         }
     }
-    let options = PgConnectOptions::from_str(text)
+    let options = outbox::connect_options(text)
         .map_err(|error| Failure::usage(format!("database {url}: {}", chain(&error))))?;
     // Statements are logged by whoever asked for them, not by the driver at every level.
     Ok(options.application_name(&format!("outbox {purpose}")).disable_statement_logging())

@@ -1,5 +1,6 @@
 //! How a command ends: the exit code a script decides by, and one line on standard error that says why.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
@@ -62,9 +63,16 @@ impl Failure {
 /// An error and its causes in one line, each cause once.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
+    // What the driver says of a setting may be a part of a password, and its causes would tell it again.
+    if let Cow::Owned(shown) = message::without_settings(&text) {
+        return shown;
+    }
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
+        if let Cow::Owned(shown) = message::without_settings(&cause_text) {
+            return if text.contains(&cause_text) { shown } else { format!("{text}: {shown}") };
+        }
         if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }

@@ -80,7 +80,10 @@ impl Broker {
     pub async fn consumer(&self, name: &str, pool: PgPool, topics: &[&str]) -> Result<Consumer, BrokerError> {
         match self {
             Broker::Postgres { url } => {
-                let log = outbox::pool_options().max_connections(LOG_CONNECTIONS).connect(url).await?;
+                let log = outbox::pool_options()
+                    .max_connections(LOG_CONNECTIONS)
+                    .connect_with(outbox::connect_options(url)?)
+                    .await?;
                 let topics = topics.iter().map(|topic| topic.parse()).collect::<Result<Vec<Pattern>, _>>()?;
                 let subscriber =
                     PostgresSubscriber::new(log, name.parse()?).with_topics(topics).with_lease(TAKEOVER);

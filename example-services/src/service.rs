@@ -114,7 +114,10 @@ pub async fn run(
     config: Config,
     stop: CancellationToken,
 ) -> Result<(), ServiceError> {
-    let pool = outbox::pool_options().max_connections(10).connect(&config.database.0).await?;
+    let pool = outbox::pool_options()
+        .max_connections(10)
+        .connect_with(outbox::connect_options(&config.database.0)?)
+        .await?;
     migrate(&pool, definition.schema).await?;
     let broker = Broker::parse(&config.broker.0)?;
     let consumer = broker.consumer(definition.name, pool.clone(), definition.topics).await?;
@@ -235,7 +238,7 @@ pub fn run_to_the_end(definition: Definition, config: Config) -> std::process::E
     match ended {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            writeln!(io::stderr(), "{}: {error:#}", definition.name).ok();
+            writeln!(io::stderr(), "{}: {}", definition.name, message::error_chain(&*error)).ok();
             std::process::ExitCode::FAILURE
         }
     }

@@ -1,5 +1,6 @@
 //! An error as text for the operator: with its causes, bounded, and without the values that PostgreSQL puts into some.
 
+use std::borrow::Cow;
 use std::error::Error;
 
 use sqlx::postgres::PgDatabaseError;
@@ -14,7 +15,14 @@ pub(crate) fn report(error: &(dyn Error + 'static)) -> String {
     while let Some(error) = next {
         let (part, below) = match error.downcast_ref::<sqlx::Error>() {
             Some(sqlx::Error::Database(error)) => (of_database(&**error), None),
-            _ => (error.to_string(), error.source()),
+            _ => {
+                let text = error.to_string();
+                match message::without_settings(&text) {
+                    // Its causes would tell the setting's value.
+                    Cow::Owned(shown) => (shown, None),
+                    Cow::Borrowed(_) => (text, error.source()),
+                }
+            }
         };
         // Some errors repeat their source.
         if !text.ends_with(&part) {

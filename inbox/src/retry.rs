@@ -14,6 +14,7 @@ use crate::consumer::{Core, IN_PLACE};
 use crate::hold::milliseconds;
 use crate::measure;
 use crate::patience::{self, Patience};
+use crate::report::report;
 use crate::statement::{self, Begin, SILENCE, begin_on_pool, is_named};
 use crate::stored::HeldMessage;
 
@@ -200,7 +201,7 @@ async fn release(core: &Core, hold: i64) -> bool {
             released
         }
         Err(error) => {
-            debug!(consumer = %core.name, hold, %error, "a held key is released later");
+            debug!(consumer = %core.name, hold, error = report(&error), "a held key is released later");
             false
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! `docs/wire.md` is the contract: which field is which column, SQL parameter, CloudEvents attribute and broker header.
 
+mod chain;
 mod event;
 mod headers;
 mod id;
@@ -12,6 +13,7 @@ mod publisher;
 mod subscriber;
 pub mod wire;
 
+pub use chain::{error_chain, without_settings};
 pub use event::{DecodeError, Event};
 pub use headers::Headers;
 pub use id::{FOREIGN, InvalidId, MessageId};

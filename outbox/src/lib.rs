@@ -22,7 +22,7 @@ pub use commit::{CommitError, TransactionStatus, commit, commit_within, transact
 pub use doorbell::Doorbell;
 pub use enqueue::{EnqueueError, enqueue, enqueue_all, enqueue_beside, lock_keys};
 pub use fleet::Fleet;
-pub use pool::pool_options;
+pub use pool::{connect_options, pool_options};
 pub use relay::{Backoff, InvalidRoute, Pattern, Policies, Policy, Relay, RelayError, Routes, Settings};
 pub use schedule::{cancel, enqueue_all_at, enqueue_at};
 pub use upkeep::{Pruned, Upkeep, prune};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, Row};
 
 use crate::statement::within;
@@ -13,6 +13,21 @@ const OUTSIDE_TRANSACTION: &str = include_str!("sql/outside_transaction.sql");
 const ANSWER_BEFORE: Duration = Duration::from_secs(2);
 /// The same, after nobody uses it any more: nobody waits for it.
 const ANSWER_AFTER: Duration = Duration::from_secs(5);
+
+/// The driver's options for a URL. Use these, and not the driver's own parser, where an address may be one of IPv6: sqlx 0.9.0 looks
+/// for a host of the name `[::1]`, brackets and all.
+///
+/// # Errors
+/// The URL is none, or the driver does not know one of its values. What it says of that may hold a part of a password: show it
+/// to a person by [`error_chain`](message::error_chain) alone.
+pub fn connect_options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    let options: PgConnectOptions = url.parse()?;
+    let host = options.get_host();
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).map(str::to_owned) {
+        Some(address) => Ok(options.host(&address)),
+        None => Ok(options),
+    }
+}
 
 /// Options for the pool through which a service enqueues, a consumer handles and a relay reads.
 ///
@@ -41,7 +56,10 @@ pub fn pool_options() -> PgPoolOptions {
             Box::pin(async move {
                 let answered = within(ANSWER_BEFORE, connection.ping()).await;
                 if let Err(error) = &answered {
-                    tracing::info!(%error, "an idle connection does not answer: another is taken");
+                    tracing::info!(
+                        error = message::error_chain(error),
+                        "an idle connection does not answer: another is taken"
+                    );
                 }
                 Ok(answered.is_ok())
             })
@@ -53,4 +71,16 @@ pub fn pool_options() -> PgPoolOptions {
                 within(ANSWER_AFTER, row).await?.try_get(0)
             })
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_ipv6_is_told_without_its_brackets() {
+        let options = connect_options("postgres://app:secret@[::1]:7/orders").unwrap();
+        assert_eq!((options.get_host(), options.get_port()), ("::1", 7));
+        assert_eq!(connect_options("postgres://db/orders").unwrap().get_host(), "db");
+    }
 }

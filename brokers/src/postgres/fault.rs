@@ -1,6 +1,6 @@
 //! Whose fault an error of the broker database is. No I/O, and no word of what a message holds.
 
-use message::PublishError;
+use message::{PublishError, error_chain};
 use sqlx::Error;
 
 /// What came of appending a batch.
@@ -16,7 +16,7 @@ pub(super) enum Fault {
 pub(super) fn of(error: &Error) -> Fault {
     let Some(answer) = error.as_database_error() else {
         // A lost connection, a torn answer: the commit may have gone through.
-        return Fault::Batch(PublishError::Unknown(format!("postgres: {error}")));
+        return Fault::Batch(PublishError::Unknown(format!("postgres: {}", error_chain(error))));
     };
     let code = answer.code().unwrap_or_default();
     match code.get(..2).unwrap_or_default() {
@@ -31,7 +31,7 @@ pub(super) fn of(error: &Error) -> Fault {
 
 /// Nothing was sent, or the server says that it did nothing.
 pub(super) fn unavailable(error: &Error) -> PublishError {
-    PublishError::Unavailable(format!("postgres: {error}"))
+    PublishError::Unavailable(format!("postgres: {}", error_chain(error)))
 }
 
 #[cfg(test)]

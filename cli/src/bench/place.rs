@@ -48,7 +48,10 @@ impl Place {
 
     /// The URL of this database, for another process's environment.
     pub(super) fn url(&self) -> String {
-        self.options.to_url_lossy().to_string()
+        // The driver writes an address of IPv6 into a URL as it is.
+        let host = self.options.get_host();
+        let bracketed = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        self.options.clone().host(&bracketed).to_url_lossy().to_string()
     }
 
     /// Drops it.

@@ -44,7 +44,9 @@ impl Databases {
     /// that is given.
     pub(super) fn new(postgres: &Postgres, broker: Option<&str>) -> Result<Databases, sqlx::Error> {
         let run = std::process::id();
-        let server = PgPoolOptions::new().max_connections(1).connect_lazy(&postgres.url("postgres"))?;
+        let server = PgPoolOptions::new()
+            .max_connections(1)
+            .connect_lazy_with(outbox::connect_options(&postgres.url("postgres"))?);
         let database = |role: &str| {
             let name = format!("outbox_demo_{role}_{run}");
             Database::named(postgres.url(&name), name, server.clone())
@@ -60,7 +62,13 @@ impl Databases {
                 Some(given) => {
                     let name = format!("outbox_demo_broker_{run}");
                     let url = PgConnectOptions::from_str(given)?.database(&name).to_url_lossy().to_string();
-                    Database::named(url, name, PgPoolOptions::new().max_connections(1).connect_lazy(given)?)?
+                    Database::named(
+                        url,
+                        name,
+                        PgPoolOptions::new()
+                            .max_connections(1)
+                            .connect_lazy_with(outbox::connect_options(given)?),
+                    )?
                 }
             },
         })
@@ -101,7 +109,7 @@ impl Databases {
 
 impl Database {
     fn named(url: String, name: String, server: PgPool) -> Result<Database, sqlx::Error> {
-        let pool = PgPoolOptions::new().max_connections(2).connect_lazy(&url)?;
+        let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(outbox::connect_options(&url)?);
         Ok(Database { url, pool, name, server })
     }
 }

@@ -96,7 +96,7 @@ pub fn main() -> ExitCode {
         Ok(Ended::DoesNotAddUp) => ExitCode::FAILURE,
         Ok(Ended::Interrupted) => ExitCode::from(130),
         Err(error) => {
-            writeln!(io::stderr(), "demo: {:#}", anyhow::Error::from(error)).ok();
+            writeln!(io::stderr(), "demo: {}", message::error_chain(&error)).ok();
             ExitCode::FAILURE
         }
     }

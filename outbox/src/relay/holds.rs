@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Policy, Settings, backoff};
+use super::{Policy, Settings, backoff, chain};
 use crate::statement::{self, Begin, SPEECH};
 
 /// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
@@ -107,7 +107,7 @@ impl<P: Publisher> Holds<P> {
     }
 
     fn could_not_be_tried(&self, error: &sqlx::Error) {
-        tracing::warn!(relay = self.relay, %error, "a held key could not be tried");
+        tracing::warn!(relay = self.relay, error = chain(error), "a held key could not be tried");
     }
 
     async fn due(&self) -> Result<Vec<Due>, sqlx::Error> {
@@ -185,7 +185,11 @@ impl<P: Publisher> Holds<P> {
                 return Err(error);
             }
             failures += 1;
-            tracing::warn!(relay = self.relay, %error, "the delivery of a held message could not be recorded");
+            tracing::warn!(
+                relay = self.relay,
+                error = chain(&error),
+                "the delivery of a held message could not be recorded"
+            );
             tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;
         }
     }

@@ -16,7 +16,7 @@ use super::rate::Rate;
 use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
 use crate::Routes;
 use crate::log::{LogMessage, Names, decode_row, leaf, leaf_end, preflight};
-use crate::relay::{Router, chance, shorten};
+use crate::relay::{Router, chain, chance, shorten};
 use crate::statement::BEGIN_READING;
 
 /// How often it says how far it is.
@@ -118,7 +118,9 @@ async fn keep<P>(replay: &Replay<P>, epoch: i64) {
             Ok(true) => {}
             Ok(false) => return,
             // The record says whether it is still ours: safety does not depend on the lease.
-            Err(error) => tracing::warn!(replay = replay.name, %error, "the lease was not renewed"),
+            Err(error) => {
+                tracing::warn!(replay = replay.name, error = chain(&error), "the lease was not renewed");
+            }
         }
     }
 }

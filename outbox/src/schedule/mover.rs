@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::bell;
 use crate::log::preflight;
+use crate::relay::chain;
 use crate::statement::{self, alone, fill, literal, within};
 
 const NEXT: &str = include_str!("sql/next.sql");
@@ -86,7 +87,7 @@ impl Mover {
         }
         if !self.is_safe {
             if let Err(error) = preflight(&mut *connection).await {
-                tracing::debug!(%error, "scheduled messages are not moved into this log");
+                tracing::debug!(error = chain(&error), "scheduled messages are not moved into this log");
                 self.next_at = Instant::now() + LOOK;
                 return Ok(rests);
             }

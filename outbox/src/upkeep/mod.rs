@@ -19,6 +19,7 @@ pub(crate) use prune::pins;
 pub use prune::{Pruned, prune};
 
 use crate::log::rest;
+use crate::relay::chain;
 use crate::schedule::Mover;
 use crate::statement::{self, within};
 use prune::{summarize, sweep};
@@ -113,9 +114,17 @@ impl Upkeep {
                     self.mover.doubt();
                     failures += 1;
                     if failures == WORTH_A_WARNING {
-                        tracing::warn!(relay = self.relay, %error, "the upkeep of the log fails: no leaf is emptied, or nothing that is due is moved");
+                        tracing::warn!(
+                            relay = self.relay,
+                            error = chain(&error),
+                            "the upkeep of the log fails: no leaf is emptied, or nothing that is due is moved"
+                        );
                     } else {
-                        tracing::debug!(relay = self.relay, %error, "the upkeep of the log failed");
+                        tracing::debug!(
+                            relay = self.relay,
+                            error = chain(&error),
+                            "the upkeep of the log failed"
+                        );
                     }
                     let pause = if failures == 1 { TRY_AT_ONCE } else { TRY_AGAIN };
                     self.try_at = Instant::now() + (self.lease / 2).min(pause);
