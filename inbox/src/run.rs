@@ -14,11 +14,14 @@ use tracing::{debug, error, info, warn};
 
 use crate::admit::check_consumer;
 use crate::apply::{Applied, deliver};
+use crate::attempt::Setback;
 use crate::backoff::{Backoff, chance};
 use crate::caution::HEARTBEAT;
 use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
 use crate::horizon::Horizon;
 use crate::lanes::{Lane, Lanes};
+use crate::outcome::{Blame, blame};
+use crate::patience::Patience;
 use crate::prune::prune;
 use crate::report::report;
 use crate::retry::{Claim, claim, drain};
@@ -56,13 +59,17 @@ impl Consumer {
             closed.await;
             closing.cancel();
         });
-        let mut connection = core.pool.acquire().await?;
-        Schema::Inbox.check(&mut connection).await?;
-        let register =
-            sqlx::query(include_str!("sql/register.sql")).bind(&*core.name).bind(core.horizon.seconds());
-        statement::run(&mut *connection, register).await?;
-        drop(connection);
-        beat(&core).await?;
+        let mut patience = Patience::default();
+        while let Err(error) = register(&core).await {
+            let ConsumerError::Database(met) = &error else { return Err(error) };
+            let setback = match blame(met) {
+                Blame::Contention if !core.stop.is_cancelled() => Setback::Contention(report(met)),
+                _ => return Err(error),
+            };
+            if patience.is_over(&setback) || !patience.wait(&core, &setback).await {
+                return Err(error);
+            }
+        }
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");
         let mut work = Work::new(Arc::new(core), &settings);
         let ended = work.run(&mut *subscriber, &settings).await;
@@ -74,6 +81,17 @@ impl Consumer {
         info!(consumer = %work.core.name, "consumer stopped");
         ended
     }
+}
+
+/// Writes down who consumes here. Tried again when it meets another transaction, which says nothing of the set-up.
+async fn register(core: &Core) -> Result<(), ConsumerError> {
+    let mut connection = core.pool.acquire().await?;
+    Schema::Inbox.check(&mut connection).await?;
+    let register =
+        sqlx::query(include_str!("sql/register.sql")).bind(&*core.name).bind(core.horizon.seconds());
+    statement::run(&mut *connection, register).await?;
+    drop(connection);
+    Ok(beat(core).await?)
 }
 
 async fn beat(core: &Core) -> Result<(), sqlx::Error> {

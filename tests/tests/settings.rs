@@ -5,6 +5,7 @@
 mod inbox_support;
 mod relay_support;
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use brokers::memory::Broker;
@@ -79,14 +80,14 @@ async fn write(connection: &mut PgConnection, messages: &[Message]) -> bool {
     }
 }
 
-/// Four writers of keys of their own, until each has written so many messages.
-fn writers(pool: &PgPool, each: usize) -> JoinSet<()> {
+/// Four writers of keys of their own, until each has written these messages.
+fn writers(pool: &PgPool, numbers: RangeInclusive<usize>) -> JoinSet<()> {
     let mut writers = JoinSet::new();
     for writer in 0..4 {
-        let pool = pool.clone();
+        let (pool, numbers) = (pool.clone(), numbers.clone());
         writers.spawn(async move {
             let mut connection = pool.acquire().await.unwrap();
-            for number in 1..=each {
+            for number in numbers {
                 while !write(&mut connection, &[message(&format!("k{writer}"), number)]).await {}
             }
         });
@@ -100,13 +101,11 @@ async fn three_relays_started_together_beside_serializable_writers_publish_each_
     let database = database("settings_relays").await;
     for round in 0..6 {
         let name = format!("r{round}");
-        let mut writing = writers(database.pool(), EACH);
+        let last = EACH * (round + 1);
+        let mut writing = writers(database.pool(), EACH * round + 1..=last);
         let broker = Broker::new();
         let mut settings = patient();
-        settings.start = outbox::log::Start::Now;
-        if round == 0 {
-            settings.start = outbox::log::Start::Beginning;
-        }
+        settings.start = outbox::log::Start::Beginning;
         let pools: Vec<PgPool> = (0..3)
             .map(|_| {
                 let options = outbox::pool_options().max_connections(6);
@@ -118,19 +117,14 @@ async fn three_relays_started_together_beside_serializable_writers_publish_each_
         while let Some(written) = writing.join_next().await {
             written.unwrap();
         }
-        // Whatever was written before the relay began belongs to others: the last of each key tells that all are there.
-        until("the last of each key is published", || async {
-            (0..4).all(|writer| relay_support::numbers(&broker, &format!("k{writer}")).last() == Some(&EACH))
-        })
-        .await;
+        until_published(&broker, 4 * last).await;
         for relay in relays {
             assert!(!relay.task.is_finished(), "round {round}: a relay has ended: {:?}", relay.stop().await);
             relay.stop().await.expect("it ends in order");
         }
         for writer in 0..4 {
             let numbers = relay_support::numbers(&broker, &format!("k{writer}"));
-            let expected: Vec<usize> = (EACH + 1 - numbers.len()..=EACH).collect();
-            assert_eq!(numbers, expected, "round {round}: each once, in order");
+            assert_eq!(numbers, (1..=last).collect::<Vec<_>>(), "round {round}: each once, in order");
         }
     }
     admin::status(database.pool()).await.expect("it is looked at");
@@ -166,6 +160,33 @@ async fn a_scheduled_message_is_moved_and_a_held_key_is_redriven_under_any_setti
     relay.stop().await.expect("it ends in order");
     assert_eq!(relay_support::numbers(&broker, "held"), [1, 2]);
     assert!(relay_support::numbers(&broker, "never").is_empty());
+}
+
+/// How many of a database's sessions wait for a lock.
+async fn waiting_for_a_lock(database: &Database) -> i64 {
+    let waiting = "select count(*) from pg_stat_activity where datname = $1 and wait_event_type = 'Lock'";
+    sqlx::query_scalar(waiting).bind(&database.name).fetch_one(database.admin()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_waits_too_long_for_a_lock_at_its_start_tries_again() {
+    let database = Database::new("settings_lock").await;
+    let set = format!("alter database {} set lock_timeout = '100ms'", database.name);
+    database.admin().execute(AssertSqlSafe(set)).await.unwrap();
+    let mut holder = database.connect().await;
+    holder.execute("begin; lock table outbox.process in exclusive mode").await.unwrap();
+    let broker = Broker::new();
+    let relay = start_named("default", database.pool(), broker.publisher(), relay_support::settings());
+    for _ in 0..2 {
+        until("it waits", || async { waiting_for_a_lock(&database).await > 0 }).await;
+        until("its time is over", || async { waiting_for_a_lock(&database).await == 0 }).await;
+        assert!(!relay.task.is_finished(), "{:?}", relay.stop().await);
+    }
+    holder.execute("commit").await.unwrap();
+    let mut connection = database.connect().await;
+    assert!(write(&mut connection, &[message("k", 1)]).await);
+    until_published(&broker, 1).await;
+    relay.stop().await.expect("it ends in order");
 }
 
 /// Its own table and consumer, on a database that carries the settings.
