@@ -174,6 +174,19 @@ create table outbox.held_message (
 );
 create index held_message_held on outbox.held_message (relay, held, position);
 
+-- Messages of held keys that a relay is done with, published or given up, though its cursor has not passed them: whoever
+-- reads them again neither publishes nor holds them. `held` names the hold that they were of; their slot and transaction
+-- say when a cursor has passed them. Then the shard's owner deletes them, with the record of that cursor.
+create table outbox.settled_message (
+    relay text not null references outbox.relay (name),
+    position bigint not null,
+    held bigint not null,
+    slot smallint not null,
+    tx xid8 not null,
+    primary key (relay, position)
+);
+create index settled_message_held on outbox.settled_message (relay, held);
+
 -- Messages that are not due yet, and nobody's to read until they are: then the upkeep moves them into the log, in the order
 -- of `due_at`, and of `number` for the same moment. The limits are the log's.
 create table outbox.scheduled_message (

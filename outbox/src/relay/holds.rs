@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::settled::SettledMessage;
 use super::{Policy, Settings, backoff};
 use crate::statement::{self, Begin, SPEECH};
 
@@ -28,10 +29,12 @@ const ERROR_BYTES: usize = 4096;
 pub(super) enum Notice {
     /// Nothing is held in the database any more. May the key go? Not while copies of it are on their way.
     MayRelease(i64, oneshot::Sender<bool>),
-    /// The key went, or it did not after all.
-    Released(i64, bool),
+    /// The key went, and these of its messages are settled; or it did not go after all.
+    Released(i64, Option<Vec<SettledMessage>>),
     /// A held message was published.
     Published,
+    /// A held message was published or given up, and the cursor has not passed it.
+    Settled(SettledMessage),
 }
 
 /// Tries the held keys of the shards that a session owns.
@@ -178,9 +181,7 @@ impl<P: Publisher> Holds<P> {
     async fn delivered(&self, due: &Due, position: i64) -> Result<(), sqlx::Error> {
         let mut failures = 0;
         loop {
-            let query = sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
-            let query = query.bind(position).bind(due.shard).bind(due.epoch);
-            let Err(error) = statement::run(&self.pool, query).await else { return Ok(()) };
+            let Err(error) = self.settle(due, position, None).await else { return Ok(()) };
             if self.stop.is_cancelled() {
                 return Err(error);
             }
@@ -221,10 +222,18 @@ impl<P: Publisher> Holds<P> {
 
     async fn give_up(&self, due: &Due, position: i64, error: &PublishError) -> Result<(), sqlx::Error> {
         tracing::warn!(relay = self.relay, position, %error, "given up: its topic's policy is to skip");
-        let query = sqlx::query(include_str!("sql/give_up.sql")).bind(&self.relay).bind(due.position);
-        let query = query.bind(position).bind(due.shard).bind(due.epoch);
-        let query = query.bind(shorten(&error.to_string()));
-        statement::run(&self.pool, query).await?;
+        self.settle(due, position, Some(shorten(&error.to_string()))).await
+    }
+
+    /// Records that a message is done with: published, or given up for an error.
+    async fn settle(&self, due: &Due, position: i64, error: Option<&str>) -> Result<(), sqlx::Error> {
+        let query = sqlx::query(include_str!("sql/settle.sql")).bind(&self.relay).bind(due.position);
+        let query = query.bind(position).bind(due.shard).bind(due.epoch).bind(error);
+        let row = statement::optional(&self.pool, query).await?;
+        if let Some(settled) = row.as_ref().map(SettledMessage::from_row).transpose()?.flatten() {
+            // A session that has ended has no use for it.
+            let _ = self.notices.send(Notice::Settled(settled)).await;
+        }
         Ok(())
     }
 
@@ -239,10 +248,12 @@ impl<P: Publisher> Holds<P> {
             .bind(due.position)
             .bind(due.shard)
             .bind(due.epoch);
-        let gone = statement::run(&self.pool, query).await? > 0;
-        if !gone {
+        let rows = statement::rows(&self.pool, query).await?;
+        if rows.is_empty() {
             self.still_held(due).await?;
         }
+        let settled: Vec<_> = rows.iter().map(SettledMessage::from_row).collect::<Result<_, _>>()?;
+        let gone = (!settled.is_empty()).then(|| settled.into_iter().flatten().collect());
         let _ = self.notices.send(Notice::Released(due.position, gone)).await;
         Ok(())
     }

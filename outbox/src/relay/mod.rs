@@ -10,6 +10,7 @@ mod policies;
 mod routes;
 mod session;
 mod settings;
+mod settled;
 
 use std::sync::Arc;
 use std::time::Duration;
