@@ -69,6 +69,9 @@ create table outbox.message (
     constraint message_payload check (octet_length(payload) <= 983040),
     constraint message_occurred_at check (
         occurred_at >= '1970-01-01 00:00:00+00' and occurred_at < '10000-01-01 00:00:00+00'
+    ),
+    constraint message_enqueued_at check (
+        enqueued_at >= '1970-01-01 00:00:00+00' and enqueued_at < '10000-01-01 00:00:00+00'
     )
 ) partition by list (((position >> 20) & 15));
 
@@ -149,26 +152,30 @@ create table outbox.held_key (
     last_error text not null check (octet_length(last_error) <= 4096),
     held_at timestamptz not null default clock_timestamp(),
     primary key (relay, position),
-    constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null))
+    constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null)),
+    constraint held_key_next_attempt_at check (
+        next_attempt_at >= '1970-01-01 00:00:00+00' and next_attempt_at < '10000-01-01 00:00:00+00'
+    )
 );
 create unique index held_key_key on outbox.held_key (relay, key) where key is not null;
 
--- The messages of a held key, copied out of the log as the cursor meets them.
+-- The messages of a held key, copied out of the log as the cursor meets them. What the log has, this table takes: also a
+-- row that is no message, from before a constraint, is held, so that a person sees it.
 create table outbox.held_message (
     relay text not null,
     position bigint not null,
     held bigint not null,
-    id uuid not null,
-    correlation uuid not null,
+    id uuid,
+    correlation uuid,
     causation uuid,
-    occurred_at timestamptz not null,
-    enqueued_at timestamptz not null,
-    source text not null,
-    topic text not null,
-    kind text not null,
+    occurred_at timestamptz,
+    enqueued_at timestamptz,
+    source text,
+    topic text,
+    kind text,
     key text,
     headers jsonb,
-    payload bytea not null,
+    payload bytea,
     primary key (relay, position),
     foreign key (relay, held) references outbox.held_key (relay, position)
 );

@@ -93,7 +93,8 @@ async fn a_skipped_message_is_never_published() {
     relay.stop().await.unwrap();
     assert_eq!(numbers(&other, "bad"), [1, 2]);
     let replayed = Broker::new();
-    let replay = Replay::new("again", pool.clone(), replayed.publisher(), "ada").with_filter(Filter::default());
+    let replay =
+        Replay::new("again", pool.clone(), replayed.publisher(), "ada").with_filter(Filter::default());
     replay.run(CancellationToken::new()).await.unwrap();
     assert_eq!(numbers(&replayed, "bad"), [1, 2]);
 }
@@ -223,8 +224,7 @@ async fn a_copy_of_a_message_that_is_being_skipped_waits_and_copies_nothing() {
     let mut store = Store::join(&mut log, "default", process, 1, Start::Beginning, lease).await.unwrap();
     let cursors = store.acquire(log.connection(), 1).await.unwrap();
     write(pool, &[message("bad", 1), message("bad", 2)]).await;
-    let slot: i16 =
-        sqlx::query_scalar("select min(slot) from outbox.message").fetch_one(pool).await.unwrap();
+    let slot: i16 = sqlx::query_scalar("select min(slot) from outbox.message").fetch_one(pool).await.unwrap();
     let hold = |position| NewHold {
         position,
         slot,
@@ -236,7 +236,16 @@ async fn a_copy_of_a_message_that_is_being_skipped_waits_and_copies_nothing() {
     let copy = |position: i64| {
         let mut message = message("bad", usize::try_from(position).unwrap());
         message.source = Some("/test".into());
-        (1, LogMessage { position, slot, enqueued_at: chrono::Utc::now(), message: message.into() })
+        (
+            1,
+            LogMessage {
+                position,
+                slot,
+                enqueued_at: chrono::Utc::now(),
+                message: message.into(),
+                fault: None,
+            },
+        )
     };
     let record = |holds, copies| Record {
         // It stays where it was.

@@ -295,8 +295,7 @@ mod tests {
     #[test]
     fn a_cursor_has_passed_what_both_parts_of_it_say_within_its_era() {
         use super::super::eras::Era;
-        let eras =
-            Eras::new(vec![Era { era: 1, first_position: 1 }, Era { era: 2, first_position: 100 }]);
+        let eras = Eras::new(vec![Era { era: 1, first_position: 1 }, Era { era: 2, first_position: 100 }]);
         let mut cursor = CursorRecord { shard: 0, seen: seen(10), until: Some(seen(20)), after: 50 };
         let passed = |cursor: &CursorRecord, position, tx| cursor.has_passed(position, tx, &eras);
         // Visible in `seen`, wherever it lies; visible in `until`, up to `after` only; in neither.

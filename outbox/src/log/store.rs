@@ -288,7 +288,7 @@ impl Store {
         connection: &mut PgConnection,
         copies: &[(i64, LogMessage)],
     ) -> Result<(), LogError> {
-        fn column<'c, T>(copies: &'c [(i64, LogMessage)], value: impl Fn(&'c LogMessage) -> T) -> Vec<T> {
+        fn column<'c, T>(copies: &[&'c (i64, LogMessage)], value: impl Fn(&'c LogMessage) -> T) -> Vec<T> {
             copies.iter().map(|(_, copy)| value(copy)).collect()
         }
         if copies.is_empty() {
@@ -301,6 +301,21 @@ impl Store {
             .persistent(false)
             .execute(&mut *connection)
             .await?;
+        let (copies, unreadable): (Vec<_>, Vec<_>) =
+            copies.iter().partition(|(_, copy)| copy.fault.is_none());
+        if !unreadable.is_empty() {
+            sqlx::query(sql!("hold_unreadable"))
+                .bind(&self.relay)
+                .bind(column(&unreadable, |copy| copy.position))
+                .bind(unreadable.iter().map(|(held, _)| *held).collect::<Vec<_>>())
+                .persistent(false)
+                .execute(&mut *connection)
+                .await?;
+        }
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let copies = copies.as_slice();
         sqlx::query(sql!("hold_messages"))
             .bind(&self.relay)
             .bind(column(copies, |copy| copy.position))

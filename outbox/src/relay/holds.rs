@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::settled::SettledMessage;
 use super::{Policy, Settings, backoff};
+use crate::log::moment_in;
 use crate::statement::{self, Begin, SPEECH};
 
 /// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
@@ -152,7 +153,10 @@ impl<P: Publisher> Holds<P> {
             let Some(position) = row.try_get::<Option<i64>, _>("position")? else {
                 return self.release(&due).await;
             };
-            let message = Arc::new(held_message(&row)?);
+            let message = match held_message(&row) {
+                Ok(message) => Arc::new(message),
+                Err(error) => return self.unreadable(&due, &error).await,
+            };
             let destination = self.settings.routes.destination(&message.topic);
             let batch = [Outgoing { destination, message }];
             let result =
@@ -210,6 +214,16 @@ impl<P: Publisher> Holds<P> {
             .bind(shorten(&error.to_string()))
             .bind(i32::from(!messages_fault));
         statement::run(&self.pool, query).await?;
+        Ok(())
+    }
+
+    /// What is held cannot be read as a message: another attempt would end as this one.
+    async fn unreadable(&self, due: &Due, error: &sqlx::Error) -> Result<(), sqlx::Error> {
+        tracing::error!(relay = self.relay, position = due.position, %error, "parked: it waits for a person");
+        let reason = format!("the row cannot be read as a message: {}", crate::relay::chain(error));
+        let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
+        let query = query.bind(due.shard).bind(due.epoch).bind("parked").bind(None::<f64>);
+        statement::run(&self.pool, query.bind(shorten(&reason)).bind(1)).await?;
         Ok(())
     }
 
@@ -274,7 +288,7 @@ fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {
     let mut message = Message::new(text("topic")?, text("kind")?, row.try_get::<Vec<u8>, _>("payload")?)
         .with_id(id(row.try_get("id")?)?)
         .with_source(text("source")?)
-        .with_occurred_at(row.try_get("occurred_at")?);
+        .with_occurred_at(moment_in(row, "occurred_at")?);
     message.key = row.try_get::<Option<String>, _>("key")?.map(Into::into);
     message.correlation = id(row.try_get("correlation")?)?;
     message.causation = row.try_get::<Option<Uuid>, _>("causation")?.map(id).transpose()?;

@@ -4,6 +4,7 @@
 mod open;
 mod publish;
 mod record;
+mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Moves what is due into the log. The upkeep's holder does it, and what keeps it from being done twice is the database.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -14,6 +15,7 @@ use crate::statement::{self, fill, literal, within};
 
 const NEXT: &str = include_str!("sql/next.sql");
 const MOVE: &str = include_str!("sql/move.sql");
+const FIRST_DUE: &str = include_str!("sql/first_due.sql");
 
 /// How often it is looked whether something has been scheduled that is due before what was known.
 const LOOK: Duration = Duration::from_secs(2);
@@ -39,12 +41,24 @@ pub(crate) struct Mover {
     /// The log may be written to: it was not restored into another cluster, for instance. Since the last failure.
     is_safe: bool,
     batch: i64,
+    /// The next one is moved by itself: one of those that are due cannot be moved, and keeps the others of its batch.
+    alone: bool,
+    /// Those that cannot be moved as they are, by number; they stay where they are.
+    refused: BTreeSet<i64>,
 }
 
 impl Mover {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
-        Mover { moved_to: None, look_everywhere_at: now, next_at: now, is_safe: false, batch: BATCH }
+        Mover {
+            moved_to: None,
+            look_everywhere_at: now,
+            next_at: now,
+            is_safe: false,
+            batch: BATCH,
+            alone: false,
+            refused: BTreeSet::new(),
+        }
     }
 
     /// The database did not answer, and may be another now.
@@ -92,11 +106,35 @@ impl Mover {
             }
             self.is_safe = true;
         }
-        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(self.batch);
+        let refused: Vec<i64> = self.refused.iter().copied().collect();
+        let only: Option<i64> = if std::mem::take(&mut self.alone) {
+            let first = sqlx::query(FIRST_DUE).bind(above).bind(&refused);
+            let first = statement::optional(&mut *connection, first).await?;
+            first.map(|row| row.try_get("number")).transpose()?
+        } else {
+            None
+        };
+        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(self.batch).bind(refused).bind(only);
         // One that fails for what it holds, or takes too long, is tried again with fewer.
         let batch = self.batch;
         self.batch = (batch / 2).max(1);
-        let row = statement::row(connection, query).await?;
+        let row = match statement::row(connection, query).await {
+            Ok(row) => row,
+            Err(error) if is_refused(&error) => {
+                if let Some(number) = only {
+                    tracing::error!(
+                        number,
+                        %error,
+                        "a scheduled message cannot be moved into the log as it is: it stays scheduled"
+                    );
+                    self.refused.insert(number);
+                }
+                self.alone = batch == 1;
+                self.next_at = Instant::now();
+                return Ok(rests);
+            }
+            Err(error) => return Err(error),
+        };
         self.batch = (batch * 2).min(BATCH);
         let moved: i64 = row.try_get("moved")?;
         if moved > 0 {
@@ -108,4 +146,10 @@ impl Mover {
         self.next_at = Instant::now() + if moved > 0 { Duration::ZERO } else { LOOK };
         Ok(rests)
     }
+}
+
+/// Whether the log does not take what was to be moved: a value out of range (22), or against a constraint (23).
+fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }

@@ -19,7 +19,9 @@ backlog as (
     select p.relay, sum(behind.messages)::bigint as messages, min(behind.oldest) as oldest
     from place p
     cross join lateral (
-        select count(*) as messages, min(m.enqueued_at) as oldest
+        select count(*) as messages,
+            -- From before its constraint it may be infinite, from which nothing can be subtracted.
+            min(least(greatest(m.enqueued_at, '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) as oldest
         from (
             select m.tx, m.position, m.slot, m.enqueued_at
             from outbox.message m

@@ -322,7 +322,9 @@ impl Database {
 
     /// `skip.sql`: a person gives up the first message of a parked key, and has the next one tried.
     pub(super) fn skip(&mut self, hold: i64, plant: Option<Plant>) -> bool {
-        let Some(position) = self.first_held(hold).filter(|_| self.parked.remove(&hold)) else { return false };
+        let Some(position) = self.first_held(hold).filter(|_| self.parked.remove(&hold)) else {
+            return false;
+        };
         self.skipped.insert(position);
         self.settle(position, plant);
         true
@@ -380,5 +382,6 @@ pub(super) fn message(row: &Row) -> LogMessage {
         slot: row.key,
         enqueued_at: chrono::DateTime::UNIX_EPOCH,
         message: Arc::clone(&messages[usize::try_from(row.key).unwrap_or_default()]),
+        fault: None,
     }
 }

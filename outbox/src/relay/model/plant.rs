@@ -68,10 +68,9 @@ impl Plant {
             Plant::ReadsRunning => Law::NoPhantom,
             Plant::RestForgotten => Law::NothingSticks,
             Plant::RecordWithoutEpoch => Law::RecordedIsDone,
-            Plant::SettledForgotten
-            | Plant::SettledWithHold
-            | Plant::SkipUnheard
-            | Plant::SettledCopied => Law::SettledIsDone,
+            Plant::SettledForgotten | Plant::SettledWithHold | Plant::SkipUnheard | Plant::SettledCopied => {
+                Law::SettledIsDone
+            }
             Plant::LeaveWithoutRecord | Plant::StopsAtOnce => Law::BoundedDuplicates,
         }
     }

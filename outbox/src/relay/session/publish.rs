@@ -72,6 +72,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
             let room = self.settings.max_on_wire - self.on_wire;
             let items = self.lanes.batch(self.settings.batch.min(room));
             self.copies_from_lanes();
+            let items = self.without_unreadable(items);
             if items.is_empty() {
                 continue;
             }

@@ -19,10 +19,12 @@ impl<P: Publisher + 'static> Session<'_, P> {
     pub(super) fn hold(&mut self, items: Vec<Item>, error: &str) {
         let Some(first) = items.first() else { return };
         let (position, key) = (first.log.position, first.log.message.key.clone());
+        let unreadable = first.log.fault.is_some();
         // Without an answer nobody is to blame, so no attempt counts.
-        let attempts = if first.unanswered < UNANSWERED { 1 } else { 0 };
-        let last = attempts >= self.settings.max_attempts;
-        let skipped = last && self.settings.policies.of(&first.log.message.topic) == Policy::Skip;
+        let attempts = if first.unanswered < UNANSWERED && !unreadable { 1 } else { 0 };
+        let last = unreadable || attempts >= self.settings.max_attempts;
+        let skipped =
+            last && !unreadable && self.settings.policies.of(&first.log.message.topic) == Policy::Skip;
         // It is given up where held keys are tried, after one attempt more.
         let (parked, attempts) = if skipped { (false, 0) } else { (last, attempts) };
         let retry = self.settings.retry.after(1, backoff::chance());
