@@ -12,16 +12,20 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::claim::Unmade;
 use super::settled::SettledMessage;
 use super::{Policy, Settings, backoff};
 use crate::log::moment_in;
-use crate::statement::{self, Begin, SPEECH};
+use crate::statement::{self, within};
 
 /// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
 const LOOK: Duration = Duration::from_millis(250);
 /// Held keys tried side by side. One that was tried more than once is tried alone: if an attempt at it ends the process, no
 /// other key's attempt ends with it.
 const SIDE_BY_SIDE: usize = 8;
+/// How long the database may take to answer: a network can swallow the connection of a held key and no other, so that the
+/// session goes on, and these keys would wait for its end.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Longest error kept, in bytes; the schema says the same.
 const ERROR_BYTES: usize = 4096;
 
@@ -48,14 +52,15 @@ pub(super) struct Holds<P> {
     pub(super) shards: i16,
     pub(super) epochs: BTreeMap<i16, i64>,
     pub(super) notices: mpsc::Sender<Notice>,
+    pub(super) unmade: Unmade,
     /// No further attempt begins.
     pub(super) stop: CancellationToken,
 }
 
-struct Due {
-    position: i64,
-    shard: i16,
-    epoch: i64,
+pub(super) struct Due {
+    pub(super) position: i64,
+    pub(super) shard: i16,
+    pub(super) epoch: i64,
     attempts: i32,
 }
 
@@ -117,7 +122,7 @@ impl<P: Publisher> Holds<P> {
     async fn due(&self) -> Result<Vec<Due>, sqlx::Error> {
         let owned: Vec<i16> = self.epochs.keys().copied().collect();
         let query = sqlx::query(include_str!("sql/due.sql")).bind(&self.relay).bind(self.shards).bind(owned);
-        let rows = statement::rows(&self.pool, query).await?;
+        let rows = within(ANSWER, statement::rows(&self.pool, query)).await?;
         let mut due = Vec::with_capacity(rows.len());
         for row in &rows {
             let shard = row.try_get::<i16, _>("slot")? % self.shards;
@@ -136,19 +141,7 @@ impl<P: Publisher> Holds<P> {
         let before = u32::try_from(due.attempts).unwrap_or_default();
         let again = self.settings.retry.after(before.saturating_add(1), backoff::chance());
         loop {
-            let query = sqlx::query(include_str!("sql/begin_attempt.sql"))
-                .bind(&self.relay)
-                .bind(due.position)
-                .bind(due.shard)
-                .bind(due.epoch)
-                .bind(again.as_secs_f64())
-                .bind(i32::try_from(self.settings.max_attempts).unwrap_or(i32::MAX));
-            let mut tx = self.pool.begin_bounded().await?;
-            // The answer may be long, and so may the way.
-            sqlx::raw_sql(SPEECH).execute(&mut *tx).await?;
-            let row = query.persistent(false).fetch_optional(&mut *tx).await?;
-            tx.commit().await?;
-            let Some(row) = row else { return Ok(()) };
+            let Some(row) = self.claim(&due, again).await? else { return Ok(()) };
             let attempts: i32 = row.try_get("attempts")?;
             let Some(position) = row.try_get::<Option<i64>, _>("position")? else {
                 return self.release(&due).await;
@@ -213,7 +206,7 @@ impl<P: Publisher> Holds<P> {
             .bind((!parked).then_some(pause.as_secs_f64()))
             .bind(shorten(&error.to_string()))
             .bind(i32::from(!messages_fault));
-        statement::run(&self.pool, query).await?;
+        within(ANSWER, statement::run(&self.pool, query)).await?;
         Ok(())
     }
 
@@ -223,7 +216,8 @@ impl<P: Publisher> Holds<P> {
         let reason = format!("the row cannot be read as a message: {}", crate::relay::chain(error));
         let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
         let query = query.bind(due.shard).bind(due.epoch).bind("parked").bind(None::<f64>);
-        statement::run(&self.pool, query.bind(shorten(&reason)).bind(1)).await?;
+        let query = query.bind(shorten(&reason)).bind(1);
+        within(ANSWER, statement::run(&self.pool, query)).await?;
         Ok(())
     }
 
@@ -243,7 +237,7 @@ impl<P: Publisher> Holds<P> {
     async fn settle(&self, due: &Due, position: i64, error: Option<&str>) -> Result<(), sqlx::Error> {
         let query = sqlx::query(include_str!("sql/settle.sql")).bind(&self.relay).bind(due.position);
         let query = query.bind(position).bind(due.shard).bind(due.epoch).bind(error);
-        let row = statement::optional(&self.pool, query).await?;
+        let row = within(ANSWER, statement::optional(&self.pool, query)).await?;
         if let Some(settled) = row.as_ref().map(SettledMessage::from_row).transpose()?.flatten() {
             // A session that has ended has no use for it.
             let _ = self.notices.send(Notice::Settled(settled)).await;
@@ -262,7 +256,7 @@ impl<P: Publisher> Holds<P> {
             .bind(due.position)
             .bind(due.shard)
             .bind(due.epoch);
-        let rows = statement::rows(&self.pool, query).await?;
+        let rows = within(ANSWER, statement::rows(&self.pool, query)).await?;
         if rows.is_empty() {
             self.still_held(due).await?;
         }
@@ -277,7 +271,7 @@ impl<P: Publisher> Holds<P> {
         let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
         let query =
             query.bind(due.shard).bind(due.epoch).bind("retrying").bind(0.0).bind(None::<&str>).bind(1);
-        statement::run(&self.pool, query).await?;
+        within(ANSWER, statement::run(&self.pool, query)).await?;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod busy;
+mod claim;
 mod holds;
 mod lanes;
 #[cfg(test)]

@@ -17,7 +17,10 @@ use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
 use crate::Routes;
 use crate::log::{LogMessage, Names, decode_row, leaf, leaf_end, preflight};
 use crate::relay::{Router, chance, shorten};
+use crate::statement::within;
 
+/// How long the database may take to answer with the next message.
+const ANSWER: Duration = Duration::from_secs(300);
 /// How often it says how far it is.
 const TELL: Duration = Duration::from_secs(10);
 
@@ -193,7 +196,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         let mut tx = self.replay.pool.begin().await?;
         let mut rows = query.persistent(false).fetch(&mut *tx);
         let (mut messages, mut bytes): (Vec<LogMessage>, usize) = (Vec::new(), 0);
-        while let Some(row) = rows.try_next().await? {
+        while let Some(row) = within(ANSWER, rows.try_next()).await? {
             let log = decode_row(&row, &mut self.names)?;
             bytes += log.message.payload.len();
             messages.push(log);

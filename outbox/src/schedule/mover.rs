@@ -21,6 +21,8 @@ const FIRST_DUE: &str = include_str!("sql/first_due.sql");
 const LOOK: Duration = Duration::from_secs(2);
 /// How long a look may take.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long a batch may take; one that takes longer is tried again with fewer.
+const MOVED: Duration = Duration::from_secs(120);
 /// Messages in one transaction.
 const BATCH: i64 = 1000;
 /// While somebody holds a snapshot, what was moved stays in the index as dead entries, and whoever looks for the first one
@@ -109,7 +111,7 @@ impl Mover {
         let refused: Vec<i64> = self.refused.iter().copied().collect();
         let only: Option<i64> = if std::mem::take(&mut self.alone) {
             let first = sqlx::query(FIRST_DUE).bind(above).bind(&refused);
-            let first = statement::optional(&mut *connection, first).await?;
+            let first = within(ANSWER, statement::optional(&mut *connection, first)).await?;
             first.map(|row| row.try_get("number")).transpose()?
         } else {
             None
@@ -118,7 +120,7 @@ impl Mover {
         // One that fails for what it holds, or takes too long, is tried again with fewer.
         let batch = self.batch;
         self.batch = (batch / 2).max(1);
-        let row = match statement::row(connection, query).await {
+        let row = match within(MOVED, statement::row(connection, query)).await {
             Ok(row) => row,
             Err(error) if is_refused(&error) => {
                 if let Some(number) = only {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::super::claim::Unmade;
 use super::super::holds::Holds;
 use super::super::lanes::Lanes;
 use super::super::routes::Router;
@@ -141,6 +142,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             shards,
             epochs: epochs.clone(),
             notices: notice_sender,
+            unmade: Unmade::default(),
             stop: holds_stop.clone(),
         };
         tasks.spawn(async move {
