@@ -79,7 +79,7 @@ begin
     grant usage on schema outbox to outbox_service, outbox_relay;
     grant select on outbox.schema_version, outbox.origin to outbox_service, outbox_relay;
     grant select on outbox.origin, outbox.cluster, outbox.relay, outbox.process, outbox.cursor, outbox.held_key,
-        outbox.settled_message, outbox.upkeep
+        outbox.settled_message, outbox.waiting_process, outbox.upkeep
         to outbox_relay, outbox_operator, outbox_monitor;
 
     -- A service writes and does not read. It chooses neither `tx` nor `position`, on which every reader's cursor rests,
@@ -99,7 +99,7 @@ begin
     end loop;
     grant select on sequence outbox.message_position_seq to outbox_relay, outbox_operator, outbox_monitor;
     grant insert, update (shards, changes, retention, left_at) on outbox.relay to outbox_relay;
-    grant insert, update, delete on outbox.process to outbox_relay;
+    grant insert, update, delete on outbox.process, outbox.waiting_process to outbox_relay;
     grant insert, update on outbox.cursor to outbox_relay;
     grant insert, update, delete on outbox.held_key to outbox_relay;
     grant select, insert, delete on outbox.held_message, outbox.settled_message to outbox_relay;

@@ -118,6 +118,17 @@ create table outbox.process (
     rests interval
 ) with (fillfactor = 50);
 
+-- A process of a relay that waits for its broker before it does anything: it owns nothing and takes no part, and its relay may
+-- be new. For a person to see.
+create table outbox.waiting_process (
+    id uuid primary key,
+    relay text not null,
+    label text not null,
+    reason text not null check (octet_length(reason) <= 4096),
+    since timestamptz not null default clock_timestamp(),
+    expires_at timestamptz not null
+);
+
 -- What a relay has delivered, per shard (a message's shard is its slot modulo the relay's shards): what is visible in
 -- `seen`, and what is visible in `until` at a position up to `after`. No unseen transaction can have drawn a position at
 -- or below `seen_l` (`until_l`) unless it was running when that snapshot was taken. `epoch` counts the owners: a record
