@@ -84,7 +84,7 @@ begin
     grant usage on schema outbox to outbox_service, outbox_publisher, outbox_relay;
     grant select on outbox.schema_version, outbox.origin to outbox_service, outbox_publisher, outbox_relay;
     grant select on outbox.origin, outbox.cluster, outbox.relay, outbox.process, outbox.cursor, outbox.held_key,
-        outbox.upkeep
+        outbox.settled_message, outbox.waiting_process, outbox.upkeep
         to outbox_relay, outbox_operator, outbox_monitor;
 
     -- A service writes and does not read. It chooses neither `tx` nor `position`, on which every reader's cursor rests,
@@ -106,10 +106,10 @@ begin
     end loop;
     grant select on sequence outbox.message_position_seq to outbox_relay, outbox_operator, outbox_monitor;
     grant insert, update (shards, changes, retention, left_at) on outbox.relay to outbox_relay;
-    grant insert, update, delete on outbox.process to outbox_relay;
+    grant insert, update, delete on outbox.process, outbox.waiting_process to outbox_relay;
     grant insert, update on outbox.cursor to outbox_relay;
     grant insert, update, delete on outbox.held_key to outbox_relay;
-    grant select, insert, delete on outbox.held_message to outbox_relay;
+    grant select, insert, delete on outbox.held_message, outbox.settled_message to outbox_relay;
     -- It writes down what a policy has given up in its name. Nobody changes what is written down.
     grant insert (who, action, relay, replay, position, message_id, reason) on outbox.audit to outbox_relay, outbox_operator;
     grant select on outbox.audit to outbox_operator, outbox_monitor;
@@ -130,6 +130,7 @@ begin
     -- Who decides what becomes of a held message may look at it. Nobody may change one: what is published is what was
     -- enqueued.
     grant select, delete on outbox.held_message to outbox_operator;
+    grant insert, delete on outbox.settled_message to outbox_operator;
     grant update (state, attempts, next_attempt_at, last_error), delete on outbox.held_key to outbox_operator;
     grant update (state, changes) on outbox.relay to outbox_operator;
     -- It asks for replays, and sees what one would publish. To run it is to read payloads, which takes outbox_relay, too.

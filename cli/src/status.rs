@@ -28,7 +28,8 @@ Examples:
   outbox status --output json | jq -e 'any(.relays[]; .state != \"retired\") and all(.relays[]; .parked == 0 and (.state == \"retired\" or .lag_seconds < 60))'
 
 pending: messages committed and not recorded as published, without those held back. lag: the age of the oldest of
-them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs.
+them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs. A process that
+waits for its broker at its start is named below the table (json: waiting, waiting_for).
 scheduled: messages that are not due yet, counted up to 10,000.
 retrying and parked count keys; held counts the messages behind them. `outbox parked` lists them.
 
@@ -53,6 +54,8 @@ struct Relay {
     parked: i64,
     held: i64,
     processes: i64,
+    waiting: i64,
+    waiting_for: Option<String>,
     shards: i16,
     owned_shards: i64,
     pins: Vec<i64>,
@@ -110,6 +113,7 @@ fn text(status: &Status, now: DateTime<Utc>) -> String {
         let rows: Vec<Vec<String>> = status.relays.iter().map(Relay::cells).collect();
         let head = ["relay", "state", "pending", "lag", "retrying", "parked", "held", "processes", "shards"];
         text.push_str(&output::table(&head, &rows));
+        text.extend(status.relays.iter().filter_map(Relay::waits));
         text.extend(status.relays.iter().filter_map(|relay| relay.abandoned(now)));
     }
     text.extend(status.scheduled.line(now));
@@ -157,6 +161,13 @@ impl Relay {
 }
 
 impl Relay {
+    /// What to say of a relay of which processes wait for their broker before they take part.
+    fn waits(&self) -> Option<String> {
+        let reason = self.waiting_for.as_deref().filter(|_| self.waiting > 0)?;
+        let (relay, waiting) = (&self.relay, self.waiting);
+        Some(format!("relay {relay}: processes that wait for their broker: {waiting} ({reason})\n"))
+    }
+
     /// What to say of a relay that nobody runs and that keeps leaves of the log from being emptied.
     fn abandoned(&self, now: DateTime<Utc>) -> Option<String> {
         let since = self.unattended_since.filter(|_| !self.pins.is_empty())?;
@@ -202,6 +213,8 @@ impl From<RelayStatus> for Relay {
             parked: status.parked,
             held: status.held_messages,
             processes: status.processes,
+            waiting: status.waiting,
+            waiting_for: status.waiting_for,
             shards: status.shards,
             owned_shards: status.owned_shards,
             pins: status.pins,
@@ -240,6 +253,8 @@ mod tests {
             parked: 1,
             held: 3,
             processes: 2,
+            waiting: 0,
+            waiting_for: None,
             shards: 16,
             owned_shards: 15,
             pins: vec![0, 1],
@@ -252,6 +267,17 @@ mod tests {
             unattended_since: Some(now - TimeDelta::hours(2)),
             ..relay.clone()
         };
+        let waits = Relay {
+            processes: 0,
+            waiting: 1,
+            waiting_for: Some("broker unavailable: refused".to_owned()),
+            ..relay.clone()
+        };
+        assert_eq!(
+            waits.waits().unwrap(),
+            "relay default: processes that wait for their broker: 1 (broker unavailable: refused)\n"
+        );
+        assert_eq!(relay.waits(), None);
         let paused = Relay { relay: "held".to_owned(), state: "paused".to_owned(), ..abandoned.clone() };
         let consumer = Consumer {
             consumer: "stock".to_owned(),

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use message::{Headers, Malformed, Message, MessageId};
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{Row, ValueRef};
 use uuid::Uuid;
 
 use crate::statement::PgQuery;
@@ -84,10 +84,31 @@ impl HeldMessage {
         Ok(HeldMessage {
             arrival: row.try_get("arrival")?,
             received_at: row.try_get("received_at")?,
-            received: received(row)?,
+            received: received(row).or_else(|_| unreadable(row))?,
             late: row.try_get("late")?,
         })
     }
+}
+
+/// A row that is no message, as one that was none when it arrived: an error would keep all others from being tried.
+fn unreadable(row: &PgRow) -> Result<Result<Message, Unreadable>, sqlx::Error> {
+    let destination = row.try_get::<Option<String>, _>("topic")?.unwrap_or_default();
+    let payload = row.try_get::<Option<Vec<u8>>, _>("payload")?.unwrap_or_default();
+    Ok(Err(Unreadable { destination, payload }))
+}
+
+/// The moment in a column. The driver's own way panics at what its calendar does not hold, infinity among it.
+fn moment(row: &PgRow, name: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    const YEAR_2000: i64 = 946_684_800_000_000;
+    let value = row.try_get_raw(name)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+    let micros: Option<[u8; 8]> = bytes.try_into().ok();
+    let micros = micros.and_then(|bytes| i64::from_be_bytes(bytes).checked_add(YEAR_2000));
+    let moment = micros.and_then(DateTime::from_timestamp_micros);
+    moment.map(Some).ok_or_else(|| sqlx::Error::Decode("a time that no calendar holds".into()))
 }
 
 fn received(row: &PgRow) -> Result<Result<Message, Unreadable>, sqlx::Error> {
@@ -105,7 +126,7 @@ fn received(row: &PgRow) -> Result<Result<Message, Unreadable>, sqlx::Error> {
         message.correlation = identity(correlation)?;
     }
     message.causation = row.try_get::<Option<Uuid>, _>("causation")?.map(identity).transpose()?;
-    if let Some(occurred_at) = row.try_get("occurred_at")? {
+    if let Some(occurred_at) = moment(row, "occurred_at")? {
         message.occurred_at = occurred_at;
     }
     if let Some(headers) = row.try_get::<Option<String>, _>("headers")? {

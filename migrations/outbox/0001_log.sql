@@ -78,6 +78,9 @@ create table outbox.message (
     constraint message_payload check (octet_length(payload) <= 983040),
     constraint message_occurred_at check (
         occurred_at >= '1970-01-01 00:00:00+00' and occurred_at < '10000-01-01 00:00:00+00'
+    ),
+    constraint message_enqueued_at check (
+        enqueued_at >= '1970-01-01 00:00:00+00' and enqueued_at < '10000-01-01 00:00:00+00'
     )
 ) partition by list (((position >> 20) & 15));
 
@@ -124,6 +127,17 @@ create table outbox.process (
     rests interval
 ) with (fillfactor = 50);
 
+-- A process of a relay that waits for its broker before it does anything: it owns nothing and takes no part, and its relay may
+-- be new. For a person to see.
+create table outbox.waiting_process (
+    id uuid primary key,
+    relay text not null,
+    label text not null,
+    reason text not null check (octet_length(reason) <= 4096),
+    since timestamptz not null default clock_timestamp(),
+    expires_at timestamptz not null
+);
+
 -- What a relay has delivered, per shard (a message's shard is its slot modulo the relay's shards): what is visible in
 -- `seen`, and what is visible in `until` at a position up to `after`. No unseen transaction can have drawn a position at
 -- or below `seen_l` (`until_l`) unless it was running when that snapshot was taken. `epoch` counts the owners: a record
@@ -158,30 +172,47 @@ create table outbox.held_key (
     last_error text not null check (octet_length(last_error) <= 4096),
     held_at timestamptz not null default clock_timestamp(),
     primary key (relay, position),
-    constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null))
+    constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null)),
+    constraint held_key_next_attempt_at check (
+        next_attempt_at >= '1970-01-01 00:00:00+00' and next_attempt_at < '10000-01-01 00:00:00+00'
+    )
 );
 create unique index held_key_key on outbox.held_key (relay, key) where key is not null;
 
--- The messages of a held key, copied out of the log as the cursor meets them.
+-- The messages of a held key, copied out of the log as the cursor meets them. What the log has, this table takes: also a
+-- row that is no message, from before a constraint, is held, so that a person sees it.
 create table outbox.held_message (
     relay text not null,
     position bigint not null,
     held bigint not null,
-    id uuid not null,
-    correlation uuid not null,
+    id uuid,
+    correlation uuid,
     causation uuid,
-    occurred_at timestamptz not null,
-    enqueued_at timestamptz not null,
-    source text not null,
-    topic text not null,
-    kind text not null,
+    occurred_at timestamptz,
+    enqueued_at timestamptz,
+    source text,
+    topic text,
+    kind text,
     key text,
     headers jsonb,
-    payload bytea not null,
+    payload bytea,
     primary key (relay, position),
     foreign key (relay, held) references outbox.held_key (relay, position)
 );
 create index held_message_held on outbox.held_message (relay, held, position);
+
+-- Messages of held keys that a relay is done with, published or given up, though its cursor has not passed them: whoever
+-- reads them again neither publishes nor holds them. `held` names the hold that they were of; their slot and transaction
+-- say when a cursor has passed them. Then the shard's owner deletes them, with the record of that cursor.
+create table outbox.settled_message (
+    relay text not null references outbox.relay (name),
+    position bigint not null,
+    held bigint not null,
+    slot smallint not null,
+    tx xid8 not null,
+    primary key (relay, position)
+);
+create index settled_message_held on outbox.settled_message (relay, held);
 
 -- Messages that are not due yet, and nobody's to read until they are: then the upkeep moves them into the log, in the order
 -- of `due_at`, and of `number` for the same moment. The limits are the log's.

@@ -168,7 +168,7 @@ async fn a_snapshot_taken_before_a_crash_is_not_recorded_after_it() {
     let hold =
         NewHold { position: 1, slot: 0, key: None, retry_in: None, attempts: 1, error: "no".to_owned() };
     for holds in [vec![], vec![hold]] {
-        let record = Record { cursors: vec![cursor.clone()], holds, copies: Vec::new() };
+        let record = Record { cursors: vec![cursor.clone()], holds, ..Record::default() };
         let refused = log.record(&mut store, record).await.unwrap_err();
         assert!(matches!(refused, LogError::ConnectionReplaced), "{refused}");
     }

@@ -14,8 +14,8 @@ use chrono::Utc;
 use inbox::Consumer;
 use inbox_support::{CONSUMER, KIND, Service, effect, placed};
 use message::{Delivery, Message, Outgoing, Subscriber, publish_all};
-use outbox::admin;
-use relay_support::{PATIENCE, message, numbers, settings, start, until, until_published, write};
+use outbox::{Backoff, admin};
+use relay_support::{PATIENCE, message, numbers, patient, settings, start, until, until_published, write};
 use sqlx::PgPool;
 use tests::{Database, Fate, Proxy};
 
@@ -151,4 +151,80 @@ async fn one(subscriber: &mut PostgresSubscriber) -> Delivery {
             return received.pop().unwrap();
         }
     }
+}
+
+/// A relay through a network that fails, which holds `a` after one attempt; only what is asked of held keys says COMMIT.
+async fn held(database: &Database, through: &PgPool, broker: &Broker) -> relay_support::Running {
+    let mut settings = patient();
+    settings.max_attempts = 2;
+    settings.retry = Backoff { first: Duration::from_secs(600), ceiling: Duration::from_secs(600) };
+    settings.unavailable = settings.retry;
+    broker.reject_key("a");
+    let relay = start(through, broker.publisher(), settings);
+    write(database.pool(), &[message("a", 1)]).await;
+    until("held", || async { !admin::held_keys(database.pool(), "default").await.unwrap().is_empty() }).await;
+    until_recorded(database.pool()).await;
+    broker.accept_key("a");
+    relay
+}
+
+async fn make_due(pool: &PgPool) {
+    let due = "update outbox.held_key set next_attempt_at = clock_timestamp()";
+    sqlx::query(due).execute(pool).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_about_held_keys_that_is_never_answered_keeps_them_for_no_longer_than_an_answer_may_take()
+{
+    let database = Database::new("partition_held").await;
+    let pool = database.pool();
+    let (through, network) = through(&database).await;
+    let broker = Broker::new();
+    let relay = held(&database, &through, &broker).await;
+    // Whether keys are due is asked all the time; the lease, which another connection renews, is not in question.
+    network.at_commit(Fate::IsNeverAnswered);
+    let asked = "select exists (select from pg_stat_activity where application_name = $1 and query = 'COMMIT'
+        and state = 'idle' and state_change < clock_timestamp() - interval '2 seconds')";
+    let asked = || async { sqlx::query_scalar(asked).bind(THROUGH).fetch_one(pool).await.unwrap() };
+    until("an answer is withheld", asked).await;
+    network.at_commit(Fate::Passes);
+    make_due(pool).await;
+    until_published(&broker, 1).await;
+    relay.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_was_counted_and_not_made_is_not_counted_again() {
+    let database = Database::new("partition_claim").await;
+    let pool = database.pool();
+    let (through, network) = through(&database).await;
+    let broker = Broker::new();
+    let relay = held(&database, &through, &broker).await;
+    sqlx::raw_sql(
+        "create function public.wait() returns trigger language plpgsql as $$
+         begin perform pg_advisory_xact_lock_shared(7); return new; end $$;
+         create trigger wait before update on outbox.held_key for each row
+             when (new.attempts > old.attempts) execute function public.wait()",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *lock).await.unwrap();
+    make_due(pool).await;
+    until("it is about to be counted", || async {
+        let waits = "select exists (select from pg_stat_activity where application_name = $1 and wait_event = 'advisory')";
+        sqlx::query_scalar(waits).bind(THROUGH).fetch_one(pool).await.unwrap()
+    })
+    .await;
+    network.at_commit(Fate::LosesItsAnswer);
+    lock.commit().await.unwrap();
+    let counted = || async { admin::held_keys(pool, "default").await.unwrap()[0].attempts == 2 };
+    until("it is counted, and the answer is lost", counted).await;
+    network.at_commit(Fate::Passes);
+    assert!(numbers(&broker, "a").is_empty(), "it was made");
+    make_due(pool).await;
+    until_published(&broker, 1).await;
+    relay.stop().await.unwrap();
+    assert_eq!(numbers(&broker, "a"), [1]);
 }

@@ -113,6 +113,41 @@ impl Publisher for Hung {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_waits_for_its_broker_is_shown_as_waiting_and_not_as_absent() {
+    let database = Database::new("relays_waiting").await;
+    let pool = database.pool();
+    let of = || async {
+        let mut relays = admin::status(pool).await.unwrap();
+        assert!(relays.len() <= 1, "{relays:?}");
+        relays.pop()
+    };
+    // A new one, whose broker is down; one that is known, whose broker never answers.
+    let broker = Broker::new();
+    broker.go_down();
+    let down = start(pool, broker.publisher(), patient());
+    until("it waits", || async {
+        of().await.is_some_and(|relay| (relay.waiting, relay.processes, relay.shards) == (1, 0, 0))
+    })
+    .await;
+    let relay = of().await.unwrap();
+    assert!(relay.waiting_for.is_some_and(|reason| reason.contains("unavailable")));
+    write(pool, &[message("a", 1)]).await;
+    broker.come_up();
+    arrived(&broker, 1).await;
+    let relay = of().await.unwrap();
+    assert_eq!((relay.waiting, relay.processes), (0, 1));
+    down.stop().await.unwrap();
+    assert!(of().await.unwrap().unattended_since.is_some());
+
+    let silent = start(pool, Hung, settings(Start::Beginning));
+    until("it waits", || async { of().await.is_some_and(|relay| relay.waiting == 1) }).await;
+    let relay = of().await.unwrap();
+    assert_eq!((relay.processes, relay.shards, relay.unattended_since), (0, 16, None));
+    silent.stop().await.unwrap();
+    assert_eq!(of().await.unwrap().waiting, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_stops_while_its_broker_does_not_say_whether_it_is_ready() {
     let database = Database::new("relays_hung").await;
     start(database.pool(), Hung, relay_support::settings()).stop().await.unwrap();

@@ -98,7 +98,9 @@ outbox_monitor: outbox.relay r
 outbox_monitor: outbox.replay r
 outbox_monitor: outbox.scheduled_message r*
 outbox_monitor: outbox.schema_version r
+outbox_monitor: outbox.settled_message r
 outbox_monitor: outbox.upkeep r
+outbox_monitor: outbox.waiting_process r
 outbox_operator: inbox u
 outbox_operator: inbox.audit a*r
 outbox_operator: inbox.consumer r
@@ -124,7 +126,9 @@ outbox_operator: outbox.relay rw*
 outbox_operator: outbox.replay arw*
 outbox_operator: outbox.scheduled_message r*
 outbox_operator: outbox.schema_version r
+outbox_operator: outbox.settled_message adr
 outbox_operator: outbox.upkeep r
+outbox_operator: outbox.waiting_process r
 outbox_publisher: outbox u
 outbox_publisher: outbox.message a*r*
 outbox_publisher: outbox.origin r
@@ -144,7 +148,9 @@ outbox_relay: outbox.relay arw*
 outbox_relay: outbox.replay r
 outbox_relay: outbox.scheduled_message drw*
 outbox_relay: outbox.schema_version r
+outbox_relay: outbox.settled_message adr
 outbox_relay: outbox.upkeep rw*
+outbox_relay: outbox.waiting_process adrw
 outbox_service: outbox u
 outbox_service: outbox.cancel() X
 outbox_service: outbox.enqueue() X
@@ -203,8 +209,16 @@ const WORK: [(&str, &[&str]); 7] = [
          values ('r', 1, 1, gen_random_uuid(), gen_random_uuid(), now(), now(), '/x', 't', 'k', '')
          on conflict (relay, position) do nothing",
         "update outbox.held_key set attempts = 2",
+        "select from outbox.held_key for share",
         "delete from outbox.held_message",
         "delete from outbox.held_key",
+        "insert into outbox.settled_message (relay, position, held, slot, tx)
+         select 'r', position, 1, slot, tx from outbox.message on conflict (relay, position) do nothing",
+        "delete from outbox.settled_message where relay = 'r'",
+        "insert into outbox.waiting_process (id, relay, label, reason, expires_at)
+         values (gen_random_uuid(), 'r', '', '', now())
+         on conflict (id) do update set reason = excluded.reason, expires_at = excluded.expires_at",
+        "delete from outbox.waiting_process",
         "insert into outbox.audit (who, action, relay, position, message_id, reason)
          values ('relay r', 'skip', 'r', 1, gen_random_uuid(), 'rejected')",
         "delete from outbox.process",
@@ -248,6 +262,9 @@ const WORK: [(&str, &[&str]); 7] = [
         "update outbox.replay set epoch = epoch + 1, expires_at = now(), after = 1, published = 1, state = 'cancelled'",
         "select id, key, topic from outbox.message_3",
         "update outbox.held_key set state = 'retrying', attempts = 0, next_attempt_at = now()",
+        "insert into outbox.settled_message (relay, position, held, slot, tx)
+         select 'r', m.position, 1, m.slot, m.tx from outbox.message m on conflict (relay, position) do nothing",
+        "delete from outbox.settled_message where relay = 'r'",
         "delete from outbox.held_message",
         "delete from outbox.held_key",
         "select payload, headers from inbox.held_message",
@@ -267,6 +284,8 @@ const WORK: [(&str, &[&str]); 7] = [
         "select count(*), max(position), min(enqueued_at) from outbox.message",
         "select c.relay, pg_snapshot_xmax(c.seen), p.label from outbox.cursor c left join outbox.process p on p.id = owner",
         "select relay, state, last_error from outbox.held_key",
+        "select relay, position from outbox.settled_message",
+        "select relay, label, reason from outbox.waiting_process",
         "select relay, key, kind from outbox.held_message",
         "select at, who, role, reason from outbox.audit union all select at, who, role, reason from inbox.audit",
         "select consumer, count(*) from inbox.message group by consumer",

@@ -23,7 +23,11 @@ struct Answer {
 pub(super) fn delivery(shared: &Arc<Shared>, redelivery: Duration, handed_out: HandedOut) -> Delivery {
     let HandedOut { position, delivery, message } = handed_out;
     let answer = Answer { shared: Arc::clone(shared), position, delivery, redelivery, answered: false };
-    Delivery::new(Ok((*message).clone()), Box::new(answer))
+    let received = match message {
+        Ok(message) => Ok((*message).clone()),
+        Err(malformed) => Err((*malformed).clone()),
+    };
+    Delivery::new(received, Box::new(answer))
 }
 
 impl Answer {

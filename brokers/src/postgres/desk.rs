@@ -8,12 +8,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use message::Message;
+use message::{Malformed, Message};
 use outbox::Pattern;
 use outbox::log::{CursorRecord, Page, Progress};
 use tokio::time::Instant;
 
 use super::lanes::{Lane, Lanes};
+use super::unreadable;
 
 /// What a consumer said of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +29,11 @@ pub(super) enum Said {
 pub(super) struct HandedOut {
     pub(super) position: i64,
     pub(super) delivery: u64,
-    pub(super) message: Arc<Message>,
+    pub(super) message: Received,
 }
+
+/// A message, or what is left of a row that is none.
+pub(super) type Received = Result<Arc<Message>, Arc<Malformed>>;
 
 #[derive(Debug, Default)]
 pub(super) struct Desk {
@@ -68,9 +72,9 @@ struct Known {
 
 #[derive(Debug)]
 enum State {
-    Waiting(Arc<Message>),
-    Again(Instant, Arc<Message>),
-    InHands(u64, Arc<Message>),
+    Waiting(Received),
+    Again(Instant, Received),
+    InHands(u64, Received),
     Acknowledged,
 }
 
@@ -149,18 +153,19 @@ impl Desk {
             self.arrivals += 1;
             let order = self.arrivals;
             let lane = log.message.key.clone().map_or(Lane::Alone(log.position), Lane::Key);
-            let known = self.messages.entry(log.position).or_insert_with(|| {
+            let position = log.position;
+            let known = self.messages.entry(position).or_insert_with(|| {
                 self.unanswered += 1;
-                Known { shard: number, lane, read: None, state: State::Waiting(log.message) }
+                Known { shard: number, lane, read: None, state: State::Waiting(unreadable::received(log)) }
             });
             known.read = Some((window, order));
             match known.state {
-                State::Waiting(_) => self.lanes.push(&known.lane, order, log.position, None),
-                State::Again(from, _) => self.lanes.push(&known.lane, order, log.position, Some(from)),
+                State::Waiting(_) => self.lanes.push(&known.lane, order, position, None),
+                State::Again(from, _) => self.lanes.push(&known.lane, order, position, Some(from)),
                 State::InHands(..) => {}
                 State::Acknowledged => {
                     if let Some(shard) = self.shards.get_mut(&number) {
-                        shard.progress.finish(window, log.position);
+                        shard.progress.finish(window, position);
                     }
                 }
             }
@@ -180,9 +185,9 @@ impl Desk {
         {
             let Some(known) = self.messages.get_mut(&position) else { continue };
             let (State::Waiting(message) | State::Again(_, message)) = &known.state else { continue };
-            let message = Arc::clone(message);
+            let message = message.clone();
             self.deliveries += 1;
-            known.state = State::InHands(self.deliveries, Arc::clone(&message));
+            known.state = State::InHands(self.deliveries, message.clone());
             if let Some(shard) = self.shards.get_mut(&known.shard) {
                 shard.in_hands += 1;
             }
@@ -200,7 +205,7 @@ impl Desk {
     pub(super) fn answer(&mut self, position: i64, delivery: u64, said: Said) -> bool {
         let Some(known) = self.messages.get_mut(&position) else { return false };
         let message = match &known.state {
-            State::InHands(number, message) if *number == delivery => Arc::clone(message),
+            State::InHands(number, message) if *number == delivery => message.clone(),
             _ => return false,
         };
         let Some(shard) = self.shards.get_mut(&known.shard) else { return false };

@@ -13,6 +13,7 @@ mod lanes;
 mod publisher;
 mod session;
 mod subscriber;
+mod unreadable;
 
 pub use group::{Group, InvalidGroup};
 pub use outbox::log::Start;

@@ -40,6 +40,10 @@ pub struct RelayStatus {
     pub lag_seconds: f64,
     /// Processes that are alive.
     pub processes: i64,
+    /// Processes that wait for their broker before they take part, and what it answered the last of them.
+    pub waiting: i64,
+    /// See [`waiting`](Self::waiting).
+    pub waiting_for: Option<String>,
     /// Shards, and how many of them have a living owner.
     pub shards: i16,
     /// Shards with a living owner.
@@ -52,7 +56,7 @@ pub struct RelayStatus {
     pub held_messages: i64,
     /// Leaves of the log that hold messages it has not delivered, by number: they are not emptied.
     pub pins: Vec<i64>,
-    /// Since when none of its processes has lived; `None`: one does.
+    /// Since when none of its processes has lived; `None`: one does, or waits for its broker.
     pub unattended_since: Option<DateTime<Utc>>,
 }
 
@@ -83,6 +87,8 @@ async fn status_within(tx: &mut PgTransaction<'_>) -> Result<Vec<RelayStatus>, s
                 oldest: row.try_get("oldest")?,
                 lag_seconds: row.try_get("lag_seconds")?,
                 processes: row.try_get("processes")?,
+                waiting: row.try_get("waiting")?,
+                waiting_for: row.try_get("waiting_for")?,
                 shards: row.try_get("shards")?,
                 owned_shards: row.try_get("owned_shards")?,
                 retrying: row.try_get("retrying")?,

@@ -31,7 +31,7 @@ pub use readings::Page;
 #[cfg(test)]
 pub(crate) use readings::Readings;
 pub use row::LogMessage;
-pub(crate) use row::{Names, decode_row};
+pub(crate) use row::{Names, decode_row, moment_in};
 pub use share::{Move, Share};
 pub(crate) use snapshot::{LEAVES, leaf, leaf_end};
 pub use snapshot::{NotSnapshot, Snapshot};

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::eras::Eras;
 use super::window::{Seen, Window};
 
 /// What a cursor row says of a shard: delivered is what is visible in `seen`, and what is visible in `until` at a
@@ -18,6 +19,20 @@ pub struct CursorRecord {
     pub until: Option<Seen>,
     /// Up to this position of that part; 0 without one.
     pub after: i64,
+}
+
+impl CursorRecord {
+    /// Whether the cursor has passed what the transaction `tx` wrote at a position of its shard.
+    pub fn has_passed(&self, position: i64, tx: u64, eras: &Eras) -> bool {
+        match eras.of(position).cmp(&self.seen.era) {
+            Ordering::Less => true,
+            Ordering::Equal => {
+                let in_part = |until: &Seen| position <= self.after && until.snapshot.sees(tx);
+                self.seen.snapshot.sees(tx) || self.until.as_ref().is_some_and(in_part)
+            }
+            Ordering::Greater => false,
+        }
+    }
 }
 
 /// Keeps, for one shard, which messages of which windows are under way. Messages may finish in any order; the cursor
@@ -275,6 +290,22 @@ mod tests {
         progress.read(&last, 100, true);
         progress.settle();
         assert_eq!(progress.record().unwrap().seen.era, 2, "also if nothing was left of it");
+    }
+
+    #[test]
+    fn a_cursor_has_passed_what_both_parts_of_it_say_within_its_era() {
+        use super::super::eras::Era;
+        let eras = Eras::new(vec![Era { era: 1, first_position: 1 }, Era { era: 2, first_position: 100 }]);
+        let mut cursor = CursorRecord { shard: 0, seen: seen(10), until: Some(seen(20)), after: 50 };
+        let passed = |cursor: &CursorRecord, position, tx| cursor.has_passed(position, tx, &eras);
+        // Visible in `seen`, wherever it lies; visible in `until`, up to `after` only; in neither.
+        assert!(passed(&cursor, 60, 9) && passed(&cursor, 50, 19));
+        assert!(!passed(&cursor, 51, 19) && !passed(&cursor, 40, 20));
+        assert!(!passed(&cursor, 100, 9), "of an era that the cursor has not come to");
+        cursor.seen.era = 2;
+        assert!(passed(&cursor, 99, 5000) && !passed(&cursor, 100, 5000));
+        cursor.until = None;
+        assert!(!passed(&cursor, 100, 19));
     }
 
     #[test]

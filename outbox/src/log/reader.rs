@@ -1,6 +1,7 @@
 //! Reads the log for all shards of a process, one page after another, and writes its records, on one connection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -13,6 +14,13 @@ use super::readings::{Page, Readings};
 use super::store::{Cursor, Record, Store};
 use super::{LogError, ReadSettings};
 use crate::bell::Ear;
+use crate::statement::within;
+
+/// How long the database may take to answer a look. The lease is renewed on another connection: when a network swallows this
+/// one alone, nothing but the time says so.
+const ANSWER: Duration = Duration::from_secs(60);
+/// The same for a page, or a record, which may be long or wait for a lock.
+const PAGE: Duration = Duration::from_secs(300);
 
 /// A record to write, and where the answer goes: the shards whose lease is lost.
 pub type RecordCommand = (Record, oneshot::Sender<Vec<i16>>);
@@ -114,7 +122,8 @@ impl Reader {
                 command = records.recv() => match command {
                     Some((record, answer)) => {
                         self.lease.is_at_work();
-                        let lost = self.connection.record(&mut self.store, record).await?;
+                        let record = self.connection.record(&mut self.store, record);
+                        let lost = within(PAGE, record).await?;
                         // Nobody waits for it any more when the session is ending.
                         let _ = answer.send(lost);
                     }
@@ -158,12 +167,12 @@ impl Reader {
         let many = self.scanned > 4 * i64::try_from(self.settings.page).unwrap_or(i64::MAX);
         let due = self.proven_at.elapsed() >= self.settings.proof_interval;
         if self.read_since_proof >= self.settings.page || (due && (self.read_since_proof > 0 || many)) {
-            self.proven = self.connection.prove_bound().await?;
+            self.proven = within(ANSWER, self.connection.prove_bound()).await?;
             self.proven_at = Instant::now();
             self.read_since_proof = 0;
         }
         let began = Instant::now();
-        let look = self.connection.look(self.store.relay()).await?;
+        let look = within(ANSWER, self.connection.look(self.store.relay())).await?;
         metrics::histogram!("outbox_look_seconds", "relay" => self.store.relay().to_owned())
             .record(began.elapsed().as_secs_f64());
         self.lease.has_seen(look.changes, began);
@@ -191,7 +200,7 @@ impl Reader {
         let limit = self.limit();
         let Some(reading) = self.readings.next() else { return Ok(None) };
         if let Some((stragglers, from, to)) = reading.far_stragglers() {
-            let first = self.connection.first_of(stragglers, from, to).await?;
+            let first = within(PAGE, self.connection.first_of(stragglers, from, to)).await?;
             reading.first_is(first);
         }
         let Some(window) = reading.window().cloned() else { return Ok(None) };
@@ -200,8 +209,8 @@ impl Reader {
         if let Some(range) = reading.page() {
             let bytes = self.settings.page_bytes;
             let began = Instant::now();
-            (messages, full) =
-                self.connection.page(&window, &range, limit, bytes, shards, &reading.shards).await?;
+            let page = self.connection.page(&window, &range, limit, bytes, shards, &reading.shards);
+            (messages, full) = within(PAGE, page).await?;
             metrics::histogram!("outbox_page_seconds", "relay" => self.store.relay().to_owned())
                 .record(began.elapsed().as_secs_f64());
             if let Some(last) = messages.last() {
@@ -214,7 +223,7 @@ impl Reader {
         let page = self.readings.take(messages, full, shards);
         if page.as_ref().is_some_and(|page| !page.messages.is_empty()) {
             self.lease.is_at_work();
-            self.connection.make_durable(flushed).await?;
+            within(PAGE, self.connection.make_durable(flushed)).await?;
         }
         self.found |= page.is_some();
         if !self.readings.is_open() {

@@ -21,6 +21,8 @@ pub struct LogMessage {
     pub enqueued_at: DateTime<Utc>,
     /// The message.
     pub message: Arc<Message>,
+    /// Why its row is no message; then `message` is what can be read of it. It must not be published.
+    pub fault: Option<Arc<str>>,
 }
 
 /// The texts that nearly all messages share, each kept once.
@@ -96,37 +98,102 @@ pub(crate) fn decode_row(row: &PgRow, names: &mut Names) -> Result<LogMessage, s
     decode(next, names)
 }
 
-/// Decodes a row, column by column, from the wire's bytes: this runs once a message. `None`: null.
+/// A row's columns, by their place in the page queries; `None`: null.
+type Columns<'s> = [Option<&'s [u8]>; COLUMNS as usize];
+
+/// Decodes a row, column by column, from the wire's bytes: this runs once a message. `None`: null. A row that is no message
+/// is an error only if its place cannot be read; otherwise it comes with its fault.
 fn decode<'s>(
-    mut optional: impl FnMut() -> Result<Option<&'s [u8]>, sqlx::Error>,
+    mut next: impl FnMut() -> Result<Option<&'s [u8]>, sqlx::Error>,
     names: &mut Names,
 ) -> Result<LogMessage, sqlx::Error> {
-    let mut column = || optional()?.ok_or_else(unreadable);
-    let position = i64::from_be_bytes(array(column()?)?);
-    let slot = i16::from_be_bytes(array(column()?)?);
-    let id = message_id(column()?)?;
-    let correlation = message_id(column()?)?;
-    let causation = optional()?.map(message_id).transpose()?;
-    let mut column = || optional()?.ok_or_else(unreadable);
-    let occurred_at = moment(column()?)?;
-    let enqueued_at = moment(column()?)?;
-    let source = names.share(2, text(column()?)?);
-    let topic = names.share(0, text(column()?)?);
-    let kind = names.share(1, text(column()?)?);
-    let key = optional()?.map(text).transpose()?.map(Arc::from);
-    let headers = optional()?;
-    let payload = Bytes::copy_from_slice(optional()?.ok_or_else(unreadable)?);
+    // All of them first: in a COPY the next row begins behind the last.
+    let mut columns: Columns<'_> = [None; COLUMNS as usize];
+    for column in &mut columns {
+        *column = next()?;
+    }
+    let position = i64::from_be_bytes(array(columns[0].ok_or_else(unreadable)?)?);
+    let slot = i16::from_be_bytes(array(columns[1].ok_or_else(unreadable)?)?);
+    let (message, enqueued_at, fault) = match message(&columns, names) {
+        Ok((message, enqueued_at)) => (message, enqueued_at, None),
+        Err(fault) => {
+            let (message, enqueued_at) = what_can_be_read(&columns);
+            (message, enqueued_at, Some(fault.into()))
+        }
+    };
+    Ok(LogMessage { position, slot, enqueued_at, message: Arc::new(message), fault })
+}
+
+fn message(columns: &Columns<'_>, names: &mut Names) -> Result<(Message, DateTime<Utc>), String> {
+    let id = required(columns, 2, message_id)?;
+    let correlation = required(columns, 3, message_id)?;
+    let causation = optional(columns, 4, message_id)?;
+    let occurred_at = required(columns, 5, moment)?;
+    let enqueued_at = required(columns, 6, moment)?;
+    let source = required(columns, 7, text)?;
+    let topic = required(columns, 8, text)?;
+    let kind = required(columns, 9, text)?;
+    let key = optional(columns, 10, text)?;
+    let headers = optional(columns, 11, headers)?;
+    let payload = required(columns, 12, |bytes| Ok(Bytes::copy_from_slice(bytes)))?;
+    let source = names.share(2, source);
+    let (topic, kind) = (names.share(0, topic), names.share(1, kind));
     let mut message = Message::from_parts(id, occurred_at, topic, kind, payload);
     message.source = Some(source);
     message.correlation = correlation;
     message.causation = causation;
-    message.key = key;
-    // The binary form of jsonb is a version byte and the text.
-    if let Some(json) = headers {
-        message.headers = Headers::from_json(json.get(1..).unwrap_or_default())
-            .map_err(|error| sqlx::Error::Decode(error.into()))?;
-    }
-    Ok(LogMessage { position, slot, enqueued_at, message: Arc::new(message) })
+    message.key = key.map(Arc::from);
+    message.headers = headers.unwrap_or_default();
+    Ok((message, enqueued_at))
+}
+
+/// What a person may see of a row that is no message, with something in place of what cannot be read.
+fn what_can_be_read(columns: &Columns<'_>) -> (Message, DateTime<Utc>) {
+    let or_none = |index| optional(columns, index, text).unwrap_or_default();
+    let at = |index| required(columns, index, moment).unwrap_or(DateTime::UNIX_EPOCH);
+    let id = required(columns, 2, message_id).unwrap_or_else(|_| MessageId::new());
+    let (topic, kind) = (or_none(8).unwrap_or_default(), or_none(9).unwrap_or_default());
+    let payload = Bytes::copy_from_slice(columns[12].unwrap_or_default());
+    let mut message = Message::from_parts(id, at(5), topic, kind, payload);
+    message.source = or_none(7).map(Arc::from);
+    message.key = or_none(10).map(Arc::from);
+    (message, at(6))
+}
+
+/// The names of the columns, for what is said of them.
+const NAMED: [&str; COLUMNS as usize] = [
+    "position",
+    "slot",
+    "id",
+    "correlation",
+    "causation",
+    "occurred_at",
+    "enqueued_at",
+    "source",
+    "topic",
+    "kind",
+    "key",
+    "headers",
+    "payload",
+];
+
+fn required<'s, T>(
+    columns: &Columns<'s>,
+    index: usize,
+    parse: impl FnOnce(&'s [u8]) -> Result<T, sqlx::Error>,
+) -> Result<T, String> {
+    optional(columns, index, parse)?.ok_or_else(|| format!("{}: null", NAMED[index]))
+}
+
+fn optional<'s, T>(
+    columns: &Columns<'s>,
+    index: usize,
+    parse: impl FnOnce(&'s [u8]) -> Result<T, sqlx::Error>,
+) -> Result<Option<T>, String> {
+    columns[index].map(parse).transpose().map_err(|error| match error {
+        sqlx::Error::Decode(cause) => format!("{}: {cause}", NAMED[index]),
+        other => format!("{}: {other}", NAMED[index]),
+    })
 }
 
 fn unreadable() -> sqlx::Error {
@@ -163,18 +230,86 @@ fn message_id(bytes: &[u8]) -> Result<MessageId, sqlx::Error> {
     MessageId::try_from(id).map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
-/// Microseconds since 2000, as PostgreSQL counts.
+/// The binary form of jsonb is a version byte and the text.
+fn headers(bytes: &[u8]) -> Result<Headers, sqlx::Error> {
+    Headers::from_json(bytes.get(1..).unwrap_or_default()).map_err(|error| sqlx::Error::Decode(error.into()))
+}
+
+/// Microseconds since 2000, as PostgreSQL counts; infinity is the last of them. Within the limits of the log: what it does not
+/// take by its constraints, it may hold from before it had them.
 fn moment(bytes: &[u8]) -> Result<DateTime<Utc>, sqlx::Error> {
     const YEAR_2000: i64 = 946_684_800_000_000;
+    const YEAR_10000: i64 = 253_402_300_800_000_000;
     let micros = i64::from_be_bytes(array(bytes)?).checked_add(YEAR_2000);
     micros
+        .filter(|micros| (0..YEAR_10000).contains(micros))
         .and_then(DateTime::from_timestamp_micros)
-        .ok_or_else(|| sqlx::Error::Decode("a time that no calendar holds".into()))
+        .ok_or_else(|| sqlx::Error::Decode("not between the years 1970 and 9999".into()))
+}
+
+/// The moment in a column of a statement that was prepared. The driver's own way panics at what its calendar does not hold.
+pub(crate) fn moment_in(row: &PgRow, name: &str) -> Result<DateTime<Utc>, sqlx::Error> {
+    moment(row.try_get_raw(name)?.as_bytes().map_err(sqlx::Error::Decode)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn columns() -> [Option<Vec<u8>>; COLUMNS as usize] {
+        let (id, now) = (Uuid::now_v7().as_bytes().to_vec(), 1_i64.to_be_bytes().to_vec());
+        let text = |text: &str| Some(text.as_bytes().to_vec());
+        [
+            Some(7_i64.to_be_bytes().to_vec()),
+            Some(3_i16.to_be_bytes().to_vec()),
+            Some(id.clone()),
+            Some(id),
+            None,
+            Some(now.clone()),
+            Some(now),
+            text("/s"),
+            text("t"),
+            text("k"),
+            text("a"),
+            text("\u{1}{\"h\": \"v\"}"),
+            text("payload"),
+        ]
+    }
+
+    fn decoded(columns: &[Option<Vec<u8>>]) -> Result<LogMessage, sqlx::Error> {
+        let mut next = columns.iter();
+        decode(|| Ok(next.next().and_then(|column| column.as_deref())), &mut Names::default())
+    }
+
+    #[test]
+    fn a_row_that_is_no_message_has_its_place_its_fault_and_what_can_be_read_of_it() {
+        let message = decoded(&columns()).unwrap();
+        assert!(message.fault.is_none() && message.message.headers.get("h") == Some("v"));
+        let far = (i64::MAX / 2).to_be_bytes().to_vec();
+        for (index, value, fault) in [
+            (2, Some(vec![0; 16]), "id: "),
+            (2, None, "id: null"),
+            (5, Some(i64::MIN.to_be_bytes().to_vec()), "occurred_at: not between the years"),
+            (5, Some(far.clone()), "occurred_at: not between the years"),
+            (6, Some(i64::MAX.to_be_bytes().to_vec()), "enqueued_at: not between the years"),
+            (8, Some(vec![0xff]), "topic: "),
+            (11, Some(b"\x01[1]".to_vec()), "headers: "),
+            (11, Some(b"\x01{\"a\": 1}".to_vec()), "headers: "),
+            (12, None, "payload: null"),
+        ] {
+            let mut columns = columns();
+            columns[index] = value;
+            let message = decoded(&columns).unwrap();
+            let said = message.fault.expect("a fault");
+            assert!(said.starts_with(fault), "{said}");
+            assert_eq!((message.position, message.slot, message.message.key.as_deref()), (7, 3, Some("a")));
+        }
+        for (index, name) in NAMED.iter().enumerate().take(2) {
+            let mut columns = columns();
+            columns[index] = None;
+            assert!(decoded(&columns).is_err(), "{name}");
+        }
+    }
 
     #[test]
     fn what_is_cut_short_or_no_copy_is_an_error_and_no_panic() {

@@ -63,12 +63,17 @@ pub struct Record {
     pub holds: Vec<NewHold>,
     /// Messages of held keys, each with the position that names its hold.
     pub copies: Vec<(i64, LogMessage)>,
+    /// Settled messages, by shard and position, that the cursors of this record have passed: they are forgotten.
+    pub forgotten: Vec<(i16, i64)>,
 }
 
 impl Record {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.cursors.is_empty() && self.holds.is_empty() && self.copies.is_empty()
+        self.cursors.is_empty()
+            && self.holds.is_empty()
+            && self.copies.is_empty()
+            && self.forgotten.is_empty()
     }
 }
 
@@ -215,7 +220,9 @@ impl Store {
             lost.extend(self.drop_unowned(&mut record));
             let now_lost = if record.holds.is_empty() && record.copies.is_empty() {
                 // A lost record only repeats messages, as a crash a moment earlier would have.
-                self.record_cursors(connection, &record.cursors, "off").await?
+                let lost = self.record_cursors(connection, &record.cursors, "off").await?;
+                self.forget(connection, &record.forgotten, &lost).await?;
+                lost
             } else {
                 let mut tx = connection.begin().await?;
                 tx.execute(sqlx::raw_sql(statement::SPEECH)).await?;
@@ -223,6 +230,7 @@ impl Store {
                 self.copy(&mut tx, &record.copies).await?;
                 tx.execute(sqlx::raw_sql(statement::SILENCE)).await?;
                 let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
+                self.forget(&mut tx, &record.forgotten, &lost).await?;
                 // Holds and copies stand under their shards' epochs, or not at all.
                 if lost.is_empty() {
                     tx.commit().await?
@@ -250,6 +258,7 @@ impl Store {
             ours
         };
         record.cursors.retain(|cursor| ours(cursor.shard));
+        record.forgotten.retain(|(shard, _)| ours(*shard));
         record.holds.retain(|hold| ours(hold.slot % self.shards));
         record.copies.retain(|(_, copy)| ours(copy.slot % self.shards));
         lost
@@ -279,12 +288,34 @@ impl Store {
         connection: &mut PgConnection,
         copies: &[(i64, LogMessage)],
     ) -> Result<(), LogError> {
-        fn column<'c, T>(copies: &'c [(i64, LogMessage)], value: impl Fn(&'c LogMessage) -> T) -> Vec<T> {
+        fn column<'c, T>(copies: &[&'c (i64, LogMessage)], value: impl Fn(&'c LogMessage) -> T) -> Vec<T> {
             copies.iter().map(|(_, copy)| value(copy)).collect()
         }
         if copies.is_empty() {
             return Ok(());
         }
+        let holds: BTreeSet<i64> = copies.iter().map(|(held, _)| *held).collect();
+        sqlx::query(sql!("lock_holds"))
+            .bind(&self.relay)
+            .bind(Vec::from_iter(holds))
+            .persistent(false)
+            .execute(&mut *connection)
+            .await?;
+        let (copies, unreadable): (Vec<_>, Vec<_>) =
+            copies.iter().partition(|(_, copy)| copy.fault.is_none());
+        if !unreadable.is_empty() {
+            sqlx::query(sql!("hold_unreadable"))
+                .bind(&self.relay)
+                .bind(column(&unreadable, |copy| copy.position))
+                .bind(unreadable.iter().map(|(held, _)| *held).collect::<Vec<_>>())
+                .persistent(false)
+                .execute(&mut *connection)
+                .await?;
+        }
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let copies = copies.as_slice();
         sqlx::query(sql!("hold_messages"))
             .bind(&self.relay)
             .bind(column(copies, |copy| copy.position))
@@ -303,6 +334,23 @@ impl Store {
             .persistent(false)
             .execute(connection)
             .await?;
+        Ok(())
+    }
+
+    /// After the cursors were recorded, and in their transaction.
+    async fn forget(
+        &self,
+        connection: &mut PgConnection,
+        settled: &[(i16, i64)],
+        lost: &[i16],
+    ) -> Result<(), LogError> {
+        let ours = settled.iter().filter(|(shard, _)| !lost.contains(shard));
+        let positions: Vec<i64> = ours.map(|(_, position)| *position).collect();
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let query = sqlx::query(sql!("forget_settled")).bind(&self.relay).bind(positions);
+        query.persistent(false).execute(connection).await?;
         Ok(())
     }
 

@@ -12,14 +12,20 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::claim::Unmade;
+use super::settled::SettledMessage;
 use super::{Policy, Settings, backoff, chain};
-use crate::statement::{self, Begin, SPEECH};
+use crate::log::moment_in;
+use crate::statement::{self, within};
 
 /// How often due keys are looked for while any key is held. A redrive by an operator is noticed as soon.
 const LOOK: Duration = Duration::from_millis(250);
 /// Held keys tried side by side. One that was tried more than once is tried alone: if an attempt at it ends the process, no
 /// other key's attempt ends with it.
 const SIDE_BY_SIDE: usize = 8;
+/// How long the database may take to answer: a network can swallow the connection of a held key and no other, so that the
+/// session goes on, and these keys would wait for its end.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Longest error kept, in bytes; the schema says the same.
 const ERROR_BYTES: usize = 4096;
 
@@ -28,10 +34,12 @@ const ERROR_BYTES: usize = 4096;
 pub(super) enum Notice {
     /// Nothing is held in the database any more. May the key go? Not while copies of it are on their way.
     MayRelease(i64, oneshot::Sender<bool>),
-    /// The key went, or it did not after all.
-    Released(i64, bool),
+    /// The key went, and these of its messages are settled; or it did not go after all.
+    Released(i64, Option<Vec<SettledMessage>>),
     /// A held message was published.
     Published,
+    /// A held message was published or given up, and the cursor has not passed it.
+    Settled(SettledMessage),
 }
 
 /// Tries the held keys of the shards that a session owns.
@@ -44,14 +52,15 @@ pub(super) struct Holds<P> {
     pub(super) shards: i16,
     pub(super) epochs: BTreeMap<i16, i64>,
     pub(super) notices: mpsc::Sender<Notice>,
+    pub(super) unmade: Unmade,
     /// No further attempt begins.
     pub(super) stop: CancellationToken,
 }
 
-struct Due {
-    position: i64,
-    shard: i16,
-    epoch: i64,
+pub(super) struct Due {
+    pub(super) position: i64,
+    pub(super) shard: i16,
+    pub(super) epoch: i64,
     attempts: i32,
 }
 
@@ -113,7 +122,7 @@ impl<P: Publisher> Holds<P> {
     async fn due(&self) -> Result<Vec<Due>, sqlx::Error> {
         let owned: Vec<i16> = self.epochs.keys().copied().collect();
         let query = sqlx::query(include_str!("sql/due.sql")).bind(&self.relay).bind(self.shards).bind(owned);
-        let rows = statement::rows(&self.pool, query).await?;
+        let rows = within(ANSWER, statement::rows(&self.pool, query)).await?;
         let mut due = Vec::with_capacity(rows.len());
         for row in &rows {
             let shard = row.try_get::<i16, _>("slot")? % self.shards;
@@ -132,24 +141,15 @@ impl<P: Publisher> Holds<P> {
         let before = u32::try_from(due.attempts).unwrap_or_default();
         let again = self.settings.retry.after(before.saturating_add(1), backoff::chance());
         loop {
-            let query = sqlx::query(include_str!("sql/begin_attempt.sql"))
-                .bind(&self.relay)
-                .bind(due.position)
-                .bind(due.shard)
-                .bind(due.epoch)
-                .bind(again.as_secs_f64())
-                .bind(i32::try_from(self.settings.max_attempts).unwrap_or(i32::MAX));
-            let mut tx = self.pool.begin_bounded().await?;
-            // The answer may be long, and so may the way.
-            sqlx::raw_sql(SPEECH).execute(&mut *tx).await?;
-            let row = query.persistent(false).fetch_optional(&mut *tx).await?;
-            tx.commit().await?;
-            let Some(row) = row else { return Ok(()) };
+            let Some(row) = self.claim(&due, again).await? else { return Ok(()) };
             let attempts: i32 = row.try_get("attempts")?;
             let Some(position) = row.try_get::<Option<i64>, _>("position")? else {
                 return self.release(&due).await;
             };
-            let message = Arc::new(held_message(&row)?);
+            let message = match held_message(&row) {
+                Ok(message) => Arc::new(message),
+                Err(error) => return self.unreadable(&due, &error).await,
+            };
             let destination = self.settings.routes.destination(&message.topic);
             let batch = [Outgoing { destination, message }];
             let result =
@@ -178,9 +178,7 @@ impl<P: Publisher> Holds<P> {
     async fn delivered(&self, due: &Due, position: i64) -> Result<(), sqlx::Error> {
         let mut failures = 0;
         loop {
-            let query = sqlx::query(include_str!("sql/delivered.sql")).bind(&self.relay).bind(due.position);
-            let query = query.bind(position).bind(due.shard).bind(due.epoch);
-            let Err(error) = statement::run(&self.pool, query).await else { return Ok(()) };
+            let Err(error) = self.settle(due, position, None).await else { return Ok(()) };
             if self.stop.is_cancelled() {
                 return Err(error);
             }
@@ -212,7 +210,18 @@ impl<P: Publisher> Holds<P> {
             .bind((!parked).then_some(pause.as_secs_f64()))
             .bind(shorten(&error.to_string()))
             .bind(i32::from(!messages_fault));
-        statement::run(&self.pool, query).await?;
+        within(ANSWER, statement::run(&self.pool, query)).await?;
+        Ok(())
+    }
+
+    /// What is held cannot be read as a message: another attempt would end as this one.
+    async fn unreadable(&self, due: &Due, error: &sqlx::Error) -> Result<(), sqlx::Error> {
+        tracing::error!(relay = self.relay, position = due.position, %error, "parked: it waits for a person");
+        let reason = format!("the row cannot be read as a message: {}", crate::relay::chain(error));
+        let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
+        let query = query.bind(due.shard).bind(due.epoch).bind("parked").bind(None::<f64>);
+        let query = query.bind(shorten(&reason)).bind(1);
+        within(ANSWER, statement::run(&self.pool, query)).await?;
         Ok(())
     }
 
@@ -225,10 +234,18 @@ impl<P: Publisher> Holds<P> {
 
     async fn give_up(&self, due: &Due, position: i64, error: &PublishError) -> Result<(), sqlx::Error> {
         tracing::warn!(relay = self.relay, position, %error, "given up: its topic's policy is to skip");
-        let query = sqlx::query(include_str!("sql/give_up.sql")).bind(&self.relay).bind(due.position);
-        let query = query.bind(position).bind(due.shard).bind(due.epoch);
-        let query = query.bind(shorten(&error.to_string()));
-        statement::run(&self.pool, query).await?;
+        self.settle(due, position, Some(shorten(&error.to_string()))).await
+    }
+
+    /// Records that a message is done with: published, or given up for an error.
+    async fn settle(&self, due: &Due, position: i64, error: Option<&str>) -> Result<(), sqlx::Error> {
+        let query = sqlx::query(include_str!("sql/settle.sql")).bind(&self.relay).bind(due.position);
+        let query = query.bind(position).bind(due.shard).bind(due.epoch).bind(error);
+        let row = within(ANSWER, statement::optional(&self.pool, query)).await?;
+        if let Some(settled) = row.as_ref().map(SettledMessage::from_row).transpose()?.flatten() {
+            // A session that has ended has no use for it.
+            let _ = self.notices.send(Notice::Settled(settled)).await;
+        }
         Ok(())
     }
 
@@ -243,10 +260,12 @@ impl<P: Publisher> Holds<P> {
             .bind(due.position)
             .bind(due.shard)
             .bind(due.epoch);
-        let gone = statement::run(&self.pool, query).await? > 0;
-        if !gone {
+        let rows = within(ANSWER, statement::rows(&self.pool, query)).await?;
+        if rows.is_empty() {
             self.still_held(due).await?;
         }
+        let settled: Vec<_> = rows.iter().map(SettledMessage::from_row).collect::<Result<_, _>>()?;
+        let gone = (!settled.is_empty()).then(|| settled.into_iter().flatten().collect());
         let _ = self.notices.send(Notice::Released(due.position, gone)).await;
         Ok(())
     }
@@ -256,7 +275,7 @@ impl<P: Publisher> Holds<P> {
         let query = sqlx::query(include_str!("sql/failed.sql")).bind(&self.relay).bind(due.position);
         let query =
             query.bind(due.shard).bind(due.epoch).bind("retrying").bind(0.0).bind(None::<&str>).bind(1);
-        statement::run(&self.pool, query).await?;
+        within(ANSWER, statement::run(&self.pool, query)).await?;
         Ok(())
     }
 }
@@ -267,7 +286,7 @@ fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {
     let mut message = Message::new(text("topic")?, text("kind")?, row.try_get::<Vec<u8>, _>("payload")?)
         .with_id(id(row.try_get("id")?)?)
         .with_source(text("source")?)
-        .with_occurred_at(row.try_get("occurred_at")?);
+        .with_occurred_at(moment_in(row, "occurred_at")?);
     message.key = row.try_get::<Option<String>, _>("key")?.map(Into::into);
     message.correlation = id(row.try_get("correlation")?)?;
     message.causation = row.try_get::<Option<Uuid>, _>("causation")?.map(id).transpose()?;

@@ -349,6 +349,16 @@ impl Lanes {
         taken
     }
 
+    /// Takes out what waits to be copied to the hold at this position and is settled.
+    pub(crate) fn take_settled(&mut self, position: i64, is_settled: impl Fn(i64) -> bool) -> Vec<Item> {
+        let is_taken = |copy: &(i64, Item)| copy.0 == position && is_settled(copy.1.log.position);
+        let (taken, left): (Vec<_>, _) = std::mem::take(&mut self.copies).into_iter().partition(is_taken);
+        self.copies = left;
+        let taken: Vec<Item> = taken.into_iter().map(|(_, item)| item).collect();
+        self.let_go(&taken);
+        taken
+    }
+
     /// Nothing is held for the key any more: what has come meanwhile goes its way.
     pub(crate) fn release(&mut self, key: &Arc<str>) {
         let Some(lane) = self.lanes.get_mut(key) else { return };

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod busy;
+mod claim;
 mod holds;
 mod lanes;
 #[cfg(test)]
@@ -10,6 +11,8 @@ mod policies;
 mod routes;
 mod session;
 mod settings;
+mod settled;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +37,7 @@ use crate::doorbell;
 use crate::log::{Refusal, Start};
 use crate::upkeep::Upkeep;
 use session::{Ended, Session};
+use waiting::Waiting;
 
 /// How often a paused relay looks whether it is resumed.
 const PAUSED: Duration = Duration::from_secs(1);
@@ -144,7 +148,7 @@ impl<P: Publisher + 'static> Relay<P> {
 
     async fn deliver(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         let process = Uuid::now_v7();
-        let Some(mut broker) = self.broker(stop).await? else { return Ok(()) };
+        let Some(mut broker) = self.broker(stop, process).await? else { return Ok(()) };
         let (mut begun, mut paused, mut failures) = (false, false, 0);
         loop {
             let opened = tokio::select! {
@@ -201,14 +205,28 @@ impl<P: Publisher + 'static> Relay<P> {
             }
             if !begun {
                 // A server that was started again calls its logs otherwise.
-                let Some(again) = self.broker(stop).await? else { return Ok(()) };
+                let Some(again) = self.broker(stop, process).await? else { return Ok(()) };
                 broker = again;
             }
         }
     }
 
     /// The broker, once it is ready. `None`: stopped while waiting for it.
-    async fn broker(&self, stop: &CancellationToken) -> Result<Option<Broker>, RelayError> {
+    async fn broker(&self, stop: &CancellationToken, process: Uuid) -> Result<Option<Broker>, RelayError> {
+        let waiting = Waiting::new(&self.pool, &self.name, process, self.settings.lease);
+        let answer = tokio::select! {
+            answer = self.ask_broker(stop, &waiting) => answer,
+            never = waiting.say() => match never {},
+        };
+        waiting.over().await;
+        answer
+    }
+
+    async fn ask_broker(
+        &self,
+        stop: &CancellationToken,
+        waiting: &Waiting<'_>,
+    ) -> Result<Option<Broker>, RelayError> {
         let mut failures = 0;
         loop {
             let asked = async {
@@ -223,6 +241,7 @@ impl<P: Publisher + 'static> Relay<P> {
                     failures += 1;
                     let pause = self.settings.unavailable.after(failures, backoff::chance());
                     tracing::warn!(relay = self.name, %error, ?pause, "the broker is not ready");
+                    waiting.because(&chain(&error));
                     if self.rests(pause, stop).await {
                         return Ok(None);
                     }

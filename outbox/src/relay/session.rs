@@ -4,6 +4,7 @@
 mod open;
 mod publish;
 mod record;
+mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::holds::Notice;
 use super::lanes::{Item, Lanes, Resting};
 use super::routes::Router;
+use super::settled::Settled;
 use super::{Relay, Settings};
 use crate::log::{
-    Lease, LogConnection, LogError, LogMessage, NewHold, Page, Progress, RecordCommand, Share, Store,
+    Eras, Lease, LogConnection, LogError, LogMessage, NewHold, Page, Progress, RecordCommand, Share, Store,
 };
 
 /// How a session ended, if not by an error.
@@ -83,6 +85,10 @@ pub(super) struct Session<'a, P> {
     held: BTreeMap<i64, Option<Arc<str>>>,
     releasing: BTreeSet<i64>,
     held_count: watch::Sender<usize>,
+    /// Messages of held keys that are done with, and that a cursor may not have passed; and when that was last asked.
+    settled: Settled,
+    settled_since: Instant,
+    eras: Eras,
     /// Shards whose owners died again and again before their cursor moved, and how often; and whether what was held for
     /// that reason is being recorded.
     suspects: BTreeMap<i16, i32>,

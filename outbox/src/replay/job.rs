@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::filter::some;
 use super::{Filter, ReplayError, Replayed};
 use crate::log::position_at;
-use crate::statement;
+use crate::statement::{self, within};
 
 /// What was recorded of a replay.
 #[derive(Debug)]
@@ -153,6 +153,8 @@ pub(super) async fn claim(pool: &PgPool, name: &str, lease: Duration) -> Result<
     }
 }
 
+/// How long the database may take to answer a record.
+const RECORDED: Duration = Duration::from_secs(60);
 /// How long after a lease's end a replay is looked for: the clocks of two statements differ a little.
 const MARGIN: Duration = Duration::from_millis(20);
 
@@ -165,7 +167,8 @@ impl Job {
         lease: Duration,
     ) -> Result<bool, sqlx::Error> {
         let query = sqlx::query(include_str!("sql/renew.sql")).bind(name).bind(epoch);
-        Ok(statement::optional(pool, query.bind(lease.as_secs_f64())).await?.is_some())
+        let query = query.bind(lease.as_secs_f64());
+        Ok(within(lease, statement::optional(pool, query)).await?.is_some())
     }
 
     /// Records how far it is. `false`: it is another's, and nothing was recorded.
@@ -195,7 +198,8 @@ impl Job {
             .bind(skipped.iter().map(|entry| *entry.1.as_uuid()).collect::<Vec<_>>())
             .bind(skipped.iter().map(|entry| entry.2.as_str()).collect::<Vec<_>>())
             .bind(who);
-        let Some(row) = statement::optional(pool, query).await? else { return Ok(false) };
+        let row = within(RECORDED, statement::optional(pool, query)).await?;
+        let Some(row) = row else { return Ok(false) };
         self.after = progress.after;
         self.published = row.try_get("published")?;
         self.skipped = row.try_get("skipped")?;

@@ -14,6 +14,8 @@ const UNANSWERED: u32 = 5;
 pub(super) struct Item {
     pub(super) position: i64,
     pub(super) outgoing: Outgoing,
+    /// Why its row is no message, which is never sent.
+    pub(super) fault: Option<Arc<str>>,
     unanswered: u32,
     done: Option<Done>,
 }
@@ -44,7 +46,7 @@ pub(super) struct Settled {
 
 impl Item {
     pub(super) fn new(position: i64, outgoing: Outgoing) -> Self {
-        Item { position, outgoing, unanswered: 0, done: None }
+        Item { position, outgoing, fault: None, unanswered: 0, done: None }
     }
 }
 

@@ -17,8 +17,10 @@ use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
 use crate::Routes;
 use crate::log::{LogMessage, Names, decode_row, leaf, leaf_end, preflight};
 use crate::relay::{Router, chain, chance, shorten};
-use crate::statement::BEGIN_READING;
+use crate::statement::{BEGIN_READING, within};
 
+/// How long the database may take to answer with the next message.
+const ANSWER: Duration = Duration::from_secs(300);
 /// How often it says how far it is.
 const TELL: Duration = Duration::from_secs(10);
 
@@ -196,7 +198,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         let mut tx = self.replay.pool.begin_with(BEGIN_READING).await?;
         let mut rows = query.persistent(false).fetch(&mut *tx);
         let (mut messages, mut bytes): (Vec<LogMessage>, usize) = (Vec::new(), 0);
-        while let Some(row) = rows.try_next().await? {
+        while let Some(row) = within(ANSWER, rows.try_next()).await? {
             let log = decode_row(&row, &mut self.names)?;
             bytes += log.message.payload.len();
             messages.push(log);
@@ -217,7 +219,9 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         let mut message = (*log.message).clone();
         message.headers.insert(limits::REPLAY, &*self.replay.name);
         let destination = self.router.route(&message.topic);
-        Item::new(log.position, Outgoing { destination, message: Arc::new(message) })
+        let mut item = Item::new(log.position, Outgoing { destination, message: Arc::new(message) });
+        item.fault = log.fault;
+        item
     }
 
     /// Publishes a page. `false`: stopped before its end.
@@ -263,11 +267,14 @@ impl<P: Publisher + 'static> Worker<'_, P> {
     }
 
     async fn send(&self, queue: &Queue, places: &[usize]) -> Vec<Result<(), PublishError>> {
-        let batch: Vec<Outgoing> = places.iter().map(|place| queue.at(*place).outgoing.clone()).collect();
+        let readable = places.iter().filter(|place| queue.at(**place).fault.is_none());
+        let batch: Vec<Outgoing> = readable.map(|place| queue.at(*place).outgoing.clone()).collect();
         let (sender, mut outcomes) = mpsc::unbounded_channel();
-        let publish = self.replay.publisher.publish(&batch, Outcomes::new(0, sender));
-        // Dropped in time, what the publisher has not reported counts as unknown.
-        let _ = tokio::time::timeout(self.replay.settings.publish_timeout, publish).await;
+        if !batch.is_empty() {
+            let publish = self.replay.publisher.publish(&batch, Outcomes::new(0, sender));
+            // Dropped in time, what the publisher has not reported counts as unknown.
+            let _ = tokio::time::timeout(self.replay.settings.publish_timeout, publish).await;
+        }
         let unknown = || Err(PublishError::Unknown("the publisher did not say".to_owned()));
         let mut results: Vec<Option<Result<(), PublishError>>> = vec![None; batch.len()];
         while let Ok(outcome) = outcomes.try_recv() {
@@ -276,7 +283,14 @@ impl<P: Publisher + 'static> Worker<'_, P> {
                 result.get_or_insert_with(|| outcome.result.clone());
             }
         }
-        results.into_iter().map(|result| result.unwrap_or_else(unknown)).collect()
+        let mut results = results.into_iter().map(|result| result.unwrap_or_else(unknown));
+        let result = |place: &usize| match &queue.at(*place).fault {
+            Some(fault) => {
+                Err(PublishError::Rejected(format!("the row cannot be read as a message: {fault}")))
+            }
+            None => results.next().unwrap_or_else(unknown),
+        };
+        places.iter().map(result).collect()
     }
 
     /// Counts what is done up to the first message that is not.

@@ -1,5 +1,6 @@
 //! Moves what is due into the log. The upkeep's holder does it, and what keeps it from being done twice is the database.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -15,11 +16,16 @@ use crate::statement::{self, alone, fill, literal, within};
 
 const NEXT: &str = include_str!("sql/next.sql");
 const MOVE: &str = include_str!("sql/move.sql");
+const FIRST_DUE: &str = include_str!("sql/first_due.sql");
 
 /// How often it is looked whether something has been scheduled that is due before what was known.
 const LOOK: Duration = Duration::from_secs(2);
 /// How long a look may take.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long a batch may take; one that takes longer is tried again with fewer.
+const MOVED: Duration = Duration::from_secs(120);
+/// How often one that the log did not take is tried again: a person may have mended what kept it.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Messages in one transaction.
 const BATCH: i64 = 1000;
 /// While somebody holds a snapshot, what was moved stays in the index as dead entries, and whoever looks for the first one
@@ -40,12 +46,29 @@ pub(crate) struct Mover {
     /// The log may be written to: it was not restored into another cluster, for instance. Since the last failure.
     is_safe: bool,
     batch: i64,
+    /// The next one is moved by itself: one of those that are due cannot be moved, and keeps the others of its batch.
+    alone: bool,
+    /// Those that cannot be moved as they are, by number; they stay where they are.
+    refused: BTreeSet<i64>,
+    /// When the next of them is tried again, and from which number on.
+    again_at: Instant,
+    tried_again: i64,
 }
 
 impl Mover {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
-        Mover { moved_to: None, look_everywhere_at: now, next_at: now, is_safe: false, batch: BATCH }
+        Mover {
+            moved_to: None,
+            look_everywhere_at: now,
+            next_at: now,
+            is_safe: false,
+            batch: BATCH,
+            alone: false,
+            refused: BTreeSet::new(),
+            again_at: now,
+            tried_again: 0,
+        }
     }
 
     /// The database did not answer, and may be another now.
@@ -93,20 +116,82 @@ impl Mover {
             }
             self.is_safe = true;
         }
-        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(self.batch);
+        let only = self.only(&mut *connection, above).await?;
+        let refused: Vec<i64> = self.refused.iter().copied().filter(|number| Some(*number) != only).collect();
+        // One that was refused lies anywhere.
+        let above = if only.is_some() { DateTime::UNIX_EPOCH - SLACK } else { above };
+        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(self.batch).bind(refused).bind(only);
         // One that fails for what it holds, or takes too long, is tried again with fewer.
         let batch = self.batch;
         self.batch = (batch / 2).max(1);
-        let row = statement::row(connection, query).await?;
+        let row = match within(MOVED, statement::row(connection, query)).await {
+            Ok(row) => row,
+            Err(error) if is_refused(&error) => {
+                if only.is_some() {
+                    self.batch = batch;
+                }
+                self.alone = batch == 1 && only.is_none();
+                self.refuse(only, &error);
+                self.next_at = Instant::now();
+                return Ok(rests);
+            }
+            Err(error) => return Err(error),
+        };
         self.batch = (batch * 2).min(BATCH);
+        if let Some(number) = only {
+            self.refused.remove(&number);
+        }
         let moved: i64 = row.try_get("moved")?;
         if moved > 0 {
             metrics::counter!("outbox_scheduled_messages_moved_total").increment(moved.unsigned_abs());
-            self.moved_to = row.try_get("last_due")?;
+            if only.is_none() {
+                self.moved_to = row.try_get("last_due")?;
+            }
             bell::ring();
         }
         // What was due and is not moved is being given up, or the upkeep is another's.
         self.next_at = Instant::now() + if moved > 0 { Duration::ZERO } else { LOOK };
         Ok(rests)
     }
+}
+
+impl Mover {
+    /// The one to move by itself, if one is: the first that is due when a batch of one has failed, or now and then one that was
+    /// refused before.
+    async fn only(
+        &mut self,
+        connection: &mut PgConnection,
+        above: DateTime<Utc>,
+    ) -> Result<Option<i64>, sqlx::Error> {
+        if std::mem::take(&mut self.alone) {
+            let refused: Vec<i64> = self.refused.iter().copied().collect();
+            let first = sqlx::query(FIRST_DUE).bind(above).bind(refused);
+            let first = within(ANSWER, statement::optional(connection, first)).await?;
+            return first.map(|row| row.try_get("number")).transpose();
+        }
+        if self.again_at > Instant::now() {
+            return Ok(None);
+        }
+        self.again_at = Instant::now() + AGAIN;
+        let next = self.refused.range(self.tried_again..).next().or_else(|| self.refused.first()).copied();
+        self.tried_again = next.map_or(0, |number| number + 1);
+        Ok(next)
+    }
+
+    fn refuse(&mut self, only: Option<i64>, error: &sqlx::Error) {
+        let Some(number) = only else { return };
+        if self.refused.insert(number) {
+            tracing::error!(
+                number,
+                %error,
+                "a scheduled message cannot be moved into the log as it is: it stays scheduled"
+            );
+        }
+    }
+}
+
+/// Whether the log does not take what was to be moved: a value out of range (22), or against a constraint (23).
+fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }

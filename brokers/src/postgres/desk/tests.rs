@@ -25,6 +25,7 @@ fn page(id: u64, messages: &[(i64, &str)]) -> Page {
         slot: i16::from(key.starts_with('b')),
         enqueued_at: chrono::DateTime::UNIX_EPOCH,
         message: Arc::new(Message::new("t", "k", "").with_key(*key)),
+        fault: None,
     };
     Page {
         window: Arc::new(Window { id, seen: seen(id * 10), until: seen(id * 10 + 10) }),

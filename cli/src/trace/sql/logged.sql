@@ -1,6 +1,10 @@
 -- The messages of one workflow in the log, in order, and which relays have passed them. $1 correlation, $2 most rows.
 -- Passed is what the cursor says: in an era before its own, or visible in `seen`, or in `until` and not after `after`.
-select m.position, m.id, m.correlation, m.causation, m.occurred_at, m.enqueued_at, m.source, m.topic, m.kind, m.key,
+-- A time that is none, from before its constraint, is not said.
+select m.position, m.id, m.correlation, m.causation,
+    case when m.occurred_at between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59+00' then m.occurred_at end as occurred_at,
+    case when m.enqueued_at between '1970-01-01 00:00:00+00' and '9999-12-31 23:59:59+00' then m.enqueued_at end as enqueued_at,
+    m.source, m.topic, m.kind, m.key,
     coalesce(p.passed, '{}') as passed, coalesce(p.pending, '{}') as pending
 from outbox.message m
 cross join lateral (

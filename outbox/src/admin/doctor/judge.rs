@@ -219,6 +219,14 @@ pub(super) fn relays(
         let (name, waits) = (&relay.relay, relay.pending > 0);
         let backlog = format!("{} messages wait, the oldest for {}", relay.pending, ago(relay.oldest, now));
         match relay.state.as_str() {
+            "running" if relay.processes == 0 && relay.waiting > 0 => found.push(hurts(
+                "waiting_relay",
+                format!(
+                    "relay {name} waits for its broker ({}): {backlog}",
+                    relay.waiting_for.as_deref().unwrap_or("it does not answer")
+                ),
+                "is the broker there, and is this its address?",
+            )),
             "running" if relay.processes == 0 && (waits || !relay.pins.is_empty()) => found.push(hurts(
                 "unattended_relay",
                 format!(
@@ -356,6 +364,8 @@ mod tests {
             held_messages: 3,
             pins: Vec::new(),
             unattended_since: None,
+            waiting: 0,
+            waiting_for: None,
         };
         let minute = Duration::from_secs(60);
         let names = |relay: RelayStatus| {

@@ -11,6 +11,10 @@ changed as (
     where r.name = known.name and known.state not in ($2, 'retired')
     returning r.name
 ),
+forgotten as (
+    -- It reads nothing again.
+    delete from outbox.settled_message s using changed where s.relay = changed.name and $2 = 'retired'
+),
 written as (
     insert into outbox.audit (who, action, relay, reason) select $4, $3, changed.name, $5 from changed
 )

@@ -19,7 +19,9 @@ backlog as (
     select p.relay, sum(behind.messages)::bigint as messages, min(behind.oldest) as oldest
     from place p
     cross join lateral (
-        select count(*) as messages, min(m.enqueued_at) as oldest
+        select count(*) as messages,
+            -- From before its constraint it may be infinite, from which nothing can be subtracted.
+            min(least(greatest(m.enqueued_at, '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00')) as oldest
         from (
             select m.tx, m.position, m.slot, m.enqueued_at
             from outbox.message m
@@ -38,12 +40,29 @@ backlog as (
             )
     ) behind
     group by p.relay
+),
+waiting as (
+    select w.relay, count(*) as processes, min(w.since) as since,
+        (array_agg(w.reason order by w.expires_at desc))[1] as reason
+    from outbox.waiting_process w
+    where w.expires_at > clock_timestamp()
+    group by w.relay
+),
+relay as (
+    select r.name, r.state, r.shards, r.created_at, r.left_at from outbox.relay r
+    union all
+    -- A new relay is made known when its broker has answered.
+    select w.relay, 'running', 0::smallint, w.since, null
+    from waiting w
+    where not exists (select from outbox.relay r where r.name = w.relay)
 )
 select r.name as relay, r.state, r.shards,
     coalesce(b.messages, 0) as pending,
     b.oldest,
     coalesce(extract(epoch from clock_timestamp() - b.oldest), 0)::float8 as lag_seconds,
     (select count(*) from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()) as processes,
+    coalesce(w.processes, 0) as waiting,
+    w.reason as waiting_for,
     (
         select count(*) from outbox.cursor c join outbox.process p on p.id = c.owner
         where c.relay = r.name and p.expires_at > clock_timestamp()
@@ -52,9 +71,12 @@ select r.name as relay, r.state, r.shards,
     (select count(*) from outbox.held_key h where h.relay = r.name and h.state = 'parked') as parked,
     (select count(*) from outbox.held_message m where m.relay = r.name) as held_messages,
     -- A process that died leaves its row until another one of the relay joins; one that stopped says so in `left_at`.
-    case when exists (select from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()) then null
-    else greatest(r.created_at, r.left_at, (select max(p.expires_at) from outbox.process p where p.relay = r.name))
+    case
+        when w.relay is not null
+            or exists (select from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()) then null
+        else greatest(r.created_at, r.left_at, (select max(p.expires_at) from outbox.process p where p.relay = r.name))
     end as unattended_since
-from outbox.relay r
+from relay r
 left join backlog b on b.relay = r.name
+left join waiting w on w.relay = r.name
 order by r.name

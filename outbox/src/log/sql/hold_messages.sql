@@ -1,5 +1,5 @@
--- Copies messages of the log to their held keys. $1 relay, then one array a column: $2 position, $3 the held key's
--- position, then the message.
+-- Copies messages of the log to their held keys, but for what is settled. After lock_holds.sql. $1 relay, then one array a
+-- column: $2 position, $3 the held key's position, then the message.
 insert into outbox.held_message (
     relay, position, held, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, headers, payload
 )
@@ -11,4 +11,5 @@ from unnest(
 ) as m (
     position, held, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, headers, payload
 )
+where not exists (select from outbox.settled_message s where s.relay = $1 and s.position = m.position)
 on conflict (relay, position) do nothing

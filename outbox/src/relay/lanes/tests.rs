@@ -12,7 +12,7 @@ fn item(position: i64, key: Option<&str>) -> Item {
     let message = Arc::new(message);
     let outgoing = Outgoing { destination: "t".into(), message: Arc::clone(&message) };
     Item {
-        log: LogMessage { position, slot: 0, enqueued_at: Utc::now(), message },
+        log: LogMessage { position, slot: 0, enqueued_at: Utc::now(), message, fault: None },
         window: 1,
         outgoing,
         unanswered: 0,

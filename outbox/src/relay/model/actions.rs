@@ -32,6 +32,8 @@ pub(super) struct Bounds {
     pub(super) expiries: u8,
     pub(super) unanswered: u8,
     pub(super) rejections: u8,
+    /// Messages that a person gives up; then what is rejected is parked.
+    pub(super) skips: u8,
     /// Polite stops.
     pub(super) stops: u8,
     pub(super) server_crashes: u8,
@@ -60,6 +62,7 @@ pub(super) enum Action {
     Reject(Process, i64),
     Wake(Process),
     TryHold(Process, i64),
+    Skip(i64),
     Record(Process, bool),
     Renew(Process),
     Leave(Process),
@@ -99,6 +102,9 @@ impl Model for Bounds {
         self.writers(world, actions);
         (0..self.processes).for_each(|process| self.process(world, process, actions));
         actions.extend((0..world.late.len()).map(Action::KeepLate));
+        if world.left.skips > 0 {
+            actions.extend(world.database.parked.iter().map(|hold| Action::Skip(*hold)));
+        }
         if world.left.server_crashes > 0 {
             actions.push(Action::CrashServer);
         }

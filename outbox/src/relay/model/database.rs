@@ -1,11 +1,12 @@
 //! PostgreSQL, as far as the relay's statements can tell: transactions and what they have written, snapshots, the sequence,
 //! cursor rows with their epochs, held keys. Each function is one statement, and atomic as it is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::plant::Plant;
 use crate::log::{CursorRecord, LogMessage, Look, PageRange, Seen, Snapshot, Window};
+use crate::relay::settled::SettledMessage;
 
 /// Names a process and its lease.
 pub(super) type Process = usize;
@@ -84,6 +85,14 @@ pub(super) struct Database {
     /// `outbox.held_key`, by the position that names the hold; and `outbox.held_message`, with the hold of each.
     pub(super) held_keys: BTreeMap<i64, i16>,
     pub(super) held_messages: BTreeMap<i64, i64>,
+    /// Holds wait for a person instead of being tried; those that do.
+    pub(super) parks: bool,
+    pub(super) parked: BTreeSet<i64>,
+    /// `outbox.settled_message`, with the hold of each.
+    pub(super) settled: BTreeMap<i64, (i64, SettledMessage)>,
+    /// For the laws: all that was ever settled, and what of it by a person.
+    pub(super) done: BTreeSet<i64>,
+    pub(super) skipped: BTreeSet<i64>,
 }
 
 impl Database {
@@ -101,6 +110,11 @@ impl Database {
             leases: vec![None; processes],
             held_keys: BTreeMap::new(),
             held_messages: BTreeMap::new(),
+            parks: false,
+            parked: BTreeSet::new(),
+            settled: BTreeMap::new(),
+            done: BTreeSet::new(),
+            skipped: BTreeSet::new(),
         };
         let seen = Seen { era: 1, snapshot: database.snapshot(), bound: base };
         database.cursors = (0..shards)
@@ -267,8 +281,10 @@ impl Database {
         epoch: i64,
         holds: &[(i64, i16)],
         copies: &[(i64, i64)],
-        fenced: bool,
+        forgotten: &[i64],
+        plant: Option<Plant>,
     ) -> Recorded {
+        let fenced = plant != Some(Plant::RecordWithoutEpoch);
         let cursor = &mut self.cursors[usize::try_from(record.shard).unwrap_or_default()];
         if fenced && cursor.epoch != epoch {
             return Recorded::LeaseLost;
@@ -280,8 +296,49 @@ impl Database {
         }
         cursor.record = record;
         self.held_keys.extend(holds.iter().copied());
-        self.held_messages.extend(copies.iter().map(|(hold, position)| (*position, *hold)));
+        if self.parks {
+            self.parked.extend(holds.iter().map(|(hold, _)| *hold));
+        }
+        let (settled, all) = (&self.settled, plant == Some(Plant::SettledCopied));
+        let copies = copies.iter().filter(|(_, position)| all || !settled.contains_key(position));
+        self.held_messages.extend(copies.map(|(hold, position)| (*position, *hold)));
+        forgotten.iter().for_each(|position| {
+            self.settled.remove(position);
+        });
         Recorded::Written
+    }
+
+    /// `settle.sql`: a held message is done with.
+    pub(super) fn settle(&mut self, position: i64, plant: Option<Plant>) {
+        let Some(hold) = self.held_messages.remove(&position) else { return };
+        self.done.insert(position);
+        let Some(row) = self.rows().into_iter().find(|row| row.position == position) else { return };
+        let cursor = &self.cursors[usize::from(row.key.unsigned_abs()) % self.cursors.len()];
+        if !Database::covers(&cursor.record, &row) && plant != Some(Plant::SettledForgotten) {
+            let settled = SettledMessage { position, slot: row.key, tx: row.tx };
+            self.settled.insert(position, (hold, settled));
+        }
+    }
+
+    /// `skip.sql`: a person gives up the first message of a parked key, and has the next one tried.
+    pub(super) fn skip(&mut self, hold: i64, plant: Option<Plant>) -> bool {
+        let Some(position) = self.first_held(hold).filter(|_| self.parked.remove(&hold)) else {
+            return false;
+        };
+        self.skipped.insert(position);
+        self.settle(position, plant);
+        true
+    }
+
+    /// `release.sql`: the messages of the hold that are settled.
+    pub(super) fn release_key(&mut self, hold: i64, plant: Option<Plant>) -> Vec<SettledMessage> {
+        self.held_keys.remove(&hold);
+        let settled = self.settled.values().filter(|(of, _)| *of == hold).map(|(_, message)| *message);
+        let settled = settled.collect();
+        if plant == Some(Plant::SettledWithHold) {
+            self.settled.retain(|_, (of, _)| *of != hold);
+        }
+        settled
     }
 
     /// A record has an id that the server's log holds: counted where that matters.
@@ -325,5 +382,6 @@ pub(super) fn message(row: &Row) -> LogMessage {
         slot: row.key,
         enqueued_at: chrono::DateTime::UNIX_EPOCH,
         message: Arc::clone(&messages[usize::try_from(row.key).unwrap_or_default()]),
+        fault: None,
     }
 }

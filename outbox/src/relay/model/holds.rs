@@ -18,7 +18,10 @@ impl Session {
     pub(super) fn try_hold(&mut self, database: &mut Database, hold: i64, plant: Option<Plant>) -> bool {
         let of_all = i16::try_from(database.cursors.len()).unwrap_or(1);
         let Some(key) = self.held.get(&hold).copied() else { return false };
-        if !database.held_keys.contains_key(&hold) || !self.owns(database, key % of_all) {
+        if !database.held_keys.contains_key(&hold)
+            || database.parked.contains(&hold)
+            || !self.owns(database, key % of_all)
+        {
             return false;
         }
         if let Some(position) = database.first_held(hold) {
@@ -27,9 +30,15 @@ impl Session {
             return true;
         }
         if self.releasing.contains(&hold) {
-            // `release.sql`, and the notice that the key went.
-            database.held_keys.remove(&hold);
+            // And the notice that the key went.
+            let settled = database.release_key(hold, plant);
             self.releasing.remove(&hold);
+            if plant != Some(Plant::SkipUnheard) {
+                self.settled.extend(settled);
+            }
+            for item in self.lanes.take_settled(hold, |position| self.settled.contains(position)) {
+                self.pass(&item.log, item.window, of_all);
+            }
             self.held.remove(&hold);
             self.lanes.release(&name(key));
             if self.ending.is_some() {

@@ -22,18 +22,21 @@ pub(super) enum Law {
     Counted,
     /// What was recorded is not published again: a cursor never goes back.
     RecordedIsDone,
+    /// A held message that was published, or skipped by a person, is not published again by who owns its shard.
+    SettledIsDone,
     /// What is in a process's hands moves.
     NothingSticks,
 }
 
 impl Law {
-    pub(super) const ALL: [Law; 7] = [
+    pub(super) const ALL: [Law; 8] = [
         Law::NoPhantom,
         Law::NoLoss,
         Law::Order,
         Law::BoundedDuplicates,
         Law::Counted,
         Law::RecordedIsDone,
+        Law::SettledIsDone,
         Law::NothingSticks,
     ];
 
@@ -45,6 +48,7 @@ impl Law {
             Law::BoundedDuplicates => "bounded duplicates",
             Law::Counted => "what a crash would repeat is counted",
             Law::RecordedIsDone => "what was recorded is done",
+            Law::SettledIsDone => "what is settled is done",
             Law::NothingSticks => "nothing sticks",
         }
     }
@@ -65,6 +69,7 @@ impl Law {
                     |_: &Bounds, world: &World| world.sessions().all(|session| is_counted(world, session))
                 }
                 Law::RecordedIsDone => |_: &Bounds, world: &World| !world.broken(Law::RecordedIsDone),
+                Law::SettledIsDone => |_: &Bounds, world: &World| !world.broken(Law::SettledIsDone),
                 Law::NothingSticks => {
                     |_: &Bounds, world: &World| world.sessions().all(|session| !session.is_stuck())
                 }
@@ -97,8 +102,21 @@ pub(super) fn sights(bounds: &Bounds) -> Vec<Property<Bounds>> {
         vec![Property::sometimes("all is published", |_: &Bounds, world: &World| {
             world.database.transactions.iter().all(|transaction| transaction.is_over())
                 && world.database.rows().len() > 1
-                && world.database.rows().iter().all(|row| world.copies_of(row.position) > 0)
+                && world.database.rows().iter().all(|row| world.is_done(row.position))
         })];
+    if bounds.skips > 0 {
+        sights.push(Property::sometimes(
+            "a message is skipped, and what is settled is forgotten",
+            |_: &Bounds, world: &World| {
+                !world.database.skipped.is_empty()
+                    && world.database.settled.is_empty()
+                    && world.database.rows().iter().all(|row| {
+                        let shard = usize::from(row.key.unsigned_abs()) % world.database.cursors.len();
+                        Database::covers(&world.database.cursors[shard].record, row)
+                    })
+            },
+        ));
+    }
     if bounds.expiries > 0 {
         sights.push(Property::sometimes("a zombie publishes", |_: &Bounds, world: &World| {
             world.zombie_published
@@ -115,7 +133,7 @@ pub(super) fn sights(bounds: &Bounds) -> Vec<Property<Bounds>> {
             |_: &Bounds, world: &World| {
                 world.rejected
                     && world.database.held_keys.is_empty()
-                    && world.copies.iter().all(|copies| *copies > 0)
+                    && world.database.rows().iter().all(|row| world.is_done(row.position))
             },
         ));
     }

@@ -45,6 +45,7 @@ fn quiet(scripts: Vec<&'static [i16]>) -> Bounds {
         expiries: 0,
         unanswered: 0,
         rejections: 0,
+        skips: 0,
         stops: 0,
         server_crashes: 0,
         base: 0,
@@ -157,6 +158,23 @@ fn held_by_zombies() -> Bounds {
     Bounds { processes: 2, expiries: 1, rejections, ..written(vec![&[0, 0, 0]]) }
 }
 
+/// A key is held behind a message that the cursor waits for, and drained; the process dies, and the next reads it again.
+fn settled() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[1, 0, 0], &[0]] } else { vec![&[1, 0, 0]] };
+    Bounds { rejections: 1, crashes: 1, page: 2, ..written(scripts) }
+}
+
+/// The same, and what is rejected is parked until a person skips it.
+fn skipped() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[1, 0, 0]] } else { vec![&[1, 0]] };
+    Bounds { rejections: 1, skips: 1, crashes: 1, page: 1, ..written(scripts) }
+}
+
+/// The same by a process that is taken for dead.
+fn skipped_by_zombies() -> Bounds {
+    Bounds { processes: 2, expiries: 1, crashes: 0, ..skipped() }
+}
+
 /// Looks at every state of a world.
 fn hold(bounds: Bounds) {
     let begun = std::time::Instant::now();
@@ -235,6 +253,13 @@ fn a_held_key_forgets_nothing_and_is_overtaken_by_nobody() {
     hold(held_by_zombies());
 }
 
+#[test]
+fn what_is_settled_is_not_published_again_by_who_reads_it_again() {
+    hold(settled());
+    hold(skipped());
+    hold(skipped_by_zombies());
+}
+
 /// Each in a world in which, without it, the laws hold.
 #[test]
 fn every_planted_bug_breaks_its_law() {
@@ -257,6 +282,11 @@ fn every_planted_bug_breaks_its_law() {
         (Plant::HoldOvertaken, held()),
         (Plant::HoldWithoutSuccessors, held()),
         (Plant::ReleasedTooEarly, held_while_written()),
+        (Plant::SettledForgotten, settled()),
+        (Plant::SettledWithHold, settled()),
+        (Plant::SettledForgotten, skipped()),
+        (Plant::SkipUnheard, skipped()),
+        (Plant::SettledCopied, skipped()),
     ] {
         convict(plant, bounds);
     }

@@ -39,6 +39,14 @@ pub(super) enum Plant {
     HoldWithoutSuccessors,
     /// A key is let go as soon as nothing of it is held, though copies are on their way.
     ReleasedTooEarly,
+    /// A held message that is done with, while the cursor has not passed it, leaves no trace.
+    SettledForgotten,
+    /// What is settled is forgotten with the hold that it was of.
+    SettledWithHold,
+    /// A session does not ask what a person has settled of a key that it lets go.
+    SkipUnheard,
+    /// A message that is settled is copied to its held key when it is read again.
+    SettledCopied,
 }
 
 impl Plant {
@@ -60,6 +68,9 @@ impl Plant {
             Plant::ReadsRunning => Law::NoPhantom,
             Plant::RestForgotten => Law::NothingSticks,
             Plant::RecordWithoutEpoch => Law::RecordedIsDone,
+            Plant::SettledForgotten | Plant::SettledWithHold | Plant::SkipUnheard | Plant::SettledCopied => {
+                Law::SettledIsDone
+            }
             Plant::LeaveWithoutRecord | Plant::StopsAtOnce => Law::BoundedDuplicates,
         }
     }

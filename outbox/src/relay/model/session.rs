@@ -15,6 +15,7 @@ use super::database::{Cursor, Database, Process, Row, message};
 use super::plant::Plant;
 use crate::log::{CursorRecord, LogMessage, Move, Progress, Readings, Share};
 use crate::relay::lanes::{Item, Lanes, Resting};
+use crate::relay::settled::Settled;
 
 /// Most messages a batch.
 const BATCH: usize = 4;
@@ -72,6 +73,8 @@ pub(super) struct Session {
     /// Keys held, by the position that names the hold; those about to be released; those whose messages are being tried.
     pub(super) held: BTreeMap<i64, i16>,
     pub(super) releasing: BTreeSet<i64>,
+    /// What is settled, as far as it knows: what it has settled itself, it knows when the key goes.
+    pub(super) settled: Settled,
     /// A bound read and not proven yet, whether the transaction of our own has ended since, and the bound proven last.
     bound: Option<i64>,
     spent: bool,
@@ -104,6 +107,11 @@ impl Session {
         let of_all = i16::try_from(database.cursors.len()).unwrap_or(1);
         let mut held = database.held_keys.clone();
         held.retain(|_, key| epochs.contains_key(&(*key % of_all)));
+        let mut settled = Settled::new(of_all);
+        let of_these = |slot: i16| epochs.contains_key(&(slot % of_all));
+        settled.extend(
+            database.settled.values().map(|(_, message)| *message).filter(|message| of_these(message.slot)),
+        );
         let mut lanes = Lanes::new(pipelining);
         held.iter().for_each(|(position, key)| lanes.hold(name(*key), *position));
         let progress = cursors.iter().map(|cursor| (cursor.record.shard, Progress::resume(&cursor.record)));
@@ -120,6 +128,7 @@ impl Session {
             moved: false,
             held,
             releasing: BTreeSet::new(),
+            settled,
             bound: None,
             spent: false,
             proven: 0,

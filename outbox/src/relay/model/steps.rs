@@ -62,7 +62,7 @@ impl Bounds {
                 world.keep(position);
             }
             Action::Confirm(process, position) => {
-                world.with(process, |session, database| session.confirm(database, position, of_all));
+                world.with(process, |session, database| session.confirm(database, position, of_all, plant));
             }
             Action::NoAnswer(process, position) => self.no_answer(world, process, position),
             Action::Reject(process, position) => {
@@ -77,6 +77,10 @@ impl Bounds {
             Action::TryHold(process, hold) => {
                 let done = world.with(process, |session, database| session.try_hold(database, hold, plant));
                 return done == Some(true);
+            }
+            Action::Skip(hold) => {
+                world.left.skips -= 1;
+                return world.database.skip(hold, plant);
             }
             Action::Record(process, all) => return self.record(world, process, all),
             Action::Renew(process) => return self.renew(world, process),
@@ -126,6 +130,9 @@ impl Bounds {
         let epoch = session.epochs.get(&shard).copied();
         let current = world.database.cursors[usize::try_from(shard).unwrap_or_default()].epoch;
         world.zombie_published |= epoch != Some(current);
+        if epoch == Some(current) && world.database.done.contains(&position) {
+            world.breaks(Law::SettledIsDone);
+        }
         world.keep(position);
     }
 
@@ -151,7 +158,9 @@ impl Bounds {
                 .unwrap_or_default();
             for position in sent {
                 self.keep(world, process, position);
-                world.with(process, |session, database| session.confirm(database, position, self.shards));
+                world.with(process, |session, database| {
+                    session.confirm(database, position, self.shards, self.plant);
+                });
             }
         }
     }

@@ -31,6 +31,7 @@ pub(super) struct Left {
     pub(super) expiries: u8,
     pub(super) unanswered: u8,
     pub(super) rejections: u8,
+    pub(super) skips: u8,
     pub(super) stops: u8,
     pub(super) server_crashes: u8,
 }
@@ -70,6 +71,7 @@ impl PartialEq for World {
 impl World {
     pub(super) fn new(bounds: &Bounds) -> World {
         let mut database = Database::new(&bounds.scripts, bounds.shards, bounds.processes, bounds.base);
+        database.parks = bounds.skips > 0;
         for transaction in 0..bounds.committed {
             database.begin(transaction);
             while database.may_draw(transaction) {
@@ -91,6 +93,7 @@ impl World {
                 expiries: bounds.expiries,
                 unanswered: bounds.unanswered,
                 rejections: bounds.rejections,
+                skips: bounds.skips,
                 stops: bounds.stops,
                 server_crashes: bounds.server_crashes,
             },
@@ -111,9 +114,14 @@ impl World {
         self.copies[usize::try_from(position - self.base - 1).unwrap_or_default()]
     }
 
-    /// Published, or held.
+    /// Published, or skipped by a person.
+    pub(super) fn is_done(&self, position: i64) -> bool {
+        self.copies_of(position) > 0 || self.database.skipped.contains(&position)
+    }
+
+    /// Done, or held.
     pub(super) fn is_safe(&self, position: i64) -> bool {
-        self.copies_of(position) > 0 || self.database.held_messages.contains_key(&position)
+        self.is_done(position) || self.database.held_messages.contains_key(&position)
     }
 
     pub(super) fn sessions(&self) -> impl Iterator<Item = &Session> {
@@ -156,7 +164,7 @@ impl World {
             return self.breaks(Law::NoPhantom);
         };
         let before = rows.iter().filter(|other| other.key == row.key && other.position < position);
-        let overtakes = before.map(|other| self.copies_of(other.position)).any(|copies| copies == 0);
+        let overtakes = before.map(|other| self.is_done(other.position)).any(|done| !done);
         if self.copies_of(position) == 0 && overtakes {
             self.breaks(Law::Order);
         }

@@ -11,9 +11,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::super::claim::Unmade;
 use super::super::holds::Holds;
 use super::super::lanes::Lanes;
 use super::super::routes::Router;
+use super::super::settled::Settled;
 use super::super::{Broker, Relay};
 use super::{SUSPICIOUS, Session, Task};
 use crate::log::{Cursor, Lease, LogConnection, LogError, Move, Reader, Refusal, Share, Store};
@@ -116,6 +118,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let mut lanes = Lanes::new(relay.publisher.pipelining());
         let held: BTreeMap<_, _> =
             Holds::<P>::load(&relay.pool, &relay.name, shards, &owned).await?.into_iter().collect();
+        let settled = Settled::load(&relay.pool, &relay.name, shards, &owned).await?;
+        let eras = store.eras().clone();
         for (position, key) in &held {
             key.iter().for_each(|key| lanes.hold(Arc::clone(key), *position));
         }
@@ -138,6 +142,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             shards,
             epochs: epochs.clone(),
             notices: notice_sender,
+            unmade: Unmade::default(),
             stop: holds_stop.clone(),
         };
         tasks.spawn(async move {
@@ -169,6 +174,9 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             held,
             releasing: BTreeSet::new(),
             held_count,
+            settled,
+            settled_since: Instant::now(),
+            eras,
             suspects,
             on_suspicion: false,
             confirmed: 0,

@@ -22,11 +22,15 @@ impl<P: Publisher + 'static> Session<'_, P> {
                 progress.read(&page.window, page.read_to, page.last);
             }
         }
-        let mut held = Vec::new();
+        let (mut held, mut settled) = (Vec::new(), Vec::new());
         for log in page.messages {
             let shard = log.slot % self.shards;
             let Some(progress) = self.progress.get_mut(&shard) else { continue };
             progress.begin(log.position);
+            if self.settled.contains(log.position) {
+                settled.push((shard, log.position));
+                continue;
+            }
             if log.message.key.is_none() && self.held.contains_key(&log.position) {
                 // Held alone before this session began: its copy was written with the hold.
                 held.push((shard, log.position));
@@ -43,7 +47,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
             self.lanes.push(Item { log, window: page.window.id, outgoing, unanswered: 0 });
         }
         self.suspects.retain(|shard, _| held.iter().all(|(on_trial, _)| on_trial != shard));
-        for (shard, position) in held {
+        for (shard, position) in held.into_iter().chain(settled) {
             if let Some(progress) = self.progress.get_mut(&shard) {
                 progress.finish(page.window.id, position);
             }
@@ -68,6 +72,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
             let room = self.settings.max_on_wire - self.on_wire;
             let items = self.lanes.batch(self.settings.batch.min(room));
             self.copies_from_lanes();
+            let items = self.without_unreadable(items);
             if items.is_empty() {
                 continue;
             }

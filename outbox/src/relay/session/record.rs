@@ -19,10 +19,12 @@ impl<P: Publisher + 'static> Session<'_, P> {
     pub(super) fn hold(&mut self, items: Vec<Item>, error: &str) {
         let Some(first) = items.first() else { return };
         let (position, key) = (first.log.position, first.log.message.key.clone());
+        let unreadable = first.log.fault.is_some();
         // Without an answer nobody is to blame, so no attempt counts.
-        let attempts = if first.unanswered < UNANSWERED { 1 } else { 0 };
-        let last = attempts >= self.settings.max_attempts;
-        let skipped = last && self.settings.policies.of(&first.log.message.topic) == Policy::Skip;
+        let attempts = if first.unanswered < UNANSWERED && !unreadable { 1 } else { 0 };
+        let last = unreadable || attempts >= self.settings.max_attempts;
+        let skipped =
+            last && !unreadable && self.settings.policies.of(&first.log.message.topic) == Policy::Skip;
         // It is given up where held keys are tried, after one attempt more.
         let (parked, attempts) = if skipped { (false, 0) } else { (last, attempts) };
         let retry = self.settings.retry.after(1, backoff::chance());
@@ -87,9 +89,12 @@ impl<P: Publisher + 'static> Session<'_, P> {
                 }
                 let _ = answer.send(!on_the_way);
             }
+            Notice::Settled(message) => self.settled.extend([message]),
             Notice::Released(position, gone) => {
                 self.releasing.remove(&position);
-                if gone {
+                if let Some(settled) = gone {
+                    self.settled.extend(settled);
+                    self.pass_settled(position);
                     tracing::info!(relay = self.relay.name, position, "the key is free again");
                     if let Some(Some(key)) = self.held.remove(&position) {
                         self.lanes.release(&key);
@@ -106,9 +111,26 @@ impl<P: Publisher + 'static> Session<'_, P> {
         }
     }
 
+    /// What was read of a key while it was about to go is published from now on, but for what is settled.
+    fn pass_settled(&mut self, position: i64) {
+        for item in self.lanes.take_settled(position, |position| self.settled.contains(position)) {
+            self.pass(&item);
+        }
+    }
+
     /// Messages finished that a crash would repeat.
     pub(super) fn unrecorded(&self) -> usize {
         self.progress.values().map(Progress::unrecorded).sum()
+    }
+
+    /// What the cursors have passed of what is settled, now and then, or with `all`: each time all of it is gone through.
+    fn forget_settled(&mut self, all: bool) -> Vec<(i16, i64)> {
+        if !all && self.settled_since.elapsed() < QUIET {
+            return Vec::new();
+        }
+        self.settled_since = Instant::now();
+        let progress = &self.progress;
+        self.settled.take_passed(|shard| progress.get(&shard).map(Progress::cursor), &self.eras)
     }
 
     /// Hands the reader what to record, unless it is still writing the last record; of all shards if that is due, or
@@ -126,11 +148,13 @@ impl<P: Publisher + 'static> Session<'_, P> {
         if all {
             (self.moved, self.quiet_since) = (false, Instant::now());
         }
-        // A shard in which something is held takes part though its cursor has not moved: holds and copies are written
+        let forgotten = self.forget_settled(all);
+        // A shard in which something is held or settled takes part though its cursor has not moved: holds and copies are written
         // under its epoch, or not at all.
         let held = self.new_holds.iter().map(|hold| hold.slot);
         let held = held.chain(self.copies.iter().map(|(_, copy)| copy.slot));
-        let held: BTreeSet<i16> = held.map(|slot| slot % self.shards).collect();
+        let held = held.map(|slot| slot % self.shards).chain(forgotten.iter().map(|(shard, _)| *shard));
+        let held: BTreeSet<i16> = held.collect();
         let cursors = self.progress.iter_mut().filter_map(|(shard, progress)| {
             progress.record().or_else(|| (all || held.contains(shard)).then(|| progress.cursor()))
         });
@@ -138,6 +162,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
             cursors: cursors.collect(),
             holds: std::mem::take(&mut self.new_holds),
             copies: std::mem::take(&mut self.copies),
+            forgotten,
         };
         if record.is_empty() {
             return;

@@ -1,7 +1,9 @@
 -- What a replay would publish of one leaf, by topic; as page.sql without $12, and with $1 null: of what is visible now.
+-- Times from before their constraint are brought within it.
 select topic, count(*) as messages, min(position) as first, max(position) as last,
     (array_agg(id order by position))[1] as first_id, (array_agg(id order by position desc))[1] as last_id,
-    min(enqueued_at) as first_at, max(enqueued_at) as last_at
+    least(greatest(min(enqueued_at), '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00') as first_at,
+    least(greatest(max(enqueued_at), '1970-01-01 00:00:00+00'), '9999-12-31 00:00:00+00') as last_at
 from outbox.message_/*leaf*/
 where position > $3 and position <= $4
     and ($1::text is null or position < $2 or pg_visible_in_snapshot(tx, $1::text::pg_snapshot))

@@ -3,7 +3,7 @@
 select (
     select extract(epoch from m.due_at - clock_timestamp())::float8
     from outbox.scheduled_message m
-    where m.due_at > $1::timestamptz
+    where m.due_at > $1::timestamptz and m.due_at < '10000-01-01 00:00:00+00'
     order by m.due_at
     limit 1
 ) as due_in,

@@ -28,12 +28,18 @@ impl Session {
     }
 
     /// The broker's confirmation arrives.
-    pub(in super::super) fn confirm(&mut self, database: &mut Database, position: i64, of_all: i16) {
+    pub(in super::super) fn confirm(
+        &mut self,
+        database: &mut Database,
+        position: i64,
+        of_all: i16,
+        plant: Option<Plant>,
+    ) {
         let Some(sent) = self.take(position) else { return };
         if sent.hold.is_some() {
-            // `delivered.sql`, under the epoch.
+            // Under the epoch.
             if self.owns(database, sent.key() % of_all) {
-                database.held_messages.remove(&position);
+                database.settle(position, plant);
             }
             return;
         }

@@ -108,12 +108,17 @@ impl Session {
                 progress.read(&page.window, page.read_to, page.last);
             }
         }
-        let mut items = Vec::new();
+        let (mut items, mut settled) = (Vec::new(), Vec::new());
         for log in page.messages {
             let Some(progress) = self.progress.get_mut(&(log.slot % of_all)) else { continue };
             progress.begin(log.position);
-            items.push(item(log, page.window.id));
+            if self.settled.contains(log.position) {
+                settled.push(log);
+            } else {
+                items.push(item(log, page.window.id));
+            }
         }
+        settled.iter().for_each(|log| self.pass(log, page.window.id, of_all));
         items.sort_by_key(|item| order(item.log.position));
         items.into_iter().for_each(|item| self.lanes.push(item));
         for shard in page.shards.iter() {

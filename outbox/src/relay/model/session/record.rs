@@ -3,7 +3,7 @@
 use super::super::database::{Database, Recorded};
 use super::super::plant::Plant;
 use super::{Session, held};
-use crate::log::{LogMessage, Progress};
+use crate::log::{Eras, LogMessage, Progress};
 
 impl Session {
     pub(in super::super) fn copies_from_lanes(&mut self, of_all: i16, plant: Option<Plant>) {
@@ -17,7 +17,7 @@ impl Session {
         }
     }
 
-    pub(super) fn pass(&mut self, log: &LogMessage, window: u64, of_all: i16) {
+    pub(in super::super) fn pass(&mut self, log: &LogMessage, window: u64, of_all: i16) {
         self.moved = true;
         if let Some(progress) = self.progress.get_mut(&(log.slot % of_all)) {
             progress.finish(window, log.position);
@@ -42,6 +42,9 @@ impl Session {
         self.copies_from_lanes(of_all, plant);
         let all = self.moved && all;
         self.moved &= !all;
+        let progress = &self.progress;
+        let cursor = |shard: i16| progress.get(&shard).map(Progress::cursor);
+        let forgotten = self.settled.take_passed(cursor, &Eras::default());
         let (holds, copies) = (std::mem::take(&mut self.new_holds), std::mem::take(&mut self.copies));
         let mut lost = Vec::new();
         let mut written = None;
@@ -50,13 +53,14 @@ impl Session {
             let of_shard = |key: i16| key % of_all == shard;
             let holds: Vec<_> = holds.iter().filter(|(_, key)| of_shard(*key)).copied().collect();
             let copies: Vec<_> = copies.iter().filter(|(_, held)| of_shard(held.key)).copied().collect();
+            let forgotten = forgotten.iter().filter(|(of, _)| *of == shard);
+            let forgotten: Vec<i64> = forgotten.map(|(_, position)| *position).collect();
             let Some(progress) = self.progress.get_mut(&shard) else { continue };
-            let takes_part = all || !holds.is_empty() || !copies.is_empty();
+            let takes_part = all || !holds.is_empty() || !copies.is_empty() || !forgotten.is_empty();
             let record = progress.record().or_else(|| takes_part.then(|| progress.cursor()));
             let (Some(record), Some(epoch)) = (record, self.epochs.get(&shard)) else { continue };
-            let fenced = plant != Some(Plant::RecordWithoutEpoch);
             let copies: Vec<_> = copies.iter().map(|(hold, held)| (*hold, held.position)).collect();
-            match database.record(record, *epoch, &holds, &copies, fenced) {
+            match database.record(record, *epoch, &holds, &copies, &forgotten, plant) {
                 Recorded::Refused => return Some(Recorded::Refused),
                 Recorded::LeaseLost => lost.push(shard),
                 Recorded::Written => {
