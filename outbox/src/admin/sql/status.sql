@@ -54,7 +54,18 @@ select r.name as relay, r.state, r.shards,
     -- A process that died leaves its row until another one of the relay joins; one that stopped says so in `left_at`.
     case when exists (select from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()) then null
     else greatest(r.created_at, r.left_at, (select max(p.expires_at) from outbox.process p where p.relay = r.name))
-    end as unattended_since
+    end as unattended_since,
+    r.is_group, r.destination,
+    array(
+        select format('%s: %s', p.label, coalesce(p.destination, '?'))
+        from outbox.process p
+        where p.relay = r.name and p.expires_at > clock_timestamp() and p.fingerprint is not null
+            and exists (
+                select from outbox.process o
+                where o.relay = r.name and o.expires_at > clock_timestamp() and o.fingerprint <> p.fingerprint
+            )
+        order by p.label
+    ) as split
 from outbox.relay r
 left join backlog b on b.relay = r.name
 order by r.name
