@@ -241,7 +241,8 @@ fn retirement(found: &Retirement, changed: bool, now: DateTime<Utc>) -> String {
     }
     let count = found.unpublished();
     let messages = if count == 1 { "message" } else { "messages" };
-    let lost = format!("{count} {messages} that {misses}: {} pending, {} held back", found.pending, found.held);
+    let lost =
+        format!("{count} {messages} that {misses}: {} pending, {} held back", found.pending, found.held);
     if found.state == "retired" {
         text.push_str(&format!(" is retired already. There are {lost}\n"));
         return text;

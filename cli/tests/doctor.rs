@@ -90,7 +90,10 @@ const HURTS: [(&str, &str); 12] = [
     ),
     ("rights", "create table outbox.later (a integer)"),
     ("no_relay", "delete from outbox.cursor; delete from outbox.relay"),
-    ("all_retired", "update outbox.cursor set seen = '1:1:', seen_l = 0; update outbox.relay set state = 'retired'"),
+    (
+        "all_retired",
+        "update outbox.cursor set seen = '1:1:', seen_l = 0; update outbox.relay set state = 'retired'",
+    ),
     ("unattended_relay", "update outbox.cursor set seen = '1:1:', seen_l = 0"),
     (
         "paused_relay",

@@ -99,7 +99,7 @@ async fn status_counts_what_is_pending_and_what_is_held() {
         (&"payment".into(), &2.into(), &3.into())
     );
     let ran = run(&["status"], &environment);
-    assert!(ran.succeeded().contains("default  running  1 "), "{ran:?}");
+    assert!(ran.succeeded().contains("default  stopped  1 "), "{ran:?}");
 }
 
 #[tokio::test]
@@ -329,7 +329,8 @@ async fn the_living_processes_of_a_consumer_are_counted() {
         database.pool().execute(sql).await.unwrap();
     }
     let status = run(&["status", "--output", "json"], &environment(&database)).json();
-    let of = |number: usize| (&status["consumers"][number]["consumer"], &status["consumers"][number]["processes"]);
+    let of =
+        |number: usize| (&status["consumers"][number]["consumer"], &status["consumers"][number]["processes"]);
     assert_eq!([of(0), of(1)], [(&"payment".into(), &0.into()), (&"stock".into(), &1.into())]);
 }
 

@@ -70,7 +70,8 @@ async fn it_says_what_it_would_publish_and_publishes_it_when_told_to() {
 
     replay(&[]).failed(2, &["it has not begun", "--all"]);
     replay(&["--all", "--execute"]).failed(2, &["no broker"]);
-    replay(&["--all", "--execute", "--broker", &broker, "--destination", "{key}"]).failed(2, &["--destination: "]);
+    replay(&["--all", "--execute", "--broker", &broker, "--destination", "{key}"])
+        .failed(2, &["--destination: "]);
     let told = replay(&["--key", "k1", "--broker", &broker, "--output", "json"]).json();
     assert_eq!(
         (&told["messages"], &told["topics"]["orders"], &told["state"]),
@@ -79,12 +80,25 @@ async fn it_says_what_it_would_publish_and_publishes_it_when_told_to() {
     assert_eq!((&told["first"]["position"], &told["last"]["position"]), (&1.into(), &15.into()));
     assert_eq!(told["first"]["id"].as_str(), Some(&*messages[0].id.to_string()));
     let text = replay(&["--key", "k1"]);
-    assert!(text.succeeded().contains("would publish 3 messages") && text.out.contains("--execute"), "{text:?}");
+    assert!(
+        text.succeeded().contains("would publish 3 messages") && text.out.contains("--execute"),
+        "{text:?}"
+    );
     assert_eq!(run(&["replays"], &environment).succeeded(), "nothing was replayed here (outbox replay)\n");
     assert_eq!(lines(&stream).len(), 0);
 
     let done = replay(&[
-        "--key", "k1", "--broker", &broker, "--execute", "--by", "ada", "--reason", "lost", "--log", "error",
+        "--key",
+        "k1",
+        "--broker",
+        &broker,
+        "--execute",
+        "--by",
+        "ada",
+        "--reason",
+        "lost",
+        "--log",
+        "error",
     ]);
     assert_eq!(done.succeeded(), "replay r: finished, 3 published, 0 given up\n");
     let published = lines(&stream);
@@ -97,7 +111,8 @@ async fn it_says_what_it_would_publish_and_publishes_it_when_told_to() {
     let again = replay(&[&again[..], &["--output", "json"]].concat()).json();
     assert_eq!((&again["finished"], &again["already"]), (&true.into(), &true.into()));
     assert_eq!(lines(&stream).len(), 3);
-    replay(&["--key", "k2", "--broker", &broker, "--execute", "--log", "error"]).failed(1, &["another filter"]);
+    replay(&["--key", "k2", "--broker", &broker, "--execute", "--log", "error"])
+        .failed(1, &["another filter"]);
     let list = run(&["replays", "--output", "json"], &environment).json();
     assert_eq!(
         (&list[0]["replay"], &list[0]["state"], &list[0]["published"]),
@@ -120,7 +135,8 @@ async fn what_is_killed_half_way_goes_on_and_repeats_only_what_was_not_recorded(
     let directory = tempfile::tempdir().unwrap();
     let stream = directory.path().join("stream.jsonl");
     let broker = format!("file:{}", stream.display());
-    let first = Running::start(&database, &["r", "--all", "--broker", &broker, "--rate", "500/s", "--execute"]);
+    let first =
+        Running::start(&database, &["r", "--all", "--broker", &broker, "--rate", "500/s", "--execute"]);
     until("half of it is published", || lines(&stream).len() > COUNT / 2);
     first.kill();
     // A line that was cut is no message; the file's publisher completes it before it goes on.
@@ -157,7 +173,8 @@ async fn a_second_process_is_refused_while_the_first_lives_and_a_signal_stops_th
     let directory = tempfile::tempdir().unwrap();
     let stream = directory.path().join("stream.jsonl");
     let broker = format!("file:{}", stream.display());
-    let mut first = Running::start(&database, &["r", "--all", "--broker", &broker, "--rate", "50/s", "--execute"]);
+    let mut first =
+        Running::start(&database, &["r", "--all", "--broker", &broker, "--rate", "50/s", "--execute"]);
     until("it works", || lines(&stream).len() > 5);
     let second = ["replay", "r", "--broker", "memory:", "--execute", "--log", "error"];
     run(&second, &environment).failed(1, &["another process works at the replay"]);
@@ -236,8 +253,11 @@ async fn a_log_is_not_replayed_into_itself_and_nothing_is_begun() {
     let database = Database::new("cli_replay_itself").await;
     enqueue(&database, 3).await;
     let environment = [("DATABASE_URL", database.url())];
-    run(&["replay", "r", "--all", "--broker", "env:DATABASE_URL", "--execute", "--log", "error"], &environment)
-        .failed(1, &["the broker is the log that is read"]);
+    run(
+        &["replay", "r", "--all", "--broker", "env:DATABASE_URL", "--execute", "--log", "error"],
+        &environment,
+    )
+    .failed(1, &["the broker is the log that is read"]);
     assert_eq!(run(&["replays"], &environment).succeeded(), "nothing was replayed here (outbox replay)\n");
     let messages = "select count(*) from outbox.message";
     assert_eq!(sqlx::query_scalar::<_, i64>(messages).fetch_one(database.pool()).await.unwrap(), 3);

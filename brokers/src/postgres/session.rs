@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use message::SubscribeError;
 use outbox::log::{
-    Cursor, CursorRecord, Destination, Lease, LogConnection, LogError, Move, Page, Progress, ReadSettings, Reader, Record,
-    RecordCommand, Refusal, Share, Store,
+    Cursor, CursorRecord, Destination, Lease, LogConnection, LogError, Move, Page, Progress, ReadSettings,
+    Reader, Record, RecordCommand, Refusal, Share, Store,
 };
 use outbox::{Backoff, Upkeep};
 use sqlx::postgres::PgPool;

@@ -229,13 +229,11 @@ fn failure(error: ReplayError, name: &str, url: &SecretUrl) -> Failure {
         ReplayError::NotBegun => Failure::usage(format!(
             "{doing}: it has not begun, and which messages? Give --topic, --since or another filter, or --all"
         )),
-        ReplayError::Rejected { .. } => {
-            Failure::failed(format!(
-                "{doing}: {}; mend the cause and run it again (--skip-rejected would give up every message that is \
+        ReplayError::Rejected { .. } => Failure::failed(format!(
+            "{doing}: {}; mend the cause and run it again (--skip-rejected would give up every message that is \
                  rejected)",
-                chain(&error)
-            ))
-        }
+            chain(&error)
+        )),
         ReplayError::Database(error) => match error.as_database_error().and_then(|error| error.code()) {
             Some(code) if code == "42501" => database::failed(
                 &format!("{doing} (it takes outbox_operator, and with --execute outbox_relay, too)"),

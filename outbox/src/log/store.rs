@@ -99,7 +99,8 @@ impl Store {
         preflight(connection.connection()).await?;
         // A refused start leaves nothing behind of a relay without cursors, known or not: it is tried before anything is
         // written, and a relay that would not run has none.
-        let known = statement::optional(connection.connection(), sqlx::query(sql!("relay")).bind(relay)).await?;
+        let known =
+            statement::optional(connection.connection(), sqlx::query(sql!("relay")).bind(relay)).await?;
         let may_run = match known {
             Some(known) => known.try_get::<&str, _>("state")? == "running",
             None => true,

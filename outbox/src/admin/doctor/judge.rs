@@ -278,7 +278,14 @@ pub(super) fn relays(relays: &[RelayStatus], last_position: i64, ages: Ages) -> 
                     "relay {name} has parked {parked} keys; {} messages wait for a person",
                     relay.held_messages
                 ),
-                format!("outbox parked --relay {name} says why; mend the cause, and redrive them"),
+                if relay.state == "retired" {
+                    format!(
+                        "outbox parked --relay {name} lists them; it is retired and tries none: outbox replay publishes what \
+                         is still needed"
+                    )
+                } else {
+                    format!("outbox parked --relay {name} says why; mend the cause, and redrive them")
+                },
             ));
         }
     }
@@ -305,7 +312,9 @@ fn start(relay: &RelayStatus, ages: Ages) -> String {
     if !ages.is_abandoned(relay.unattended_since) {
         return start;
     }
-    format!("{start}; if it is not needed any more, outbox relays retire {name} says what giving it up would lose")
+    format!(
+        "{start}; if it is not needed any more, outbox relays retire {name} says what giving it up would lose"
+    )
 }
 
 /// Processes of one relay that publish to different places.
