@@ -105,7 +105,7 @@ begin
         execute format('grant select, truncate on %s to outbox_relay', leaf);
     end loop;
     grant select on sequence outbox.message_position_seq to outbox_relay, outbox_operator, outbox_monitor;
-    grant insert, update (shards, changes, retention, left_at) on outbox.relay to outbox_relay;
+    grant insert, update (shards, changes, retention, left_at, is_group, destination) on outbox.relay to outbox_relay;
     grant insert, update, delete on outbox.process, outbox.waiting_process to outbox_relay;
     grant insert, update on outbox.cursor to outbox_relay;
     grant insert, update, delete on outbox.held_key to outbox_relay;

@@ -139,6 +139,22 @@ pub(crate) fn failed(doing: &str, error: &sqlx::Error) -> Failure {
     }
 }
 
+/// Whether the role lacks a right.
+pub(crate) fn is_denied(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("42501"))
+}
+
+/// As [`failed`], for what takes the rights of `role`, which is said if this role lacks one.
+pub(crate) fn failed_for(role: &str, doing: &str, error: &sqlx::Error) -> Failure {
+    if is_denied(error) {
+        return Failure::failed(format!(
+            "{doing}: {}; {role} has the rights that this takes (outbox migrate --roles)",
+            reason(error)
+        ));
+    }
+    failed(doing, error)
+}
+
 /// The server's message and SQLSTATE, without the detail, which may hold a row; else what the driver says.
 fn reason(error: &sqlx::Error) -> String {
     match error {

@@ -10,6 +10,14 @@ pub(crate) const GRAMMAR: &str = "a whole number and a unit: 250ms, 30s, 5m, 2h"
 /// Longest duration, so that no sum of two can overflow: a thousand days.
 pub(crate) const LONGEST: Duration = Duration::from_hours(24_000);
 
+/// How long no process must have run something before it may be one that is not needed any more.
+pub(crate) const ABANDONED: &str = "24h";
+
+/// Reads a duration on the command line.
+pub(crate) fn argument(text: &str) -> Result<Duration, String> {
+    parse(text).ok_or_else(|| format!("must be {GRAMMAR}"))
+}
+
 /// Reads a duration; `None` if it is none, or longer than [`LONGEST`].
 pub(crate) fn parse(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

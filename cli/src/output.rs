@@ -56,6 +56,11 @@ pub(crate) fn plain(text: &str) -> String {
         .collect()
 }
 
+/// The state of a relay, for a person and for a script: one that should run and has no process is `stopped`.
+pub(crate) fn state(relay: &outbox::admin::RelayStatus) -> String {
+    if relay.is_stopped() { "stopped".to_owned() } else { relay.state.clone() }
+}
+
 /// Rows under a head, columns as wide as their widest entry.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let cells = |row: &Vec<String>| row.iter().map(|cell| plain(cell)).collect::<Vec<_>>();

@@ -1,11 +1,14 @@
 //! `outbox relays`: the relays of a database, and what a person decides about them.
 
-use outbox::admin::StateError;
+use chrono::{DateTime, Utc};
+use outbox::admin::{Retirement, StateError};
 use serde::Serialize;
+use sqlx::postgres::PgPool;
 
 use crate::duration::passed;
 use crate::exit::{Failure, chain};
-use crate::output::{self, Format};
+use crate::output::{self, Format, plain};
+use crate::secret::SecretUrl;
 use crate::who::{self, Who};
 use crate::{database, schema};
 
@@ -24,11 +27,13 @@ Examples:
   outbox relays                                   every relay, its state, its processes, how far behind it is
   outbox relays pause partners --reason 'they migrate tonight'
   outbox relays resume partners
-  outbox relays retire partners --reason 'contract ended'
+  outbox relays retire partners                   what that would give up; nothing is changed
+  outbox relays retire partners --execute --reason 'contract ended'
 
 A paused relay publishes nothing: its processes stop politely, stay, and go on when it is resumed. The log keeps what
-waits for it. A retired relay is given up for good: no process runs it any more, the log keeps nothing for it, and the
-name is not used again. What it holds stays listed (`outbox parked`) until it is skipped. Each decision is written down:
+waits for it. A retired relay is given up for good: what it has not published it never will, no process runs it any more,
+the log keeps nothing for it, and the name is not used again. In a database that is a broker, a consumer group is a
+relay: what a retired group has not received it never will. What it holds stays listed (`outbox parked`) until it is skipped. Each decision is written down:
 `outbox audit`.
 
 Exit codes: 0 done, or so already; 1 no such relay, it is retired, or the database refused; 2 wrong usage; 3 the database
@@ -42,8 +47,17 @@ enum Command {
     Pause(Choice),
     /// Have a paused relay go on where it was
     Resume(Choice),
-    /// Give a relay up, for good
-    Retire(Choice),
+    /// Give a relay up, for good: says what would go unpublished, and does it with --execute
+    Retire(Retire),
+}
+
+#[derive(Debug, clap::Args)]
+struct Retire {
+    #[command(flatten)]
+    choice: Choice,
+    /// Do it. Without, nothing is changed
+    #[arg(long, requires = "reason")]
+    execute: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -99,22 +113,23 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         Command::List(list) => run_list(list).await,
         Command::Pause(choice) => decide(choice, "paused").await,
         Command::Resume(choice) => decide(choice, "running").await,
-        Command::Retire(choice) => decide(choice, "retired").await,
+        Command::Retire(retire) => run_retire(retire).await,
     }
 }
 
 async fn run_list(List { database, output }: List) -> Result<(), Failure> {
     let url = database::named(database.as_deref())?;
     let pool = database::pool(&url, "relays").await?;
-    let failed = |error: sqlx::Error| database::failed(&format!("database {url}"), &error);
+    let failed =
+        |error: sqlx::Error| database::failed_for("outbox_monitor", &format!("database {url}"), &error);
     let mut connection = pool.acquire().await.map_err(failed)?;
     schema::check(migrations::Schema::Outbox, &mut connection, &url).await?;
     let status = outbox::admin::status(&pool).await.map_err(failed)?;
     let lines: Vec<Line> = status
         .into_iter()
         .map(|status| Line {
+            state: output::state(&status),
             relay: status.relay,
-            state: status.state,
             processes: status.processes,
             pending: status.pending,
             lag_seconds: status.lag_seconds,
@@ -146,24 +161,118 @@ fn text(lines: &[Line]) -> String {
     output::table(&["relay", "state", "processes", "pending", "lag", "parked", "held"], &rows)
 }
 
-async fn decide(choice: Choice, state: &'static str) -> Result<(), Failure> {
-    let (who, reason) = (choice.who.name()?, who::reason(choice.reason.as_deref())?);
+async fn open(choice: &Choice) -> Result<(PgPool, SecretUrl), Failure> {
     let url = database::named(choice.database.as_deref())?;
     let pool = database::pool(&url, "relays").await?;
-    let name = &*choice.name;
-    let mut connection =
-        pool.acquire().await.map_err(|error| database::failed(&format!("database {url}"), &error))?;
+    let acquired = pool.acquire().await;
+    let mut connection = acquired.map_err(|error| database::failed(&format!("database {url}"), &error))?;
     schema::check(migrations::Schema::Outbox, &mut connection, &url).await?;
     drop(connection);
-    let decided = match state {
-        "paused" => outbox::admin::pause(&pool, name, &who, reason).await,
-        "running" => outbox::admin::resume(&pool, name, &who, reason).await,
-        _ => outbox::admin::retire(&pool, name, &who, reason).await,
-    };
-    let changed = decided.map_err(|error| match error {
+    Ok((pool, url))
+}
+
+fn failure(error: StateError, name: &str, url: &SecretUrl) -> Failure {
+    match error {
         StateError::Database(error) => database::failed(&format!("database {url}"), &error),
         error => Failure::failed(format!("relay {name}: {}", chain(&error))),
-    })?;
+    }
+}
+
+/// What retiring gives up, or gave up, for a script.
+#[derive(Serialize)]
+struct Retired<'a> {
+    relay: &'a str,
+    is_group: bool,
+    destination: Option<&'a str>,
+    /// After the command.
+    state: &'a str,
+    /// `false`: a dry run, or it was so already.
+    changed: bool,
+    /// Messages that it has not published: `pending` of the log, `held` back.
+    unpublished: i64,
+    pending: i64,
+    held: i64,
+    processes: i64,
+    unattended_since: Option<DateTime<Utc>>,
+    /// No other relay here is left that is not retired.
+    is_last: bool,
+}
+
+async fn run_retire(Retire { choice, execute }: Retire) -> Result<(), Failure> {
+    let (who, reason) = (choice.who.name()?, who::reason(choice.reason.as_deref())?);
+    let (pool, url) = open(&choice).await?;
+    let name = &*choice.name;
+    let found = outbox::admin::retirement(&pool, name).await;
+    let found = found.map_err(|error| failure(error, name, &url))?;
+    let changed = match reason.filter(|_| execute) {
+        Some(reason) => outbox::admin::retire(&pool, name, &who, reason)
+            .await
+            .map_err(|error| failure(error, name, &url))?,
+        None => false,
+    };
+    match choice.output {
+        Format::Json => output::print_json(&Retired {
+            relay: name,
+            is_group: found.is_group,
+            destination: found.destination.as_deref(),
+            state: if changed { "retired" } else { &found.state },
+            changed,
+            unpublished: found.unpublished(),
+            pending: found.pending,
+            held: found.held,
+            processes: found.processes,
+            unattended_since: found.unattended_since,
+            is_last: found.is_last,
+        }),
+        Format::Text => output::print(&retirement(&found, changed, Utc::now())),
+    }
+}
+
+/// What a person reads before, and after.
+fn retirement(found: &Retirement, changed: bool, now: DateTime<Utc>) -> String {
+    let (kind, misses) = if found.is_group {
+        ("consumer group", "it has not received")
+    } else {
+        ("relay", "it has not published")
+    };
+    let mut text = format!("{kind} {}", plain(&found.relay));
+    if let Some(destination) = &found.destination {
+        text.push_str(&format!(" ({})", plain(destination)));
+    }
+    let count = found.unpublished();
+    let messages = if count == 1 { "message" } else { "messages" };
+    let lost =
+        format!("{count} {messages} that {misses}: {} pending, {} held back", found.pending, found.held);
+    if found.state == "retired" {
+        text.push_str(&format!(" is retired already. There are {lost}\n"));
+        return text;
+    }
+    if changed {
+        text.push_str(&format!(" is retired. It gives up {lost}\n"));
+        return text;
+    }
+    text.push_str(&format!(" would give up, for good, {lost}\n"));
+    text.push_str(&match (found.processes, found.unattended_since) {
+        (0, Some(since)) => format!("no process has run it for {}\n", passed(now - since)),
+        (1, _) => "1 process runs it now\n".to_owned(),
+        (processes, _) => format!("{processes} processes run it now\n"),
+    });
+    if found.is_last {
+        text.push_str("no other relay here is left: what is enqueued later would wait for a new one\n");
+    }
+    text.push_str("Nothing was changed: --execute with --reason does it.\n");
+    text
+}
+
+async fn decide(choice: Choice, state: &'static str) -> Result<(), Failure> {
+    let (who, reason) = (choice.who.name()?, who::reason(choice.reason.as_deref())?);
+    let (pool, url) = open(&choice).await?;
+    let name = &*choice.name;
+    let decided = match state {
+        "paused" => outbox::admin::pause(&pool, name, &who, reason).await,
+        _ => outbox::admin::resume(&pool, name, &who, reason).await,
+    };
+    let changed = decided.map_err(|error| failure(error, name, &url))?;
     let already = if changed { "" } else { " already" };
     match choice.output {
         Format::Json => output::print_json(&Done { relay: name, state, changed }),

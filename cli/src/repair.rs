@@ -6,9 +6,10 @@ use serde::Serialize;
 use crate::exit::{Failure, chain};
 use crate::output::{self, Format};
 use crate::secret::SecretUrl;
+use crate::who::{self, Who};
 use crate::{database, schema};
 
-/// After a restore: say whether relays can read the log here, and with --go make it so
+/// After a restore: say whether relays can read the log here, and with --execute make it so
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -17,7 +18,12 @@ pub(crate) struct Args {
     database: Option<String>,
     /// Do it. Without, nothing is changed
     #[arg(long)]
-    go: bool,
+    execute: bool,
+    #[command(flatten)]
+    who: Who,
+    /// Why, for the audit
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     /// text or json
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: Format,
@@ -26,7 +32,7 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   outbox repair                 what was found, and what would be done
-  outbox repair --go            as the owner of the schema, before any service that writes is started
+  outbox repair --execute       as the owner of the schema, before any service that writes is started
 
 A relay refuses a log that came from another cluster (a restored dump, a pg_upgrade), or whose transaction ids or
 positions are given out again. The repair ends the era of the log and opens one of this cluster. Messages are not
@@ -63,14 +69,17 @@ struct Relay {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let (who, reason) = (args.who.name()?, who::reason(args.reason.as_deref())?);
     let url = database::named(args.database.as_deref())?;
     let pool = database::pool(&url, "repair").await?;
-    let survey =
-        if args.go { outbox::admin::repair(&pool).await } else { outbox::admin::survey(&pool).await };
+    let survey = match args.execute {
+        true => outbox::admin::repair(&pool, &who, reason).await,
+        false => outbox::admin::survey(&pool).await,
+    };
     let survey = survey.map_err(|error| failure(error, &url))?;
     match args.output {
-        Format::Json => output::print_json(&Found::new(&survey, args.go)),
-        Format::Text => output::print(&text(&survey, args.go)),
+        Format::Json => output::print_json(&Found::new(&survey, args.execute)),
+        Format::Text => output::print(&text(&survey, args.execute)),
     }
 }
 
@@ -127,7 +136,7 @@ fn text(survey: &Survey, repaired: bool) -> String {
     }
     lines.push(match repaired {
         true => "repaired: start relays and services\n".to_owned(),
-        false => "nothing was changed: `outbox repair --go` does it\n".to_owned(),
+        false => "nothing was changed: `outbox repair --execute` does it\n".to_owned(),
     });
     lines.join("\n")
 }

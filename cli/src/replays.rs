@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use migrations::Schema;
-use outbox::replay::{CancelError, ReplayStatus};
+use outbox::replay::{CancelError, Found, ReplayError, ReplayStatus};
 use serde::Serialize;
 use sqlx::postgres::PgPool;
 
@@ -25,10 +25,12 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   outbox replays                       every replay, the latest first
-  outbox replays cancel search-2 --reason 'the index is built'
+  outbox replays cancel search-2       what that would give up; nothing is changed
+  outbox replays cancel search-2 --execute --reason 'the index is built'
 
-A replay that is not finished keeps the log from being emptied, whether a process works at it or not: finish it with
-`outbox replay NAME --go`, or cancel it. Cancelling stops a process that works at it, takes back nothing, and is for good.
+A replay that is not finished keeps the log from being emptied, whether a process works at it or not;
+`outbox replay NAME --execute` goes on with it. Cancelling stops a process that works at it, takes back nothing, and is
+for good: what it has not published it never will.
 
 Exit codes: 0 done, or so already; 1 no such replay, it is finished, or the database refused; 2 wrong usage; 3 the
 database cannot be reached; 4 the schema is missing or does not fit this build.";
@@ -37,7 +39,7 @@ database cannot be reached; 4 the schema is missing or does not fit this build."
 enum Command {
     /// List replays (also without any word)
     List(List),
-    /// End a replay that is not finished, for good
+    /// End a replay that is not finished, for good: says what would go unpublished, and does it with --execute
     Cancel(Cancel),
 }
 
@@ -62,6 +64,9 @@ struct Cancel {
     /// Why, for the audit
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+    /// Do it. Without, nothing is changed
+    #[arg(long, requires = "reason")]
+    execute: bool,
 }
 
 #[derive(Serialize)]
@@ -82,9 +87,11 @@ struct Line {
 #[derive(Serialize)]
 struct Done<'a> {
     replay: &'a str,
-    state: &'static str,
-    /// `false`: it was so already.
+    state: &'a str,
+    /// `false`: a dry run, or it was so already.
     changed: bool,
+    /// Messages that it has not published.
+    unpublished: i64,
 }
 
 /// Runs the command.
@@ -117,23 +124,47 @@ async fn run_list(List { database, output }: List) -> Result<(), Failure> {
     }
 }
 
-async fn run_cancel(Cancel { name, list, who, reason }: Cancel) -> Result<(), Failure> {
+async fn run_cancel(Cancel { name, list, who, reason, execute }: Cancel) -> Result<(), Failure> {
     let (who, reason) = (who.name()?, who::reason(reason.as_deref())?);
     let (pool, url) = open(list.database.as_deref()).await?;
-    let cancelled = outbox::replay::cancel(&pool, &name, &who, reason).await;
-    let changed = cancelled.map_err(|error| match error {
+    let failed = |error: CancelError| match error {
         CancelError::Database(error) => database::failed(&format!("database {url}"), &error),
         error => Failure::failed(format!("replay {name}: {}", chain(&error))),
-    })?;
-    let already = if changed { "" } else { " already" };
+    };
+    let preview = match outbox::replay::preview(&pool, &name, None).await {
+        Ok(preview) => preview,
+        Err(ReplayError::NotBegun) => return Err(failed(CancelError::Unknown)),
+        Err(ReplayError::Database(error)) => return Err(failed(CancelError::Database(error))),
+        Err(error) => return Err(Failure::failed(format!("replay {name}: {}", chain(&error)))),
+    };
+    let unpublished = preview.messages;
+    let found = match preview.found {
+        Found::Finished(_) => return Err(failed(CancelError::Finished)),
+        Found::Cancelled => "cancelled",
+        _ => "running",
+    };
+    let changed = match reason.filter(|_| execute) {
+        Some(reason) => outbox::replay::cancel(&pool, &name, &who, reason).await.map_err(failed)?,
+        None => false,
+    };
+    let messages = if unpublished == 1 { "message" } else { "messages" };
+    let text = match (changed, found) {
+        (true, _) => format!("replay {name} is cancelled, with {unpublished} {messages} unpublished\n"),
+        (false, "cancelled") => format!("replay {name} is cancelled already\n"),
+        (false, _) => format!(
+            "replay {name} would leave {unpublished} {messages} unpublished, for good\n\
+             Nothing was changed: --execute with --reason does it.\n"
+        ),
+    };
+    let state = if changed { "cancelled" } else { found };
     match list.output {
-        Format::Json => output::print_json(&Done { replay: &name, state: "cancelled", changed }),
-        Format::Text => output::print(&format!("replay {name} is cancelled{already}\n")),
+        Format::Json => output::print_json(&Done { replay: &name, state, changed, unpublished }),
+        Format::Text => output::print(&text),
     }
 }
 
 impl Line {
-    /// A person wants to know of a running one whether anybody runs it.
+    /// A running one that no process works at is stopped.
     fn state(&self) -> &str {
         match (self.state.as_str(), self.working) {
             ("running", false) => "stopped",

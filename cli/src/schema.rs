@@ -38,11 +38,64 @@ pub(crate) async fn present(connection: &mut PgConnection, url: &SecretUrl) -> R
     let outbox = fits(Schema::Outbox, connection, url).await?;
     let inbox = fits(Schema::Inbox, connection, url).await?;
     if !outbox && !inbox {
-        return Err(Failure::schema(format!(
-            "database {url}: it has neither an outbox nor an inbox; run `outbox migrate`"
-        )));
+        return Err(missing(url));
     }
     Ok(Present { outbox, inbox })
+}
+
+/// The schemas' names.
+pub(crate) const OUTBOX: &str = "outbox";
+/// See [`OUTBOX`].
+pub(crate) const INBOX: &str = "inbox";
+
+/// What may be shown of a database: the schemas that are there and fit, and those that this role may not look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Visible {
+    pub(crate) outbox: bool,
+    pub(crate) inbox: bool,
+    pub(crate) unseen: Vec<&'static str>,
+}
+
+/// What to say of a schema that a role may not look at.
+pub(crate) fn unseen(schema: &str) -> String {
+    format!("schema {schema}: this role may not look at it; outbox_monitor may (outbox migrate --roles)\n")
+}
+
+/// Looks which schemas are there and may be looked at. At least one; where a role may look at none, that is said.
+pub(crate) async fn visible(connection: &mut PgConnection, url: &SecretUrl) -> Result<Visible, Failure> {
+    let mut visible = Visible { outbox: false, inbox: false, unseen: Vec::new() };
+    for (schema, name) in [(Schema::Outbox, OUTBOX), (Schema::Inbox, INBOX)] {
+        let there = match schema.check(connection).await {
+            Ok(()) => true,
+            Err(SchemaError::Missing { .. }) => false,
+            Err(error) if is_unseen(&error) => {
+                visible.unseen.push(name);
+                false
+            }
+            Err(error) => return Err(failure(error).within(format!("database {url}"))),
+        };
+        match schema {
+            Schema::Outbox => visible.outbox = there,
+            Schema::Inbox => visible.inbox = there,
+        }
+    }
+    match (visible.outbox || visible.inbox, visible.unseen.first()) {
+        (true, _) => Ok(visible),
+        (false, Some(_)) => Err(Failure::failed(format!(
+            "database {url}: permission denied: this role may look at neither schema; outbox_monitor may (outbox migrate \
+             --roles)"
+        ))),
+        (false, None) => Err(missing(url)),
+    }
+}
+
+/// Whether the schema is there, and this role has no right to look at it.
+pub(crate) fn is_unseen(error: &SchemaError) -> bool {
+    matches!(error, SchemaError::Unreadable { source, .. } if database::is_denied(source))
+}
+
+fn missing(url: &SecretUrl) -> Failure {
+    Failure::schema(format!("database {url}: it has neither an outbox nor an inbox; run `outbox migrate`"))
 }
 
 /// `false`: it is missing.

@@ -1,13 +1,16 @@
 //! `outbox status`: how far behind each relay is, who works for it, and what relays and consumers hold back.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use inbox::admin::ConsumerStatus;
 use outbox::admin::RelayStatus;
 use serde::Serialize;
 
-use crate::duration::passed;
+use crate::duration::{self, passed};
 use crate::exit::Failure;
-use crate::output::{self, Format};
+use crate::output::{self, Format, plain};
+use crate::schema::{INBOX, OUTBOX};
 use crate::{database, schema};
 
 /// Show how far behind each relay is, and what relays and consumers hold back
@@ -17,6 +20,9 @@ pub(crate) struct Args {
     /// A URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
     #[arg(long, value_name = "DATABASE")]
     database: Option<String>,
+    /// A relay that no process has run for longer may be one that is not needed any more
+    #[arg(long, value_name = "DURATION", default_value = duration::ABANDONED, value_parser = duration::argument)]
+    abandoned: Duration,
     /// text or json
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: Format,
@@ -27,6 +33,7 @@ Examples:
   outbox status
   outbox status --output json | jq -e 'any(.relays[]; .state != \"retired\") and all(.relays[]; .parked == 0 and (.state == \"retired\" or .lag_seconds < 60))'
 
+state: stopped is a relay, or a consumer group, that should run and has no living process.
 pending: messages committed and not recorded as published, without those held back. lag: the age of the oldest of
 them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs. A process that
 waits for its broker at its start is named below the table (json: waiting, waiting_for).
@@ -41,6 +48,8 @@ struct Status {
     relays: Vec<Relay>,
     scheduled: Scheduled,
     consumers: Vec<Consumer>,
+    /// Schemas that are there and that this role may not look at.
+    unseen: Vec<&'static str>,
 }
 
 #[derive(Clone, Serialize)]
@@ -60,6 +69,12 @@ struct Relay {
     owned_shards: i64,
     pins: Vec<i64>,
     unattended_since: Option<DateTime<Utc>>,
+    /// A consumer group of this log.
+    is_group: bool,
+    /// What its processes publish to, or have published to.
+    destination: Option<String>,
+    /// Where living processes publish to, if that differs.
+    split: Vec<String>,
 }
 
 /// Up to 10,000 are counted; `more`: there are more.
@@ -78,16 +93,23 @@ struct Consumer {
     parked: i64,
     held: i64,
     oldest_held_at: Option<DateTime<Utc>>,
+    processes: i64,
 }
 
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let url = database::named(args.database.as_deref())?;
     let pool = database::pool(&url, "status").await?;
-    let failed = |error: sqlx::Error| database::failed(&format!("database {url}"), &error);
+    let failed =
+        |error: sqlx::Error| database::failed_for("outbox_monitor", &format!("database {url}"), &error);
     let mut connection = pool.acquire().await.map_err(failed)?;
-    let present = schema::present(&mut connection, &url).await?;
-    let mut status = Status { relays: Vec::new(), scheduled: Scheduled::default(), consumers: Vec::new() };
+    let present = schema::visible(&mut connection, &url).await?;
+    let mut status = Status {
+        relays: Vec::new(),
+        scheduled: Scheduled::default(),
+        consumers: Vec::new(),
+        unseen: present.unseen.clone(),
+    };
     if present.outbox {
         let relays = outbox::admin::status(&pool).await.map_err(failed)?;
         status.relays = relays.into_iter().map(Relay::from).collect();
@@ -101,29 +123,34 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
     match args.output {
         Format::Json => output::print_json(&status),
-        Format::Text => output::print(&text(&status, Utc::now())),
+        Format::Text => output::print(&text(&status, args.abandoned, Utc::now())),
     }
 }
 
-fn text(status: &Status, now: DateTime<Utc>) -> String {
+fn text(status: &Status, abandoned: Duration, now: DateTime<Utc>) -> String {
     let mut text = String::new();
-    if status.relays.is_empty() {
+    if status.unseen.contains(&OUTBOX) {
+        text.push_str(&schema::unseen(OUTBOX));
+    } else if status.relays.is_empty() {
         text.push_str("no relay has run here: what is enqueued waits for one (outbox relay; in a database that is the broker, a consumer)\n");
     } else {
         let rows: Vec<Vec<String>> = status.relays.iter().map(Relay::cells).collect();
         let head = ["relay", "state", "pending", "lag", "retrying", "parked", "held", "processes", "shards"];
         text.push_str(&output::table(&head, &rows));
         text.extend(status.relays.iter().filter_map(Relay::waits));
-        text.extend(status.relays.iter().filter_map(|relay| relay.abandoned(now)));
+        text.extend(status.relays.iter().filter_map(Relay::differs));
+        text.extend(status.relays.iter().filter_map(|relay| relay.abandoned(abandoned, now)));
     }
     text.extend(status.scheduled.line(now));
     text.push('\n');
-    if status.consumers.is_empty() {
+    if status.unseen.contains(&INBOX) {
+        text.push_str(&schema::unseen(INBOX));
+    } else if status.consumers.is_empty() {
         text.push_str("no consumer has run here\n");
     } else {
         let rows: Vec<Vec<String>> = status.consumers.iter().map(|consumer| consumer.cells(now)).collect();
         text.push_str(&output::table(
-            &["consumer", "started", "retrying", "parked", "held", "oldest"],
+            &["consumer", "started", "processes", "retrying", "parked", "held", "oldest"],
             &rows,
         ));
     }
@@ -168,17 +195,42 @@ impl Relay {
         Some(format!("relay {relay}: processes that wait for their broker: {waiting} ({reason})\n"))
     }
 
-    /// What to say of a relay that nobody runs and that keeps leaves of the log from being emptied.
-    fn abandoned(&self, now: DateTime<Utc>) -> Option<String> {
+    fn kind(&self) -> &'static str {
+        if self.is_group { "group" } else { "relay" }
+    }
+
+    /// What to say of a relay whose processes publish to different places.
+    fn differs(&self) -> Option<String> {
+        let (first, rest) = self.split.split_first()?;
+        let more: String = rest.iter().map(|process| format!("; {}", plain(process))).collect();
+        let (kind, name) = (self.kind(), plain(&self.relay));
+        Some(format!(
+            "processes of {kind} {name} differ in what they publish to, and each gets a part of the log: {}{more}\n",
+            plain(first)
+        ))
+    }
+
+    /// What to say of a relay that no process has run for long and that keeps leaves of the log from being emptied. What it
+    /// advises loses nothing: to retire is a dry run by itself.
+    fn abandoned(&self, abandoned: Duration, now: DateTime<Utc>) -> Option<String> {
         let since = self.unattended_since.filter(|_| !self.pins.is_empty())?;
+        if (now - since).to_std().unwrap_or_default() < abandoned {
+            return None;
+        }
+        let name = plain(&self.relay);
         let attend = if self.state == "paused" {
-            format!("outbox relays resume {}", self.relay)
+            format!(
+                "outbox audit --relay {name} says who paused it, and why; outbox relays resume {name} has it go on"
+            )
         } else {
-            "run it".to_owned()
+            format!(
+                "start a process of it; if it is not needed any more, outbox relays retire {name} says what giving it up \
+                 would lose"
+            )
         };
         Some(format!(
-            "relay {} pins {} of the 16 leaves of the log, and nobody has run it for {}: {attend}, or outbox relays retire {0}\n",
-            self.relay,
+            "{} {name} pins {} of the 16 leaves of the log, and no process has run it for {}: {attend}\n",
+            self.kind(),
             self.pins.len(),
             passed(now - since),
         ))
@@ -193,6 +245,7 @@ impl Consumer {
         vec![
             self.consumer.clone(),
             age(self.started_at),
+            self.processes.to_string(),
             self.retrying.to_string(),
             self.parked.to_string(),
             self.held.to_string(),
@@ -204,8 +257,8 @@ impl Consumer {
 impl From<RelayStatus> for Relay {
     fn from(status: RelayStatus) -> Self {
         Relay {
+            state: output::state(&status),
             relay: status.relay,
-            state: status.state,
             pending: status.pending,
             lag_seconds: status.lag_seconds,
             oldest: status.oldest,
@@ -219,6 +272,9 @@ impl From<RelayStatus> for Relay {
             owned_shards: status.owned_shards,
             pins: status.pins,
             unattended_since: status.unattended_since,
+            is_group: status.is_group,
+            destination: status.destination,
+            split: status.split,
         }
     }
 }
@@ -232,6 +288,7 @@ impl From<ConsumerStatus> for Consumer {
             parked: status.parked,
             held: status.messages,
             oldest_held_at: status.oldest_held_at,
+            processes: status.processes,
         }
     }
 }
@@ -259,12 +316,27 @@ mod tests {
             owned_shards: 15,
             pins: vec![0, 1],
             unattended_since: None,
+            is_group: false,
+            destination: None,
+            split: Vec::new(),
         };
         let abandoned = Relay {
             relay: "old".to_owned(),
             owned_shards: 0,
             processes: 0,
-            unattended_since: Some(now - TimeDelta::hours(2)),
+            state: "stopped".to_owned(),
+            unattended_since: Some(now - TimeDelta::hours(26)),
+            is_group: true,
+            ..relay.clone()
+        };
+        let just_stopped = Relay {
+            relay: "new".to_owned(),
+            unattended_since: Some(now - TimeDelta::seconds(1)),
+            ..abandoned.clone()
+        };
+        let split = Relay {
+            relay: "two".to_owned(),
+            split: vec!["pid 1: nats://a".to_owned(), "pid 2: nats://b\u{1b}[2J".to_owned()],
             ..relay.clone()
         };
         let waits = Relay {
@@ -286,18 +358,22 @@ mod tests {
             parked: 0,
             held: 0,
             oldest_held_at: None,
+            processes: 1,
         };
         let expected = "\
 relay    state    pending  lag   retrying  parked  held  processes  shards
 default  running  12       1.2s  0         1       3     2          15 of 16
-old      running  12       1.2s  0         1       3     0          0 of 16
+old      stopped  12       1.2s  0         1       3     0          0 of 16
 held     paused   12       1.2s  0         1       3     0          0 of 16
-relay old pins 2 of the 16 leaves of the log, and nobody has run it for 2h00m: run it, or outbox relays retire old
-relay held pins 2 of the 16 leaves of the log, and nobody has run it for 2h00m: outbox relays resume held, or outbox relays retire held
+new      stopped  12       1.2s  0         1       3     0          0 of 16
+two      running  12       1.2s  0         1       3     2          15 of 16
+processes of relay two differ in what they publish to, and each gets a part of the log: pid 1: nats://a; pid 2: nats://b\\u{1b}[2J
+group old pins 2 of the 16 leaves of the log, and no process has run it for 26h00m: start a process of it; if it is not needed any more, outbox relays retire old says what giving it up would lose
+group held pins 2 of the 16 leaves of the log, and no process has run it for 26h00m: outbox audit --relay held says who paused it, and why; outbox relays resume held has it go on
 scheduled: 10000+ messages; the next is due in 1m30s
 
-consumer  started    retrying  parked  held  oldest
-stock     1m30s ago  0         0       0     -
+consumer  started    processes  retrying  parked  held  oldest
+stock     1m30s ago  1          0         0       0     -
 ";
         let scheduled =
             Scheduled { waiting: 10_000, more: true, next_due: Some(now + TimeDelta::seconds(90)) };
@@ -308,10 +384,29 @@ stock     1m30s ago  0         0       0     -
         );
         assert_eq!(
             text(
-                &Status { relays: vec![relay, abandoned, paused], scheduled, consumers: vec![consumer] },
+                &Status {
+                    relays: vec![relay, abandoned, paused, just_stopped, split],
+                    scheduled,
+                    consumers: vec![consumer],
+                    unseen: Vec::new()
+                },
+                Duration::from_hours(24),
                 now
             ),
             expected
         );
+    }
+
+    #[test]
+    fn what_a_role_may_not_look_at_is_a_sentence_and_not_an_empty_table() {
+        let status = Status {
+            relays: Vec::new(),
+            scheduled: Scheduled::default(),
+            consumers: Vec::new(),
+            unseen: vec![INBOX],
+        };
+        let text = text(&status, Duration::ZERO, Utc::now());
+        assert!(text.contains("no relay has run here") && text.contains("schema inbox"), "{text}");
+        assert!(text.contains("outbox_monitor") && !text.contains("no consumer has run here"), "{text}");
     }
 }

@@ -112,7 +112,7 @@ fn a_password_on_the_command_line_is_refused_everywhere() {
         &["relays", "pause", "default", "--database", &url],
         &["audit", "--database", &url],
         &["replay", "r", "--all", "--database", &url],
-        &["replay", "r", "--all", "--go", "--broker", "memory:", "--database", &url],
+        &["replay", "r", "--all", "--execute", "--broker", "memory:", "--database", &url],
         &["replays", "--database", &url],
         &["trace", id, "--database", &url],
         &["relay", "--broker", "memory:", "--database", &url],

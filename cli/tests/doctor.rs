@@ -78,7 +78,7 @@ async fn what_is_unsafe_is_found_by_its_name_and_is_exit_5() {
 }
 
 /// What hurts: (name, how it is made), after a message was enqueued and published.
-const HURTS: [(&str, &str); 11] = [
+const HURTS: [(&str, &str); 12] = [
     (
         "triggers_after",
         "create function look() returns trigger language plpgsql as 'begin return null; end';
@@ -90,6 +90,10 @@ const HURTS: [(&str, &str); 11] = [
     ),
     ("rights", "create table outbox.later (a integer)"),
     ("no_relay", "delete from outbox.cursor; delete from outbox.relay"),
+    (
+        "all_retired",
+        "update outbox.cursor set seen = '1:1:', seen_l = 0; update outbox.relay set state = 'retired'",
+    ),
     ("unattended_relay", "update outbox.cursor set seen = '1:1:', seen_l = 0"),
     (
         "paused_relay",
@@ -138,7 +142,16 @@ async fn what_hurts_is_found_by_its_name_and_is_no_failure_unless_asked_for() {
             .unwrap();
         assert_eq!(names(&doctor(database.url(), &[])), [""; 0], "before: {fault}");
         database.pool().execute(sqlx::raw_sql(fault)).await.unwrap();
-        assert_eq!(names(&doctor(database.url(), &[])), [name], "{fault}");
+        let ran = doctor(database.url(), &[]);
+        assert_eq!(names(&ran), [name], "{fault}");
+        // What is advised a moment after something stopped loses nothing.
+        let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        for finding in report["findings"].as_array().unwrap() {
+            let remedy = finding["remedy"].as_str().unwrap();
+            for losing in ["retire", "cancel", "skip", "drop it", "rollback", "--start"] {
+                assert!(!remedy.contains(losing), "{name}: {remedy}");
+            }
+        }
         assert_eq!(doctor(database.url(), &["--strict"]).code, Some(5), "{fault}");
     }
 }
@@ -227,6 +240,30 @@ async fn an_operator_and_a_monitor_may_examine_and_learn_what_they_do_not_see() 
         let ran = doctor(&with(role), &[]);
         assert_eq!(names(&ran), ["unseen"], "{role}: {ran:?}");
     }
-    // Nobody special may not even look.
-    run(&["doctor"], &[("DATABASE_URL", &with("pg_signal_backend"))]).failed(1, &["permission denied"]);
+    // One without any of our roles may not even look, and learns which role may.
+    for command in ["doctor", "status"] {
+        run(&[command], &[("DATABASE_URL", &with("pg_signal_backend"))])
+            .failed(1, &["permission denied", "outbox_monitor"]);
+        // A service's may look at the version, and at nothing of what is shown.
+        run(&[command], &[("DATABASE_URL", &with("outbox_service"))])
+            .failed(1, &["permission denied", "outbox_monitor"]);
+    }
+}
+
+#[tokio::test]
+async fn a_role_that_may_look_at_one_schema_sees_that_one_and_a_sentence_about_the_other() {
+    let database = sound("doctor_half").await;
+    let sign = if database.url().contains('?') { '&' } else { '?' };
+    for (role, sees, not) in [
+        ("outbox_relay", "no relay has run here", "schema inbox"),
+        ("outbox_consumer", "no consumer has run here", "schema outbox"),
+    ] {
+        let url = format!("{}{sign}options=-c%20role%3D{role}", database.url());
+        let environment = [("DATABASE_URL", &*url)];
+        let ran = run(&["status"], &environment);
+        let sentence = format!("{not}: this role may not look at it; outbox_monitor may");
+        assert!(ran.succeeded().contains(sees) && ran.out.contains(&sentence), "{role}: {ran:?}");
+        let ran = doctor(&url, &[]);
+        assert!(names(&ran).contains(&"unseen_schema".to_owned()), "{role}: {ran:?}");
+    }
 }

@@ -99,7 +99,7 @@ async fn status_counts_what_is_pending_and_what_is_held() {
         (&"payment".into(), &2.into(), &3.into())
     );
     let ran = run(&["status"], &environment);
-    assert!(ran.succeeded().contains("default  running  1 "), "{ran:?}");
+    assert!(ran.succeeded().contains("default  stopped  1 "), "{ran:?}");
 }
 
 #[tokio::test]
@@ -234,8 +234,24 @@ async fn a_relay_is_paused_resumed_and_retired_and_each_is_written_down() {
         (&"default".into(), &"paused".into(), &0.into())
     );
     relays(&["resume", "default"]).succeeded();
-    let retired = relays(&["retire", "default", "--reason", "contract ended", "--output", "json"]).json();
+    // It says what it would give up, and does nothing until it is told to, with a reason.
+    let text = relays(&["retire", "default", "--reason", "contract ended"]);
+    for line in [
+        "relay default would give up, for good, 3 messages that it has not published: 0 pending, 3 held back",
+        "no process has run it for ",
+        "no other relay here is left",
+        "Nothing was changed: --execute with --reason does it.",
+    ] {
+        assert!(text.succeeded().contains(line), "no {line:?} in {text:?}");
+    }
+    assert_eq!(relays(&["retire", "default", "--execute"]).code, Some(2));
+    assert_eq!(changes().await, ("running".to_owned(), 2));
+    relays(&["retire", "nobody"]).failed(1, &["relay nobody: no such relay"]);
+    let retire = ["retire", "default", "--execute", "--reason", "contract ended", "--output", "json"];
+    let retired = relays(&retire).json();
     assert_eq!((&retired["state"], &retired["changed"]), (&"retired".into(), &true.into()));
+    assert_eq!((&retired["unpublished"], &retired["is_last"]), (&3.into(), &true.into()));
+    assert!(relays(&retire[..5]).succeeded().contains("is retired already"));
     assert_eq!(changes().await, ("retired".to_owned(), 3));
     relays(&["resume", "default"]).failed(1, &["relay default: the relay is retired"]);
     relays(&["pause", "nobody"]).failed(1, &["relay nobody: no such relay"]);
@@ -255,6 +271,67 @@ async fn a_relay_is_paused_resumed_and_retired_and_each_is_written_down() {
             .succeeded();
     }
     assert_eq!(run(&["parked", "--all"], &environment).succeeded(), "nothing is held back\n");
+}
+
+/// A consumer group of the broker database `database`, with ten messages for it, that was just stopped politely.
+async fn stopped_group(database: &Database) {
+    use message::Subscriber;
+    let messages: Vec<Message> = (0..10).map(|n| Message::new("orders", "k", n.to_string())).collect();
+    enqueue(database, &messages).await;
+    let mut payment =
+        brokers::postgres::PostgresSubscriber::new(database.pool().clone(), "payment".parse().unwrap());
+    assert!(!payment.receive(1).await.unwrap().is_empty());
+    payment.close().await;
+}
+
+#[tokio::test]
+async fn a_group_that_was_stopped_is_stopped_and_following_what_is_advised_costs_it_nothing() {
+    let database = Database::new("stopped_group").await;
+    let environment = environment(&database);
+    stopped_group(&database).await;
+    let status = run(&["status", "--output", "json"], &environment).json();
+    let group = &status["relays"][0];
+    assert_eq!(
+        (&group["state"], &group["pending"], &group["is_group"]),
+        (&"stopped".into(), &10.into(), &true.into()),
+        "{status}"
+    );
+    // Nothing is abandoned for a day, and until then nothing but a start is advised.
+    let advice = [run(&["status"], &environment).out, run(&["doctor"], &environment).out];
+    assert!(advice[0].contains("payment  stopped  10 "), "{advice:?}");
+    assert!(advice[1].contains("do: start a consumer of group payment\n"), "{advice:?}");
+    assert!(advice.iter().all(|text| !text.contains("retire")), "{advice:?}");
+
+    // Then a command is named that says what it would cost, and does it not.
+    for command in ["status", "doctor"] {
+        let text = run(&[command, "--abandoned", "0s"], &environment).out;
+        assert!(text.contains("outbox relays retire payment says what giving it up would lose"), "{text}");
+    }
+    let retire = run(&["relays", "retire", "payment"], &environment);
+    assert!(
+        retire.succeeded().contains(
+            "consumer group payment (consumer group, all topics) would give up, for good, 10 messages that it has not \
+             received: 10 pending, 0 held back"
+        ),
+        "{retire:?}"
+    );
+    assert_eq!(run(&["status", "--output", "json"], &environment).json()["relays"][0]["pending"], 10);
+}
+
+#[tokio::test]
+async fn the_living_processes_of_a_consumer_are_counted() {
+    let database = Database::new("status_consumer").await;
+    for sql in [
+        "insert into inbox.consumer (name, horizon) values ('stock', '7 days'), ('payment', '7 days')",
+        "insert into inbox.process (id, consumer, expires_at) values
+             (gen_random_uuid(), 'stock', now() + interval '1 hour'), (gen_random_uuid(), 'stock', now())",
+    ] {
+        database.pool().execute(sql).await.unwrap();
+    }
+    let status = run(&["status", "--output", "json"], &environment(&database)).json();
+    let of =
+        |number: usize| (&status["consumers"][number]["consumer"], &status["consumers"][number]["processes"]);
+    assert_eq!([of(0), of(1)], [(&"payment".into(), &0.into()), (&"stock".into(), &1.into())]);
 }
 
 #[test]

@@ -53,6 +53,41 @@ impl Relay {
     }
 }
 
+#[tokio::test]
+async fn a_second_process_with_another_broker_or_other_routes_warns_and_is_named() {
+    let database = Database::new("relay_split").await;
+    database.pool().execute(sqlx::raw_sql(migrations::roles())).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let broker = |name: &str| format!("file:{}", folder.path().join(name).display());
+    let (one, other) = (broker("one"), broker("other"));
+    let environment = [("DATABASE_URL", database.url())];
+    let split = || run(&["status", "--output", "json"], &environment).json()["relays"][0]["split"].clone();
+    let mut first = Relay::start(&database, &["--broker", &one]);
+    first.until_logged("shards acquired");
+    let mut same = Relay::start(&database, &["--broker", &one]);
+    same.until_logged("shards acquired");
+    assert_eq!(split(), serde_json::json!([]));
+    same.signal("TERM");
+    assert_eq!(same.code(), Some(0));
+
+    for (arguments, says) in [
+        (&["--broker", &*other][..], other.clone()),
+        (&["--broker", &*one, "--route", "orders=x.{topic}"], format!("{one}, routes orders=x.{{topic}}")),
+    ] {
+        let mut second = Relay::start(&database, arguments);
+        second.until_logged("another process of this relay publishes elsewhere");
+        let found = split();
+        let named: Vec<&str> = found.as_array().unwrap().iter().filter_map(|it| it.as_str()).collect();
+        assert!(named.len() == 2 && named.iter().any(|it| it.ends_with(&says)), "{found}");
+        let doctor = run(&["doctor"], &environment);
+        assert!(doctor.code == Some(5) && doctor.out.contains("unsafe  split_relay"), "{doctor:?}");
+        assert!(run(&["status"], &environment).out.contains("differ in what they publish to"));
+        second.signal("TERM");
+        assert_eq!(second.code(), Some(0));
+        assert_eq!(split(), serde_json::json!([]));
+    }
+}
+
 async fn enqueue(database: &Database, count: usize) -> Vec<String> {
     let messages: Vec<Message> =
         (0..count).map(|n| Message::new("orders", "order.placed", n.to_string())).collect();

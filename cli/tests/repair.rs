@@ -14,12 +14,12 @@ async fn eras(database: &Database) -> i64 {
 }
 
 #[tokio::test]
-async fn a_log_of_another_cluster_is_described_and_repaired_only_with_go() {
+async fn a_log_of_another_cluster_is_described_and_repaired_only_when_told_to() {
     let database = Database::new("repair").await;
     let environment = [("DATABASE_URL", database.url())];
     let ran = run(&["repair"], &environment);
     assert_eq!(ran.succeeded(), "nothing to repair: era 1 was written in this cluster\n");
-    run(&["repair", "--go"], &environment).failed(1, &["nothing to repair"]);
+    run(&["repair", "--execute"], &environment).failed(1, &["nothing to repair"]);
 
     let mut tx = database.pool().begin().await.unwrap();
     let messages = ["a", "b", "c"].map(|key| Message::new("orders", "order.placed", "{}").with_key(key));
@@ -43,19 +43,24 @@ async fn a_log_of_another_cluster_is_described_and_repaired_only_with_go() {
         "era 1 ends at position 3, era 2 begins at 4",
         "relay processes alive, or alive when the dump was made: default (pid 1); stop them first",
         "default  3            0         0       0",
-        "nothing was changed: `outbox repair --go` does it",
+        "nothing was changed: `outbox repair --execute` does it",
     ] {
         assert!(text.contains(line), "no {line:?} in {text}");
     }
-    run(&["repair", "--go"], &environment).failed(1, &["made: default (pid 1); stop them, or wait"]);
+    run(&["repair", "--execute"], &environment).failed(1, &["made: default (pid 1); stop them, or wait"]);
     assert_eq!(eras(&database).await, 1);
 
     database.pool().execute("update outbox.process set expires_at = now()").await.unwrap();
-    let document = run(&["repair", "--go", "--output", "json"], &environment).json();
+    let repair = ["repair", "--execute", "--by", "ada", "--reason", "moved", "--output", "json"];
+    let document = run(&repair, &environment).json();
     assert_eq!((&document["repaired"], &document["first_position"]), (&true.into(), &4.into()));
     assert_eq!(document["relays"][0]["undelivered"], 3);
     assert_eq!(eras(&database).await, 2);
-    run(&["repair", "--go"], &environment).failed(1, &["nothing to repair"]);
+    let audit = run(&["audit", "--output", "json"], &environment).json();
+    let entry = &audit[0];
+    assert_eq!((&entry["action"], &entry["who"]), (&"repair".into(), &"ada".into()), "{audit}");
+    assert_eq!((&entry["position"], &entry["reason"]), (&4.into(), &"moved".into()), "{audit}");
+    run(&["repair", "--execute"], &environment).failed(1, &["nothing to repair"]);
 }
 
 #[tokio::test]

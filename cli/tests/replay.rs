@@ -69,8 +69,9 @@ async fn it_says_what_it_would_publish_and_publishes_it_when_told_to() {
     let replay = |more: &[&str]| run(&[&["replay", "r"], more].concat(), &environment);
 
     replay(&[]).failed(2, &["it has not begun", "--all"]);
-    replay(&["--all", "--go"]).failed(2, &["no broker"]);
-    replay(&["--all", "--go", "--broker", &broker, "--destination", "{key}"]).failed(2, &["--destination: "]);
+    replay(&["--all", "--execute"]).failed(2, &["no broker"]);
+    replay(&["--all", "--execute", "--broker", &broker, "--destination", "{key}"])
+        .failed(2, &["--destination: "]);
     let told = replay(&["--key", "k1", "--broker", &broker, "--output", "json"]).json();
     assert_eq!(
         (&told["messages"], &told["topics"]["orders"], &told["state"]),
@@ -79,19 +80,39 @@ async fn it_says_what_it_would_publish_and_publishes_it_when_told_to() {
     assert_eq!((&told["first"]["position"], &told["last"]["position"]), (&1.into(), &15.into()));
     assert_eq!(told["first"]["id"].as_str(), Some(&*messages[0].id.to_string()));
     let text = replay(&["--key", "k1"]);
-    assert!(text.succeeded().contains("would publish 3 messages") && text.out.contains("--go"), "{text:?}");
+    assert!(
+        text.succeeded().contains("would publish 3 messages") && text.out.contains("--execute"),
+        "{text:?}"
+    );
     assert_eq!(run(&["replays"], &environment).succeeded(), "nothing was replayed here (outbox replay)\n");
     assert_eq!(lines(&stream).len(), 0);
 
     let done = replay(&[
-        "--key", "k1", "--broker", &broker, "--go", "--by", "ada", "--reason", "lost", "--log", "error",
+        "--key",
+        "k1",
+        "--broker",
+        &broker,
+        "--execute",
+        "--by",
+        "ada",
+        "--reason",
+        "lost",
+        "--log",
+        "error",
     ]);
     assert_eq!(done.succeeded(), "replay r: finished, 3 published, 0 given up\n");
     let published = lines(&stream);
     assert_eq!(published.iter().map(number).collect::<Vec<_>>(), [1, 8, 15]);
     assert!(published.iter().all(|line| line["headers"] == "{\"outbox-replay\":\"r\"}"), "{published:?}");
     assert!(replay(&[]).succeeded().contains("is finished: 3 messages published"));
-    replay(&["--key", "k2", "--broker", &broker, "--go", "--log", "error"]).failed(1, &["another filter"]);
+    // Run once more it publishes nothing, and says so.
+    let again = ["--broker", &broker, "--execute", "--log", "error"];
+    assert!(replay(&again).succeeded().contains("was finished before, with 3 published"));
+    let again = replay(&[&again[..], &["--output", "json"]].concat()).json();
+    assert_eq!((&again["finished"], &again["already"]), (&true.into(), &true.into()));
+    assert_eq!(lines(&stream).len(), 3);
+    replay(&["--key", "k2", "--broker", &broker, "--execute", "--log", "error"])
+        .failed(1, &["another filter"]);
     let list = run(&["replays", "--output", "json"], &environment).json();
     assert_eq!(
         (&list[0]["replay"], &list[0]["state"], &list[0]["published"]),
@@ -114,7 +135,8 @@ async fn what_is_killed_half_way_goes_on_and_repeats_only_what_was_not_recorded(
     let directory = tempfile::tempdir().unwrap();
     let stream = directory.path().join("stream.jsonl");
     let broker = format!("file:{}", stream.display());
-    let first = Running::start(&database, &["r", "--all", "--broker", &broker, "--rate", "500/s", "--go"]);
+    let first =
+        Running::start(&database, &["r", "--all", "--broker", &broker, "--rate", "500/s", "--execute"]);
     until("half of it is published", || lines(&stream).len() > COUNT / 2);
     first.kill();
     // A line that was cut is no message; the file's publisher completes it before it goes on.
@@ -130,7 +152,7 @@ async fn what_is_killed_half_way_goes_on_and_repeats_only_what_was_not_recorded(
     assert!(unrecorded <= 1_500, "{unrecorded} were published and not recorded");
 
     let environment = [("DATABASE_URL", database.url()), ("OUTBOX_LEASE", "1s")];
-    let again = ["replay", "r", "--broker", &broker, "--go", "--log", "error"];
+    let again = ["replay", "r", "--broker", &broker, "--execute", "--log", "error"];
     assert_eq!(run(&again, &environment).succeeded(), "replay r: finished, 3000 published, 0 given up\n");
     let published: Vec<usize> = lines(&stream).iter().map(number).collect();
     let mut seen = HashSet::new();
@@ -151,9 +173,10 @@ async fn a_second_process_is_refused_while_the_first_lives_and_a_signal_stops_th
     let directory = tempfile::tempdir().unwrap();
     let stream = directory.path().join("stream.jsonl");
     let broker = format!("file:{}", stream.display());
-    let mut first = Running::start(&database, &["r", "--all", "--broker", &broker, "--rate", "50/s", "--go"]);
+    let mut first =
+        Running::start(&database, &["r", "--all", "--broker", &broker, "--rate", "50/s", "--execute"]);
     until("it works", || lines(&stream).len() > 5);
-    let second = ["replay", "r", "--broker", "memory:", "--go", "--log", "error"];
+    let second = ["replay", "r", "--broker", "memory:", "--execute", "--log", "error"];
     run(&second, &environment).failed(1, &["another process works at the replay"]);
     let working = run(&["replays", "--output", "json"], &environment).json();
     assert_eq!((&working[0]["working"], &working[0]["state"]), (&true.into(), &"running".into()));
@@ -170,7 +193,7 @@ async fn a_second_process_is_refused_while_the_first_lives_and_a_signal_stops_th
     assert!(stopped.succeeded().contains("r       stopped"), "{stopped:?}");
     // Its lease is given back, and nothing is repeated.
     let begun = Instant::now();
-    let again = ["replay", "r", "--broker", &broker, "--go", "--log", "error"];
+    let again = ["replay", "r", "--broker", &broker, "--execute", "--log", "error"];
     run(&again, &environment).succeeded();
     assert_eq!(lines(&stream).iter().map(number).collect::<Vec<_>>(), (1..=400).collect::<Vec<_>>());
     assert!(begun.elapsed().as_secs() < 30);
@@ -187,7 +210,7 @@ async fn a_rejected_message_is_named_and_given_up_only_when_told_to() {
     let environment = [("DATABASE_URL", database.url())];
     // No topic of a log has a blank: the broker rejects it.
     let replay =
-        ["replay", "r", "--all", "--destination", "no topic", "--broker", &to, "--go", "--log", "error"];
+        ["replay", "r", "--all", "--destination", "no topic", "--broker", &to, "--execute", "--log", "error"];
     let words = ["the message at position 1", &messages[0].id.to_string(), "--skip-rejected"];
     run(&replay, &environment).failed(1, &words);
     let stopped = run(&["replays"], &environment);
@@ -208,15 +231,36 @@ async fn a_replay_that_nobody_finishes_is_cancelled() {
     enqueue(&database, 200).await;
     let environment = [("DATABASE_URL", database.url())];
     let mut running =
-        Running::start(&database, &["r", "--all", "--broker", "memory:", "--rate", "20/s", "--go"]);
+        Running::start(&database, &["r", "--all", "--broker", "memory:", "--rate", "20/s", "--execute"]);
     until("it works", || run(&["replays"], &environment).succeeded().contains("running"));
-    let cancel = ["replays", "cancel", "r", "--by", "ada"];
-    assert_eq!(run(&cancel, &environment).succeeded(), "replay r is cancelled\n");
+    // It says what it would give up, and does nothing until it is told to, with a reason.
+    let told = run(&["replays", "cancel", "r"], &environment);
+    assert!(told.succeeded().contains("unpublished, for good\nNothing was changed"), "{told:?}");
+    assert_eq!(run(&["replays", "cancel", "r", "--execute"], &environment).code, Some(2));
+    assert!(run(&["replays"], &environment).succeeded().contains("running"));
+    let cancel = ["replays", "cancel", "r", "--execute", "--by", "ada", "--reason", "done"];
+    let cancelled = run(&cancel, &environment);
+    assert!(cancelled.succeeded().starts_with("replay r is cancelled, with "), "{cancelled:?}");
     assert_eq!(run(&cancel, &environment).succeeded(), "replay r is cancelled already\n");
     run(&["replays", "cancel", "nobody"], &environment).failed(1, &["no such replay"]);
     until("it ends", || running.0.try_wait().unwrap().is_some());
-    run(&["replay", "r", "--broker", "memory:", "--go", "--log", "error"], &environment)
+    run(&["replay", "r", "--broker", "memory:", "--execute", "--log", "error"], &environment)
         .failed(1, &["was cancelled: take another name"]);
+}
+
+#[tokio::test]
+async fn a_log_is_not_replayed_into_itself_and_nothing_is_begun() {
+    let database = Database::new("cli_replay_itself").await;
+    enqueue(&database, 3).await;
+    let environment = [("DATABASE_URL", database.url())];
+    run(
+        &["replay", "r", "--all", "--broker", "env:DATABASE_URL", "--execute", "--log", "error"],
+        &environment,
+    )
+    .failed(1, &["the broker is the log that is read"]);
+    assert_eq!(run(&["replays"], &environment).succeeded(), "nothing was replayed here (outbox replay)\n");
+    let messages = "select count(*) from outbox.message";
+    assert_eq!(sqlx::query_scalar::<_, i64>(messages).fetch_one(database.pool()).await.unwrap(), 3);
 }
 
 #[tokio::test]
@@ -246,7 +290,7 @@ async fn a_stream_that_still_remembers_the_first_copy_takes_the_replays() {
     let url = server.url();
     let replay =
         ["replay", "r", "--all", "--broker", &url, "--nats-stream", "SHOP", "--destination", "shop.{topic}"];
-    run(&[&replay[..], &["--go", "--log", "error"]].concat(), &environment).succeeded();
+    run(&[&replay[..], &["--execute", "--log", "error"]].concat(), &environment).succeeded();
     let mut subscriber =
         brokers::nats::NatsSubscriber::new(client, "SHOP", "test").with_subjects(["shop.orders"]);
     let mut marks = Vec::new();

@@ -67,6 +67,8 @@ pub struct ConsumerStatus {
     pub messages: i64,
     /// Since when the oldest of them is held.
     pub oldest_held_at: Option<DateTime<Utc>>,
+    /// Processes that are alive.
+    pub processes: i64,
 }
 
 /// Every consumer that has run here or holds something back, by name.
@@ -84,6 +86,7 @@ pub async fn status(connection: &mut PgConnection) -> Result<Vec<ConsumerStatus>
             parked: row.try_get("parked")?,
             messages: row.try_get("messages")?,
             oldest_held_at: row.try_get("oldest_held_at")?,
+            processes: row.try_get("processes")?,
         })
     };
     rows.iter().map(status).collect()

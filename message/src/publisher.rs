@@ -85,6 +85,13 @@ pub trait Publisher: Send + Sync {
     async fn log(&self) -> Result<Option<String>, PublishError> {
         Ok(None)
     }
+
+    /// What it publishes to, for a person: the kind of broker and its address, without a secret. Processes of one relay
+    /// whose answers differ split its log between two brokers, and are warned of. `None`: it does not say. A publisher that
+    /// wraps another passes it on.
+    fn describe(&self) -> Option<String> {
+        None
+    }
 }
 
 #[async_trait]
@@ -103,6 +110,10 @@ impl<P: Publisher + ?Sized> Publisher for Arc<P> {
 
     async fn log(&self) -> Result<Option<String>, PublishError> {
         (**self).log().await
+    }
+
+    fn describe(&self) -> Option<String> {
+        (**self).describe()
     }
 }
 

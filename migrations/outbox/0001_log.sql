@@ -104,7 +104,8 @@ create index message_correlation on outbox.message using brin (correlation uuid_
 -- A relay is a name with cursors of its own. `changes` counts what its running processes should look at: a process that
 -- came, shards that were handed over, another state. They read it with every look at the log. Retired is for good: what
 -- such a relay would have published may be gone. `retention` is how long its processes want delivered messages kept, null
--- until one has said so; the longest of all relays counts. `left_at` is when one of them last said goodbye.
+-- until one has said so; the longest of all relays counts. `left_at` is when one of them last said goodbye. `is_group`: it
+-- is a consumer group of this log; `destination` is what its processes registered last, for a person.
 create table outbox.relay (
     name text primary key check (name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'),
     shards smallint not null default 16 check (shards between 1 and 1024),
@@ -112,6 +113,8 @@ create table outbox.relay (
     changes bigint not null default 0,
     retention interval check (retention >= interval '0'),
     left_at timestamptz,
+    is_group boolean not null default false,
+    destination text,
     created_at timestamptz not null default now()
 );
 
@@ -124,7 +127,11 @@ create table outbox.process (
     started_at timestamptz not null default clock_timestamp(),
     expires_at timestamptz not null,
     -- What its lease would else last, while it rests.
-    rests interval
+    rests interval,
+    -- What it publishes to, without a secret: the kind and address of its broker, and its routes; of a consumer group, the
+    -- topics that it asks for. Processes of one relay with different fingerprints split its log.
+    destination text,
+    fingerprint uuid
 ) with (fillfactor = 50);
 
 -- A process of a relay that waits for its broker before it does anything: it owns nothing and takes no part, and its relay may
@@ -268,13 +275,16 @@ create table outbox.audit (
     at timestamptz not null default clock_timestamp(),
     who text not null check (octet_length(who) between 1 and 200),
     role text not null default session_user,
-    action text not null check (action in ('redrive', 'skip', 'pause', 'resume', 'retire', 'replay', 'cancel')),
+    action text not null check (
+        action in ('redrive', 'skip', 'pause', 'resume', 'retire', 'replay', 'cancel', 'repair')
+    ),
     relay text references outbox.relay (name),
     replay text references outbox.replay (name),
     position bigint,
     message_id uuid,
     reason text check (octet_length(reason) between 1 and 4096),
-    constraint audit_reason check (action <> 'skip' or reason is not null)
+    -- What gives messages up says why.
+    constraint audit_reason check (action not in ('skip', 'retire', 'cancel') or reason is not null)
 );
 
 -- Who looks after the log as a whole: one process of any relay at a time. It is a lease by this database's clock, so that

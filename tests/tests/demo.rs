@@ -129,6 +129,12 @@ async fn the_demo_adds_up_after_a_service_and_a_relay_were_killed() {
         assert!(said.contains(text), "no {text:?}:\n{said}");
     }
     assert!(!said.contains("FAILED"), "{said}");
+    // Whatever it waits for stands in its lines: the last of them has nothing left.
+    let lines = said.lines().filter_map(|line| line.split_once(" effects ")?.1.split_once(" held back "));
+    let (effects, held) = lines.last().unwrap();
+    let (made, due) = effects.trim().split_once(" of ").unwrap();
+    assert_eq!((made, held.trim()), (due, "0"), "{said}");
+    assert_eq!(made.parse(), Ok(number(said, "effects, each exactly once")), "{said}");
     assert_eq!(number(said, "in all"), 120);
     assert_eq!(number(said, "completed"), 80);
     // How many copies a kill makes is a matter of its moment, which the demo seeks and cannot force; the soak counts them.

@@ -90,7 +90,7 @@ async fn a_recovery_to_a_moment_before_the_end_needs_no_repair_and_loses_nothing
 
     let found = admin::survey(&recovered.pool).await.unwrap();
     assert!(!found.needs_repair(), "{found:?}");
-    assert!(matches!(admin::repair(&recovered.pool).await, Err(RepairError::Sound)));
+    assert!(matches!(admin::repair(&recovered.pool, "ada", None).await, Err(RepairError::Sound)));
     assert_eq!(recovered.pending("default").await, owed.len());
     recovered.write(&KEYS, 21..=24).await;
     let second = Broker::new();

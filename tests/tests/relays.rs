@@ -214,6 +214,11 @@ async fn a_start_beyond_the_end_of_the_log_is_refused_and_its_end_is_not() {
         assert!(matches!(ended, Err(RelayError::Refused(Refusal::StartAhead))), "{ended:?}");
     }
     assert_eq!(admin::status(pool).await.unwrap().len(), 0, "nothing is left of it");
+    // Nor of one that is known already and has no cursors, as when it ended between the two.
+    sqlx::raw_sql("insert into outbox.relay (name) values ('default')").execute(pool).await.unwrap();
+    let refused = ended(start(pool, Broker::new().publisher(), settings(Start::AtPosition(12)))).await;
+    assert!(matches!(refused, Err(RelayError::Refused(Refusal::StartAhead))), "{refused:?}");
+    assert_eq!(admin::status(pool).await.unwrap()[0].processes, 0, "no process of it is left");
     let broker = Broker::new();
     let relay = start(pool, broker.publisher(), settings(Start::AtPosition(11)));
     until("begun", || async { admin::status(pool).await.unwrap().iter().any(|relay| relay.processes == 1) })
@@ -309,9 +314,9 @@ async fn a_relay_that_is_retired_while_it_waits_ends_and_its_name_is_refused() {
     sqlx::raw_sql("insert into outbox.relay (name) values ('default')").execute(pool).await.unwrap();
     admin::pause(pool, "default", "ada", None).await.unwrap();
     let relay = start(pool, Broker::new().publisher(), settings(Start::Beginning));
-    assert!(admin::retire(pool, "default", "ada", None).await.unwrap());
+    assert!(admin::retire(pool, "default", "ada", "no longer needed").await.unwrap());
     assert!(matches!(ended(relay).await, Err(RelayError::Refused(Refusal::Retired))));
-    assert!(!admin::retire(pool, "default", "ada", None).await.unwrap());
+    assert!(!admin::retire(pool, "default", "ada", "no longer needed").await.unwrap());
     let resumed = admin::resume(pool, "default", "ada", None).await;
     assert!(matches!(resumed, Err(admin::StateError::Retired)), "{resumed:?}");
 }

@@ -181,8 +181,8 @@ async fn a_replay_that_is_cancelled_stops_and_its_name_is_not_used_again() {
     let running =
         spawn(replay(pool, "r", broker.publisher()).with_filter(Filter::default()).with_settings(paced));
     arrived(&broker, 3).await;
-    assert!(cancel(pool, "r", "grace", Some("enough")).await.unwrap());
-    assert!(!cancel(pool, "r", "grace", None).await.unwrap());
+    assert!(cancel(pool, "r", "grace", "enough").await.unwrap());
+    assert!(!cancel(pool, "r", "grace", "enough").await.unwrap());
     let ended = tokio::time::timeout(PATIENCE, running).await.expect("it notices").unwrap();
     assert!(matches!(ended, Err(ReplayError::Cancelled)), "{ended:?}");
     assert!(matches!(run(replay(pool, "r", broker.publisher())).await, Err(ReplayError::Cancelled)));
@@ -230,7 +230,7 @@ async fn an_operator_sees_what_a_replay_would_publish_and_needs_the_relays_right
     let Err(ReplayError::Database(error)) = &refused else { panic!("{refused:?}") };
     assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("42501"), "{error}");
     assert!(broker.published().is_empty());
-    assert!(cancel(&operator, "r", "ada", None).await.unwrap());
+    assert!(cancel(&operator, "r", "ada", "enough").await.unwrap());
 
     let both = format!("replayer_{}", MessageId::new().as_uuid().simple());
     let grant = format!("create role {both}; grant outbox_operator, outbox_relay to {both}");

@@ -46,14 +46,14 @@ async fn a_restored_dump_is_refused_and_after_the_repair_nothing_is_lost_doubled
 
     let found = admin::survey(&cluster.pool).await.unwrap();
     assert!(found.is_elsewhere() && found.ids_behind && !found.positions_behind && found.written_since == 0);
-    let Err(RepairError::Alive { processes, .. }) = admin::repair(&cluster.pool).await else {
+    let Err(RepairError::Alive { processes, .. }) = admin::repair(&cluster.pool, "ada", None).await else {
         panic!("it repairs a log that is being read");
     };
     assert!(processes.len() == 1 && processes[0].ends_with(&format!(" (pid {})", std::process::id())));
     assert_eq!(cluster.number("select count(*) from outbox.cluster").await, 1);
     let found = repair(&cluster).await;
     assert_eq!(found.first_position, found.last_drawn + 1);
-    assert!(matches!(admin::repair(&cluster.pool).await, Err(RepairError::Sound)));
+    assert!(matches!(admin::repair(&cluster.pool, "ada", None).await, Err(RepairError::Sound)));
     for ((name, _), owed) in life.brokers().into_iter().zip(&owed) {
         assert_eq!(cluster.pending(name).await, owed.len(), "{name}");
     }
@@ -286,9 +286,9 @@ async fn a_transaction_that_has_written_and_is_still_open_is_waited_for_and_not_
     outbox::enqueue_all(&mut open, &[message("a", 1)]).await.unwrap();
     sqlx::raw_sql("prepare transaction 'forgotten'").execute(&mut *open).await.unwrap();
     drop(open);
-    let busy = admin::repair(&cluster.pool).await.unwrap_err();
+    let busy = admin::repair(&cluster.pool, "ada", None).await.unwrap_err();
     assert!(matches!(busy, RepairError::Busy(_)), "{}", chain(&busy));
     cluster.do_sql("commit prepared 'forgotten'").await;
-    let found = admin::repair(&cluster.pool).await.unwrap();
+    let found = admin::repair(&cluster.pool, "ada", None).await.unwrap();
     assert_eq!((found.last_written, found.first_position), (1, 2));
 }

@@ -99,4 +99,15 @@ impl Publisher for FilePublisher {
         let checked = self.blocking(|sink| sink.check()).await?;
         checked.map_err(|source| PublishError::Unavailable(format!("{}: {source}", self.name)))
     }
+
+    fn describe(&self) -> Option<String> {
+        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(match &*sink {
+            Sink::File { path, .. } => {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                format!("file:{}", path.display())
+            }
+            Sink::StandardOutput { .. } => "standard output".to_owned(),
+        })
+    }
 }

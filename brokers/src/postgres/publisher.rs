@@ -151,6 +151,16 @@ impl Publisher for PostgresPublisher {
         let mut connection = self.pool.acquire().await.map_err(|error| fault::unavailable(&error))?;
         log::name(&mut connection).await.map(Some).map_err(|error| fault::unavailable(&error))
     }
+
+    fn describe(&self) -> Option<String> {
+        let options = self.pool.connect_options();
+        let host = match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => options.get_host().to_owned(),
+        };
+        let database = options.get_database().unwrap_or("?");
+        Some(format!("postgres://{host}:{}/{database}", options.get_port()))
+    }
 }
 
 /// An error and what caused it, in one line.

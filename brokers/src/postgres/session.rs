@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use message::SubscribeError;
 use outbox::log::{
-    Cursor, CursorRecord, Lease, LogConnection, LogError, Move, Page, Progress, ReadSettings, Reader, Record,
-    RecordCommand, Refusal, Share, Store,
+    Cursor, CursorRecord, Destination, Lease, LogConnection, LogError, Move, Page, Progress, ReadSettings,
+    Reader, Record, RecordCommand, Refusal, Share, Store,
 };
 use outbox::{Backoff, Upkeep};
 use sqlx::postgres::PgPool;
@@ -177,10 +177,30 @@ impl Session {
     async fn join(&self, log: &mut LogConnection) -> Result<(Store, Arc<Lease>), Refusal> {
         let Settings { start, shards, lease, .. } = self.settings;
         let store = Store::join(log, self.group.as_str(), self.process, shards, start, lease).await?;
+        self.register(&store, log).await?;
         let name = self.group.as_str().to_owned();
         let kept = Lease::begin(self.pool.clone(), name, self.process, lease).await?;
         // Thought dead between two statements: it must join again.
         Ok((store, Arc::new(kept.ok_or(LogError::ConnectionReplaced)?)))
+    }
+
+    /// Registers the topics that this process asks for, and warns of processes of the group that ask for others: each passes
+    /// over, for the whole group, what it does not ask for.
+    async fn register(&self, store: &Store, log: &mut LogConnection) -> Result<(), sqlx::Error> {
+        let mut topics: Vec<String> = self.settings.topics.iter().map(ToString::to_string).collect();
+        topics.sort();
+        let topics = if topics.is_empty() { "all topics".to_owned() } else { topics.join(", ") };
+        let asks = Destination::of_group(&format!("consumer group, {topics}"));
+        for other in store.publishes_to(log.connection(), &asks).await? {
+            tracing::warn!(
+                group = %self.group,
+                asks = asks.as_str(),
+                process = other.process,
+                elsewhere = other.destination,
+                "another process of this group asks for other topics: what the owner of a shard does not ask for is lost to the group"
+            );
+        }
+        Ok(())
     }
 
     /// Waits until there are shards for this process.

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use migrations::{Schema, SchemaError};
 use outbox::admin::{Finding, Severity};
+use outbox::log::{LogError, Refusal};
 use serde::Serialize;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::PgPool;
 
 use crate::exit::{Failure, chain};
 use crate::output::{self, Format, plain};
 use crate::secret::SecretUrl;
-use crate::{database, duration};
+use crate::{database, duration, schema};
 
 /// Say what makes a set-up unsafe or will hurt, and what to do about it
 #[derive(Debug, clap::Args)]
@@ -22,8 +23,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DATABASE")]
     database: Option<String>,
     /// A transaction that lasts longer, or a relay that is further behind, is worth a word
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = time)]
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration::argument)]
     old: Duration,
+    /// A relay or replay that no process has run for longer may be one that is not needed any more
+    #[arg(long, value_name = "DURATION", default_value = duration::ABANDONED, value_parser = duration::argument)]
+    abandoned: Duration,
     /// What hurts is a failure, too
     #[arg(long)]
     strict: bool,
@@ -49,10 +53,6 @@ keys; replays that nobody finishes. Nothing is written. To see the transactions 
 Exit codes: 0 nothing is unsafe; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 5 something is
 unsafe (with --strict: or hurts).";
 
-fn time(text: &str) -> Result<Duration, String> {
-    duration::parse(text).ok_or_else(|| format!("must be {}", duration::GRAMMAR))
-}
-
 /// What was found, for a script.
 #[derive(Serialize)]
 struct Report {
@@ -75,7 +75,7 @@ const HURTS: &str = "hurts";
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let url = database::named(args.database.as_deref())?;
-    let report = Report::new(examine(&url, args.old).await?);
+    let report = Report::new(examine(&url, args.old, args.abandoned).await?);
     match args.output {
         Format::Json => output::print_json(&report)?,
         Format::Text => output::print(&report.text())?,
@@ -91,41 +91,65 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-async fn examine(url: &SecretUrl, old: Duration) -> Result<Vec<Line>, Failure> {
+async fn examine(url: &SecretUrl, old: Duration, abandoned: Duration) -> Result<Vec<Line>, Failure> {
     let failed = |error: sqlx::Error| database::failed(&format!("database {url}"), &error);
     let mut found: Vec<Line> = pooler::probe(url).await?.into_iter().collect();
     // Everything in transactions, and no statement with a name: behind a pooler one would be prepared here and run there,
     // or be somebody else's.
     let options = database::options(url, "doctor")?;
     let pool = outbox::pool_options().max_connections(2).connect_lazy_with(options);
-    let mut looking = pool.begin().await.map_err(failed)?;
-    let outbox = schema(Schema::Outbox, &mut looking, &mut found).await.map_err(failed)?;
-    let inbox = schema(Schema::Inbox, &mut looking, &mut found).await.map_err(failed)?;
-    looking.commit().await.map_err(failed)?;
-    if !outbox && found.iter().all(|line| line.name != SCHEMA) {
+    let outbox = look_at(Schema::Outbox, &pool, &mut found).await.map_err(failed)?;
+    let inbox = look_at(Schema::Inbox, &pool, &mut found).await.map_err(failed)?;
+    if outbox == Look::Unseen && inbox != Look::Fits {
+        return Err(Failure::failed(format!(
+            "database {url}: permission denied: this role may look at no schema; outbox_monitor may (outbox migrate --roles)"
+        )));
+    }
+    if outbox == Look::Absent && found.iter().all(|line| line.name != SCHEMA) {
         found.push(Line::missing());
     }
-    if outbox {
-        let examined = outbox::admin::examine(&pool, old).await;
-        let examined =
-            examined.map_err(|error| Failure::failed(format!("database {url}: {}", chain(&error))))?;
+    for (look, name) in [(outbox, schema::OUTBOX), (inbox, schema::INBOX)] {
+        if look == Look::Unseen {
+            found.push(Line::unseen(name));
+        }
+    }
+    if outbox == Look::Fits {
+        let examined = outbox::admin::examine(&pool, old, abandoned).await;
+        let examined = examined.map_err(|error| match error {
+            Refusal::Log(LogError::Database(error)) => {
+                database::failed_for("outbox_monitor", &format!("database {url}"), &error)
+            }
+            error => Failure::failed(format!("database {url}: {}", chain(&error))),
+        })?;
         found.extend(examined.into_iter().map(Line::from));
     }
-    if inbox {
+    if inbox == Look::Fits {
+        let failed = |error| database::failed_for("outbox_monitor", &format!("database {url}"), &error);
         found.extend(consumers(&pool).await.map_err(failed)?);
     }
     Ok(found)
 }
 
-/// Whether a schema is there and fits. One that does not fit is a finding; the inbox may be missing.
-async fn schema(
-    schema: Schema,
-    connection: &mut PgConnection,
-    found: &mut Vec<Line>,
-) -> Result<bool, sqlx::Error> {
-    match schema.check(connection).await {
-        Ok(()) => Ok(true),
-        Err(SchemaError::Missing { .. }) => Ok(false),
+/// What was found of a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Fits,
+    /// It is missing, or does not fit.
+    Absent,
+    /// This role may not look at it.
+    Unseen,
+}
+
+/// Whether a schema is there and fits. One that does not fit is a finding; the inbox may be missing. The transaction ends
+/// with a schema that may not be looked at, so each has one of its own.
+async fn look_at(schema: Schema, pool: &PgPool, found: &mut Vec<Line>) -> Result<Look, sqlx::Error> {
+    let mut looking = pool.begin().await?;
+    let checked = schema.check(&mut looking).await;
+    looking.rollback().await?;
+    match checked {
+        Ok(()) => Ok(Look::Fits),
+        Err(SchemaError::Missing { .. }) => Ok(Look::Absent),
+        Err(error) if schema::is_unseen(&error) => Ok(Look::Unseen),
         Err(SchemaError::Unreadable { source, .. }) => Err(source),
         Err(error) => {
             found.push(Line {
@@ -134,7 +158,7 @@ async fn schema(
                 what: chain(&error),
                 remedy: "migrate first, then roll out: outbox migrate".to_owned(),
             });
-            Ok(false)
+            Ok(Look::Absent)
         }
     }
 }
@@ -153,12 +177,24 @@ async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
                 "consumer {} has parked {} keys; {} messages wait for a person",
                 consumer.consumer, consumer.parked, consumer.messages
             ),
-            remedy: format!("outbox parked --consumer {}: redrive, or skip", consumer.consumer),
+            remedy: format!(
+                "outbox parked --consumer {} says why; mend the cause, and redrive them",
+                consumer.consumer
+            ),
         })
         .collect())
 }
 
 impl Line {
+    fn unseen(schema: &str) -> Self {
+        Line {
+            name: "unseen_schema",
+            severity: HURTS,
+            what: format!("this role may not look at schema {schema}: what is wrong there is not said"),
+            remedy: "run the doctor with the rights of outbox_monitor (outbox migrate --roles)".to_owned(),
+        }
+    }
+
     fn missing() -> Self {
         Line {
             name: SCHEMA,

@@ -17,8 +17,8 @@ use crate::exit::{Failure, chain};
 /// Batches under way at once in a broker database.
 const BROKER_CONNECTIONS: u32 = 8;
 
-/// Any broker's publisher.
-pub(crate) struct AnyPublisher(Box<dyn Publisher>);
+/// Any broker's publisher, and what it publishes to.
+pub(crate) struct AnyPublisher(Box<dyn Publisher>, String);
 
 /// The publisher of the configuration's broker. One that is down is no failure: the relay waits for it. `stop` is
 /// cancelled when waiting has no sense: standard output does not come back.
@@ -45,7 +45,10 @@ pub(crate) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyP
             Box::new(PostgresPublisher::new(pool))
         }
     };
-    Ok(AnyPublisher(publisher))
+    let stream = config.nats_stream.as_ref().map(|stream| format!(", stream {}", stream.name));
+    let address = format!("{}{}", config.broker, stream.unwrap_or_default());
+    let address = publisher.describe().unwrap_or(address);
+    Ok(AnyPublisher(publisher, address))
 }
 
 fn policy(NatsStream { name, subjects }: &NatsStream) -> StreamPolicy {
@@ -68,6 +71,10 @@ impl Publisher for AnyPublisher {
 
     async fn log(&self) -> Result<Option<String>, PublishError> {
         self.0.log().await
+    }
+
+    fn describe(&self) -> Option<String> {
+        Some(self.1.clone())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::moment;
 use crate::output::Format;
 use crate::who::Who;
 
-/// Publish messages once more that the log still holds: says which, and does it with --go
+/// Publish messages once more that the log still holds: says which, and does it with --execute
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -20,7 +20,7 @@ pub(crate) struct Args {
     pub(super) name: String,
     /// Do it. Without, nothing is published and nothing is written
     #[arg(long)]
-    pub(super) go: bool,
+    pub(super) execute: bool,
     /// A URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
     #[arg(long, value_name = "DATABASE")]
     pub(super) database: Option<String>,
@@ -98,9 +98,9 @@ const EXAMPLES: &str = "\
 Examples:
   outbox replay search-2 --topic 'orders.>' --since 2026-01-31T00:00:00Z          which, and how many
   outbox replay search-2 --topic 'orders.>' --since 2026-01-31T00:00:00Z \\
-      --broker nats://nats:4222 --destination 'rebuild.{topic}' --rate 500/s --go
-  outbox replay search-2 --broker nats://nats:4222 --go                           goes on where it was
-  outbox replay one-more --id $ID --broker file:- --go
+      --broker nats://nats:4222 --destination 'rebuild.{topic}' --rate 500/s --execute
+  outbox replay search-2 --broker nats://nats:4222 --execute                      goes on where it was
+  outbox replay one-more --id $ID --broker file:- --execute
 
 A replay publishes what was committed when it began, in order per key, and only what the log still holds. Until it is
 finished, or cancelled (`outbox replays`), the log keeps what is left of it.
@@ -114,7 +114,7 @@ Every subscriber of the destination gets the copies, also those without an inbox
 Killed, it repeats what it had published and not recorded, at most about a second's worth, and no order is lost. One
 process works at a replay at a time; after a kill the next waits until the first can be taken for dead.
 
-The database's role needs the rights of outbox_operator, and with --go also of outbox_relay, since it reads payloads.
+The database's role needs the rights of outbox_operator, and with --execute also of outbox_relay, since it reads payloads.
 
 Exit codes: 0 published all of it, or said what it would publish; 1 stopped before its end (the same command goes on),
 a message was rejected, the broker refused it, or the replay cannot go on; 2 wrong usage; 3 the database cannot be

@@ -31,7 +31,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         ));
     }
     let filter = args.which.filter()?;
-    if args.go { go(&args, filter).await } else { tell(&args, filter).await }
+    if args.execute { execute(&args, filter).await } else { tell(&args, filter).await }
 }
 
 impl Args {
@@ -73,7 +73,7 @@ async fn tell(args: &Args, filter: Option<Filter>) -> Result<(), Failure> {
 }
 
 /// Publishes.
-async fn go(args: &Args, filter: Option<Filter>) -> Result<(), Failure> {
+async fn execute(args: &Args, filter: Option<Filter>) -> Result<(), Failure> {
     let (who, reason) = (args.who.name()?, who::reason(args.reason.as_deref())?);
     if let Some(template) = &args.destination {
         // Before anything is tried.
@@ -100,7 +100,7 @@ async fn go(args: &Args, filter: Option<Filter>) -> Result<(), Failure> {
         replay = replay.with_reason(reason);
     }
     let done = replay.run(stop).await.map_err(|error| failure(error, &args.name, &url))?;
-    let Replayed { published, skipped, after, finished, .. } = done;
+    let Replayed { published, skipped, after, finished, already, .. } = done;
     if !finished {
         return Err(Failure::failed(format!(
             "replay {}: stopped after position {after}, {published} published: the same command goes on",
@@ -108,7 +108,14 @@ async fn go(args: &Args, filter: Option<Filter>) -> Result<(), Failure> {
         )));
     }
     match args.output {
-        Format::Json => output::print_json(&Report { replay: &args.name, published, skipped, finished }),
+        Format::Json => {
+            output::print_json(&Report { replay: &args.name, published, skipped, finished, already })
+        }
+        Format::Text if already => output::print(&format!(
+            "replay {}: was finished before, with {published} published and {skipped} given up; nothing was published now: \
+             take another name to publish them once more\n",
+            args.name
+        )),
         Format::Text => output::print(&format!(
             "replay {}: finished, {published} published, {skipped} given up\n",
             args.name
@@ -134,6 +141,8 @@ struct Report<'a> {
     published: i64,
     skipped: i64,
     finished: bool,
+    /// It was finished before: nothing was published now.
+    already: bool,
 }
 
 /// What would be published, for a script.
@@ -209,7 +218,7 @@ fn text(name: &str, preview: &Preview) -> String {
             text.push_str(&format!("{name}: position {}, {}, enqueued {at}\n", place.position, place.id));
         }
     }
-    text.push_str("\nNothing was published and nothing was written: --go does it.\n");
+    text.push_str("\nNothing was published and nothing was written: --execute does it.\n");
     text
 }
 
@@ -220,12 +229,14 @@ fn failure(error: ReplayError, name: &str, url: &SecretUrl) -> Failure {
         ReplayError::NotBegun => Failure::usage(format!(
             "{doing}: it has not begun, and which messages? Give --topic, --since or another filter, or --all"
         )),
-        ReplayError::Rejected { .. } => {
-            Failure::failed(format!("{doing}: {}; --skip-rejected gives up such messages", chain(&error)))
-        }
+        ReplayError::Rejected { .. } => Failure::failed(format!(
+            "{doing}: {}; mend the cause and run it again (--skip-rejected would give up every message that is \
+                 rejected)",
+            chain(&error)
+        )),
         ReplayError::Database(error) => match error.as_database_error().and_then(|error| error.code()) {
             Some(code) if code == "42501" => database::failed(
-                &format!("{doing} (it takes outbox_operator, and with --go outbox_relay, too)"),
+                &format!("{doing} (it takes outbox_operator, and with --execute outbox_relay, too)"),
                 &error,
             ),
             _ => database::failed(&doing, &error),

@@ -34,7 +34,7 @@ impl Report<'_> {
         }
         say.line(format_args!("  {:7}  in all", ends.values().sum::<i64>()));
 
-        let messages = Messages::read(self.databases).await?;
+        let messages = Messages::read(self.databases, false).await?;
         let mut discarded_copies = told.discarded_before_kill;
         for pair in self.fleet.pairs() {
             discarded_copies += discarded(self.client, &pair.address).await?;
@@ -48,7 +48,7 @@ impl Report<'_> {
         say.line(format_args!("  {published:7}  published"));
         say.line(format_args!("  {:7}  of them copies, on the wire", published - messages.enqueued));
         say.line(format_args!("  {discarded_copies:7}  duplicates seen by consumers and discarded"));
-        say.line(format_args!("  {:7}  effects, each exactly once", messages.effects_made));
+        say.line(format_args!("  {:7}  effects, each exactly once", messages.effects_made()));
         say.line(format_args!("  {:7}  POST /orders sent twice, one order each", told.repeated_requests));
 
         say.line("\nChecks across the databases");

@@ -69,6 +69,7 @@ impl Stage<'_> {
         for (_, act) in script {
             discarded_before_kill += self.perform(act).await?;
         }
+        watch.all_placed = true;
         self.say.now(format_args!("all {} orders are placed", orders.len()));
 
         while self.look(&mut watch).await?.answered_by_stock < watch.seen.placed {
@@ -122,14 +123,12 @@ impl Stage<'_> {
     /// Waits until no effect is due and nothing waits to be published any more; then the checks, as they are.
     async fn settle(&mut self, watch: &mut Watch, orders: &[Planned]) -> Result<Vec<Check>, DemoError> {
         loop {
-            let seen = self.look(watch).await?;
-            let messages = Messages::read(self.databases).await?;
-            let ended = seen.completed + seen.cancelled == seen.placed;
-            let applied = messages.effects_made >= messages.effects_due;
+            self.look(watch).await?;
+            let messages = watch.messages;
+            let applied = messages.effects_made() >= messages.effects_due();
             // The last message of a workflow has no effect to wait for; its relay may have been the one that was killed.
-            let published =
-                !self.broker_is_a_log || tally::copies(self.databases).await?.1 >= messages.enqueued;
-            if (ended && applied && published) || watch.tired(messages) {
+            let published = messages.unpublished() == 0;
+            if (watch.ended() && applied && published) || watch.is_tired() {
                 self.say.now(watch.line());
                 return Ok(tally::checks(self.databases, orders, self.broker_is_a_log).await?);
             }
@@ -140,7 +139,8 @@ impl Stage<'_> {
         tokio::time::sleep(BETWEEN_LOOKS).await;
         self.fleet.alive()?;
         let progress = Progress::read(self.databases).await?;
-        if watch.saw(progress) {
+        let messages = Messages::read(self.databases, self.broker_is_a_log).await?;
+        if watch.saw(progress, messages) {
             self.say.now(watch.line());
         }
         Ok(progress)
@@ -159,16 +159,25 @@ struct Watch {
     seen: Progress,
     changed: Instant,
     printed: Option<Instant>,
-    messages: Option<(Messages, Instant)>,
+    messages: Messages,
+    moved: Instant,
+    /// No order is placed any more.
+    all_placed: bool,
 }
 
 impl Watch {
     fn new() -> Self {
-        Watch { seen: Progress::default(), changed: Instant::now(), printed: None, messages: None }
+        let (seen, now) = (Progress::default(), Instant::now());
+        let messages = Messages { enqueued: 0, published: None, services: Default::default() };
+        Watch { seen, changed: now, printed: None, messages, moved: now, all_placed: false }
     }
 
     /// Takes note; whether it is time for a line.
-    fn saw(&mut self, progress: Progress) -> bool {
+    fn saw(&mut self, progress: Progress, messages: Messages) -> bool {
+        if messages != self.messages {
+            self.messages = messages;
+            self.moved = Instant::now();
+        }
         if progress != self.seen {
             self.seen = progress;
             self.changed = Instant::now();
@@ -181,20 +190,25 @@ impl Watch {
     }
 
     /// Whether no message has moved for too long.
-    fn tired(&mut self, messages: Messages) -> bool {
-        match self.messages {
-            Some((before, since)) if before == messages => since.elapsed() > PATIENCE,
-            _ => {
-                self.messages = Some((messages, Instant::now()));
-                false
-            }
-        }
+    fn is_tired(&self) -> bool {
+        self.moved.elapsed() > PATIENCE
     }
 
+    /// Whether every order has ended. Effects may still be due: a refund, pieces that are put back.
+    fn ended(&self) -> bool {
+        self.all_placed && self.seen.completed + self.seen.cancelled == self.seen.placed
+    }
+
+    /// How far the orders are, or, once they have ended, what is waited for.
     fn line(&self) -> String {
+        let (made, due, held) =
+            (self.messages.effects_made(), self.messages.effects_due(), self.messages.held());
+        if let Some(waits) = self.messages.waits().filter(|_| self.ended()) {
+            return format!("every order has ended; effects {made} of {due}; still to come: {waits}");
+        }
         let Progress { placed, answered_by_stock, payments, shipments, completed, cancelled, .. } = self.seen;
         format!(
-            "placed {placed:4}   stock {answered_by_stock:4}   payment {payments:4}   shipping {shipments:4}   completed {completed:4}   cancelled {cancelled:4}"
+            "placed {placed:4}   stock {answered_by_stock:4}   payment {payments:4}   shipping {shipments:4}   completed {completed:4}   cancelled {cancelled:4}   effects {made} of {due}   held back {held}"
         )
     }
 }

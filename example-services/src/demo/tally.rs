@@ -48,30 +48,92 @@ async fn count(pool: &PgPool, sql: &'static str) -> Result<i64, sqlx::Error> {
 pub(super) struct Messages {
     /// In the services' logs.
     pub(super) enqueued: i64,
-    /// Effects that they ask for: one for each service that reacts to their kind.
-    pub(super) effects_due: i64,
-    /// Effects that are made: rows of the inboxes.
-    pub(super) effects_made: i64,
-    /// Keys held back anywhere.
+    /// Different ones at the broker, if that can be counted.
+    pub(super) published: Option<i64>,
+    /// What each service has to do with them.
+    pub(super) services: [Effects; 4],
+}
+
+/// What messages ask of one service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Effects {
+    pub(super) service: &'static str,
+    /// Messages of the kinds that it reacts to.
+    pub(super) due: i64,
+    /// Effects that are made: rows of its inbox.
+    pub(super) made: i64,
+    /// Keys that its consumer and its relay hold back.
     pub(super) held: i64,
 }
 
 impl Messages {
-    pub(super) async fn read(databases: &Databases) -> Result<Messages, sqlx::Error> {
-        let mut messages = Messages { enqueued: 0, effects_due: 0, effects_made: 0, held: 0 };
+    pub(super) async fn read(databases: &Databases, broker_is_a_log: bool) -> Result<Messages, sqlx::Error> {
+        let mut messages = Messages { enqueued: 0, published: None, services: [Effects::default(); 4] };
+        // Against the way a message takes, so that no more effects seem to be made than are due.
+        for (effects, (service, database)) in messages.services.iter_mut().zip(databases.of_services()) {
+            effects.service = service;
+            effects.made = count(&database.pool, include_str!("sql/handled.sql")).await?;
+            effects.held = count(&database.pool, include_str!("sql/held.sql")).await?;
+        }
+        if broker_is_a_log {
+            messages.published = Some(copies(databases).await?.1);
+        }
         for (_, database) in databases.of_services() {
-            let pool = &database.pool;
             let kinds: Vec<(String, i64)> =
-                sqlx::query_as(include_str!("sql/enqueued.sql")).fetch_all(pool).await?;
+                sqlx::query_as(include_str!("sql/enqueued.sql")).fetch_all(&database.pool).await?;
             for (kind, enqueued) in kinds {
-                let reacting = service::ALL.iter().filter(|service| service.kinds.contains(&kind.as_str()));
                 messages.enqueued += enqueued;
-                messages.effects_due += enqueued * i64::try_from(reacting.count()).unwrap_or(i64::MAX);
+                for effects in &mut messages.services {
+                    let reacts = |service: &&service::Definition| {
+                        service.name == effects.service && service.kinds.contains(&kind.as_str())
+                    };
+                    effects.due +=
+                        if service::ALL.iter().any(|service| reacts(&service)) { enqueued } else { 0 };
+                }
             }
-            messages.effects_made += count(pool, include_str!("sql/handled.sql")).await?;
-            messages.held += count(pool, include_str!("sql/held.sql")).await?;
         }
         Ok(messages)
+    }
+
+    pub(super) fn effects_due(&self) -> i64 {
+        self.services.iter().map(|effects| effects.due).sum()
+    }
+
+    pub(super) fn effects_made(&self) -> i64 {
+        self.services.iter().map(|effects| effects.made).sum()
+    }
+
+    pub(super) fn held(&self) -> i64 {
+        self.services.iter().map(|effects| effects.held).sum()
+    }
+
+    /// Messages that are not at the broker.
+    pub(super) fn unpublished(&self) -> i64 {
+        self.published.map_or(0, |published| (self.enqueued - published).max(0))
+    }
+
+    /// What is still to come, for a person; `None`: nothing.
+    pub(super) fn waits(&self) -> Option<String> {
+        let missing = |effects: &&Effects| effects.made < effects.due || effects.held > 0;
+        let mut waits: Vec<String> = self.services.iter().filter(missing).map(Effects::text).collect();
+        match self.unpublished() {
+            0 => {}
+            1 => waits.push("1 message to be published".to_owned()),
+            more => waits.push(format!("{more} messages to be published")),
+        }
+        (!waits.is_empty()).then(|| waits.join(", "))
+    }
+}
+
+impl Effects {
+    fn text(&self) -> String {
+        let Effects { service, due, made, held } = self;
+        let held = match held {
+            0 => String::new(),
+            1 => " (1 key is held back)".to_owned(),
+            keys => format!(" ({keys} keys are held back)"),
+        };
+        format!("{} effects of {service}{held}", (due - made).max(0))
     }
 }
 
@@ -151,7 +213,7 @@ pub(super) async fn checks(
         sqlx::query_as(include_str!("sql/payment_sums.sql")).fetch_one(&databases.payment.pool).await?;
     let (dispatched, undeliverable): (i64, i64) =
         sqlx::query_as(include_str!("sql/shipping_sums.sql")).fetch_one(&databases.shipping.pool).await?;
-    let messages = Messages::read(databases).await?;
+    let messages = Messages::read(databases, false).await?;
     let check = |left, right| Check { left, right };
     let mut checks = vec![
         check(("orders asked for", asked), ("orders ended (order)", completed + cancelled)),
@@ -172,10 +234,10 @@ pub(super) async fn checks(
             ("reservations released (stock)", released),
         ),
         check(
-            ("effects due by messages (4 outboxes)", messages.effects_due),
-            ("effects made (4 inboxes)", messages.effects_made),
+            ("effects due by messages (4 outboxes)", messages.effects_due()),
+            ("effects made (4 inboxes)", messages.effects_made()),
         ),
-        check(("keys held back", messages.held), ("none", 0)),
+        check(("keys held back", messages.held()), ("none", 0)),
     ];
     if broker_is_a_log {
         let (_, different) = copies(databases).await?;
@@ -185,4 +247,34 @@ pub(super) async fn checks(
         ));
     }
     Ok(checks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_still_to_come_is_named_by_service_and_nothing_is_if_nothing_is() {
+        let effects = |service, due, made, held| Effects { service, due, made, held };
+        let mut messages = Messages {
+            enqueued: 7,
+            published: Some(5),
+            services: [
+                effects("order", 4, 4, 0),
+                effects("stock", 2, 1, 0),
+                effects("payment", 9, 2, 7),
+                effects("shipping", 3, 3, 1),
+            ],
+        };
+        assert_eq!(
+            messages.waits().as_deref(),
+            Some(
+                "1 effects of stock, 7 effects of payment (7 keys are held back), \
+                 0 effects of shipping (1 key is held back), 2 messages to be published"
+            )
+        );
+        messages.published = None;
+        messages.services = [effects("order", 4, 4, 0); 4];
+        assert_eq!(messages.waits(), None);
+    }
 }

@@ -13,7 +13,11 @@ with held as (
 select
     coalesce(registered.name, held.consumer) as consumer, registered.started_at,
     coalesce(held.retrying, 0) as retrying, coalesce(held.parked, 0) as parked,
-    coalesce(waiting.messages, 0) as messages, held.oldest_held_at
+    coalesce(waiting.messages, 0) as messages, held.oldest_held_at,
+    (
+        select count(*) from inbox.process
+        where process.consumer = registered.name and process.expires_at > clock_timestamp()
+    ) as processes
 from inbox.consumer as registered
 full join held on held.consumer = registered.name
 left join waiting on waiting.consumer = held.consumer

@@ -19,13 +19,14 @@ pub struct AuditEntry {
     pub who: String,
     /// The database's role that did it, as the server knows it.
     pub role: String,
-    /// `redrive`, `skip`, `pause`, `resume`, `retire`, `replay` or `cancel`.
+    /// `redrive`, `skip`, `pause`, `resume`, `retire`, `replay`, `cancel` or `repair`.
     pub action: String,
     /// Of which relay.
     pub relay: Option<String>,
     /// Of which replay.
     pub replay: Option<String>,
-    /// Of a redrive: what names the hold. Of a skip: where the message stands in the log.
+    /// Of a redrive: what names the hold. Of a skip: where the message stands in the log. Of a repair: where the new era
+    /// begins.
     pub position: Option<i64>,
     /// The message, or the first that was held.
     pub message_id: Option<Uuid>,

@@ -20,7 +20,7 @@ use crate::statement::{self, BEGIN_READING};
 use crate::upkeep;
 pub use audit::{AuditEntry, audit};
 pub use doctor::{Finding, Severity, examine};
-pub use relays::{StateError, pause, resume, retire};
+pub use relays::{Retirement, StateError, pause, resume, retire, retirement};
 pub use repair::{RepairError, Survey, repair, survey};
 pub use scheduled::{Scheduled, scheduled};
 
@@ -56,8 +56,21 @@ pub struct RelayStatus {
     pub held_messages: i64,
     /// Leaves of the log that hold messages it has not delivered, by number: they are not emptied.
     pub pins: Vec<i64>,
-    /// Since when none of its processes has lived; `None`: one does, or waits for its broker.
+    /// When its last process stopped; `None` while one is running, or waits for its broker.
     pub unattended_since: Option<DateTime<Utc>>,
+    /// Whether it is a consumer group of this log.
+    pub is_group: bool,
+    /// What its processes registered last as the place they publish to, without a secret.
+    pub destination: Option<String>,
+    /// Where living processes publish to, each with its name, if that is not the same place or not by the same routes.
+    pub split: Vec<String>,
+}
+
+impl RelayStatus {
+    /// Whether it should run and no process of it is alive, or waits for its broker.
+    pub fn is_stopped(&self) -> bool {
+        self.state == "running" && self.processes == 0 && self.waiting == 0
+    }
 }
 
 /// How far each relay of the database is.
@@ -95,6 +108,9 @@ async fn status_within(tx: &mut PgTransaction<'_>) -> Result<Vec<RelayStatus>, s
                 parked: row.try_get("parked")?,
                 held_messages: row.try_get("held_messages")?,
                 unattended_since: row.try_get("unattended_since")?,
+                is_group: row.try_get("is_group")?,
+                destination: row.try_get("destination")?,
+                split: row.try_get("split")?,
             })
         })
         .collect()

@@ -1,15 +1,17 @@
 //! Relays as an operator's: paused, resumed, retired.
 
+use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgPool;
 
+use super::status;
 use crate::statement;
 
 /// A relay's state was not changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
-    /// Nobody has ever run a relay of that name here.
+    /// No relay of that name has run here.
     #[error("no such relay")]
     Unknown,
     /// What it would have published may be gone.
@@ -37,13 +39,66 @@ pub async fn resume(pool: &PgPool, relay: &str, who: &str, reason: Option<&str>)
     change(pool, relay, "running", "resume", who, reason).await
 }
 
-/// Gives a relay up, for good: no process runs it any more, and the log keeps nothing for it. Deletes nothing: what it
-/// holds stays listed until it is [skipped](super::skip). `false`: it is retired already.
+/// What retiring a relay would give up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Retirement {
+    /// Its name.
+    pub relay: String,
+    /// Whether it is a consumer group of this log.
+    pub is_group: bool,
+    /// What its processes registered last as the place they publish to, without a secret.
+    pub destination: Option<String>,
+    /// `running`, `paused` or `retired`.
+    pub state: String,
+    /// Messages of the log that it has not published.
+    pub pending: i64,
+    /// Messages that it holds back.
+    pub held: i64,
+    /// Processes that are alive.
+    pub processes: i64,
+    /// When its last process stopped; `None` while one is running.
+    pub unattended_since: Option<DateTime<Utc>>,
+    /// Every other relay of the database is retired, or there is none.
+    pub is_last: bool,
+}
+
+impl Retirement {
+    /// Messages that would go unpublished by it, or that a group would not receive.
+    pub fn unpublished(&self) -> i64 {
+        self.pending + self.held
+    }
+}
+
+/// Says what retiring a relay would give up. Changes nothing.
+///
+/// # Errors
+/// [`StateError::Unknown`], or the database's.
+pub async fn retirement(pool: &PgPool, relay: &str) -> Result<Retirement, StateError> {
+    let relays = status(pool).await?;
+    let is_last = relays.iter().all(|other| other.relay == relay || other.state == "retired");
+    let found = relays.into_iter().find(|status| status.relay == relay).ok_or(StateError::Unknown)?;
+    Ok(Retirement {
+        relay: found.relay,
+        is_group: found.is_group,
+        destination: found.destination,
+        state: found.state,
+        pending: found.pending,
+        held: found.held_messages,
+        processes: found.processes,
+        unattended_since: found.unattended_since,
+        is_last,
+    })
+}
+
+/// Gives a relay up, for good: no process runs it any more, and the log keeps nothing for it. What it has not published is
+/// not published by it ([`retirement`] counts that). Deletes nothing: what it holds stays listed until it is
+/// [skipped](super::skip). `false`: it is retired already.
 ///
 /// # Errors
 /// See [`StateError`].
-pub async fn retire(pool: &PgPool, relay: &str, who: &str, reason: Option<&str>) -> Result<bool, StateError> {
-    match change(pool, relay, "retired", "retire", who, reason).await {
+pub async fn retire(pool: &PgPool, relay: &str, who: &str, reason: &str) -> Result<bool, StateError> {
+    match change(pool, relay, "retired", "retire", who, Some(reason)).await {
         Err(StateError::Retired) => Ok(false),
         changed => changed,
     }

@@ -98,11 +98,12 @@ pub async fn survey(pool: &PgPool) -> Result<Survey, RepairError> {
 }
 
 /// Ends the present era of the log and opens one of this cluster, in one transaction that keeps writers and relays out.
-/// Before producers are started: what they write before it is delivered, but not always once and in order. Answers what was found.
+/// Before producers are started: what they write before it is delivered, but not always once and in order. `who` decides it,
+/// and perhaps says why. Returns what was found.
 ///
 /// # Errors
 /// See [`RepairError`].
-pub async fn repair(pool: &PgPool) -> Result<Survey, RepairError> {
+pub async fn repair(pool: &PgPool, who: &str, reason: Option<&str>) -> Result<Survey, RepairError> {
     let found = survey(pool).await?;
     let mut connection = pool.acquire().await?;
     let mut tx = connection.begin_with(statement::BEGIN_LONG).await?;
@@ -125,6 +126,8 @@ pub async fn repair(pool: &PgPool) -> Result<Survey, RepairError> {
     let open = sqlx::query(include_str!("sql/open_era.sql")).bind(survey.first_position);
     statement::run(&mut *tx, open).await?;
     sqlx::raw_sql(include_str!("sql/disown.sql")).execute(&mut *tx).await?;
+    let written = sqlx::query(include_str!("sql/write_repair.sql")).bind(who).bind(survey.first_position);
+    statement::run(&mut *tx, written.bind(reason)).await?;
     tx.commit().await?;
     Ok(Survey { relays: found.relays, ..survey })
 }

@@ -5,6 +5,7 @@
 
 mod append;
 mod connection;
+mod destination;
 mod eras;
 mod lease;
 mod pace;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 pub use append::{append, check_appendable, name};
 pub use connection::{LogConnection, LogError};
+pub use destination::{Destination, Elsewhere};
 pub use eras::{Era, Eras};
 pub use lease::Lease;
 pub use progress::{CursorRecord, Progress};
@@ -100,9 +102,7 @@ pub enum Refusal {
     )]
     OtherCluster,
     /// The broker is the log that is read.
-    #[error(
-        "the broker is the database that the relay reads: it would publish its own messages, without end"
-    )]
+    #[error("the broker is the log that is read: its messages would be published into it once more")]
     Itself,
     /// A new relay was to begin with something that is yet to come.
     #[error("the relay is to start beyond the end of the log")]

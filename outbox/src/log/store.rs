@@ -102,9 +102,16 @@ impl Store {
         lease: Duration,
     ) -> Result<Self, Refusal> {
         preflight(connection.connection()).await?;
-        // A refused start leaves nothing behind of a relay that nobody knows yet: it is tried before anything is written.
-        let known = sqlx::query(sql!("relay")).bind(relay);
-        if statement::optional(connection.connection(), known).await?.is_none() {
+        // A refused start leaves nothing behind of a relay without cursors, known or not: it is tried before anything is
+        // written, and a relay that would not run has none.
+        let known =
+            statement::optional(connection.connection(), sqlx::query(sql!("relay")).bind(relay)).await?;
+        let may_run = match known {
+            Some(known) => known.try_get::<&str, _>("state")? == "running",
+            None => true,
+        };
+        let begun = sqlx::query(sql!("has_cursors")).bind(relay);
+        if may_run && !statement::row(connection.connection(), begun).await?.try_get::<bool, _>(0)? {
             let eras = eras(connection.connection()).await?;
             start.place(connection, relay, &eras).await?;
         }

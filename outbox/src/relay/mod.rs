@@ -3,6 +3,7 @@
 mod backoff;
 mod busy;
 mod claim;
+mod destination;
 mod holds;
 mod lanes;
 #[cfg(test)]
@@ -77,6 +78,7 @@ pub struct Relay<P> {
     busy: Arc<Busy>,
     /// Changes at each ring, and is true while rings are heard.
     doorbell: watch::Sender<bool>,
+    warned: destination::Warned,
 }
 
 /// What the broker has said of itself.
@@ -92,7 +94,8 @@ impl<P: Publisher + 'static> Relay<P> {
     pub fn new(name: impl Into<String>, pool: PgPool, publisher: P) -> Self {
         let (publisher, busy) = (Arc::new(publisher), Arc::new(Busy::default()));
         let doorbell = watch::Sender::new(false);
-        Relay { name: name.into(), pool, publisher, settings: Settings::default(), busy, doorbell }
+        let (settings, warned) = (Settings::default(), destination::Warned::default());
+        Relay { name: name.into(), pool, publisher, settings, busy, doorbell, warned }
     }
 
     /// With other settings altogether.

@@ -107,6 +107,17 @@ impl Routes {
     }
 }
 
+/// `orders.>=shop.{topic}`, joined by a comma and a blank; empty without routes.
+impl fmt::Display for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (pattern, destination)) in self.routes.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{pattern}={destination}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Remembers the destinations of the topics met: routing is once a topic, not once a message.
 #[derive(Debug)]
 pub(crate) struct Router {

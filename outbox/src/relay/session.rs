@@ -160,7 +160,15 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             if let Some((ended, deadline)) = self.ending {
                 self.copies_from_lanes();
                 let stranded = self.progress.values().any(|progress| progress.stranded().is_some());
-                if (self.batches.is_empty() && !stranded) || Instant::now() >= deadline {
+                let answered = self.batches.is_empty() && !stranded;
+                if answered || Instant::now() >= deadline {
+                    if !answered {
+                        tracing::warn!(
+                            relay = self.relay.name,
+                            on_wire = self.on_wire,
+                            "the broker did not answer in time: what is on the wire may be published again"
+                        );
+                    }
                     return self.leave(ended).await;
                 }
                 self.send();
@@ -212,9 +220,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         self.ending.is_some_and(|(ending, _)| ending == ended)
     }
 
-    /// Whether the lease still holds, by the local clock: a process that stood still must look before it sends.
+    /// Whether the lease still holds, by the local clock: a process that stood still must look before it sends. A renewal
+    /// that was not looked at yet does not count: it may say that the shards are another's, and what was read since would
+    /// be sent by both.
     fn lease_holds(&self) -> bool {
-        self.share.borrow().renewed.elapsed() < self.settings.lease * 3 / 4
+        let unseen = self.share.has_changed().unwrap_or(true);
+        !unseen && self.share.borrow().renewed.elapsed() < self.settings.lease * 3 / 4
     }
 
     fn look_at_share(&mut self) {

@@ -268,7 +268,7 @@ pub(crate) async fn list_within(tx: &mut PgTransaction<'_>) -> Result<Vec<Replay
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CancelError {
-    /// Nobody has begun a replay of that name here.
+    /// No replay of that name has begun here.
     #[error("no such replay")]
     Unknown,
     /// There is nothing left to cancel.
@@ -279,12 +279,13 @@ pub enum CancelError {
     Database(#[from] sqlx::Error),
 }
 
-/// Ends a replay that is not finished, for good: a process that works at it stops, and the log keeps nothing for it. `who`
-/// decides it, and perhaps says why. `false`: it is cancelled already.
+/// Ends a replay that is not finished, for good: a process that works at it stops, and the log keeps nothing for it. What is
+/// left of it is not published ([`preview`](super::preview()) counts that). `who` decides it, and says why. `false`: it is
+/// cancelled already.
 ///
 /// # Errors
 /// See [`CancelError`].
-pub async fn cancel(pool: &PgPool, name: &str, who: &str, reason: Option<&str>) -> Result<bool, CancelError> {
+pub async fn cancel(pool: &PgPool, name: &str, who: &str, reason: &str) -> Result<bool, CancelError> {
     let query = sqlx::query(include_str!("sql/cancel.sql")).bind(name).bind(who).bind(reason);
     let row = statement::optional(pool, query).await?;
     let was: Option<String> = row.map(|row| row.try_get(0)).transpose()?;
@@ -323,6 +324,7 @@ fn recorded(row: &PgRow) -> Result<Recorded, sqlx::Error> {
             skipped: row.try_get("skipped")?,
             after: row.try_get("after")?,
             finished: row.try_get::<&str, _>("state")? == "finished",
+            already: false,
         },
         state: row.try_get("state")?,
         to_position: row.try_get("to_position")?,

@@ -84,8 +84,10 @@ pub struct Replayed {
     pub skipped: i64,
     /// Everything up to this position is done.
     pub after: i64,
-    /// Whether that is all of it; else it was stopped.
+    /// Whether that is all of it; otherwise it was stopped.
     pub finished: bool,
+    /// Whether it was finished before: then nothing was published now.
+    pub already: bool,
 }
 
 /// Why a replay did not go on. What it has recorded is done; run again, it goes on from there.

@@ -15,7 +15,7 @@ use super::queue::{Done, Item, Queue};
 use super::rate::Rate;
 use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
 use crate::Routes;
-use crate::log::{LogMessage, Names, decode_row, leaf, leaf_end, preflight};
+use crate::log::{LogMessage, Names, Refusal, decode_row, leaf, leaf_end, preflight};
 use crate::relay::{Router, chain, chance, shorten};
 use crate::statement::{BEGIN_READING, within};
 
@@ -31,7 +31,7 @@ pub(super) async fn run<P: Publisher + 'static>(
 ) -> Result<Replayed, ReplayError> {
     let (filter, routes) = match begin(&replay).await? {
         Begun::Running(filter, routes) => (filter, routes),
-        Begun::Finished(replayed) => return Ok(replayed),
+        Begun::Finished(replayed) => return Ok(Replayed { already: true, ..replayed }),
     };
     let job = job::claim(&replay.pool, &replay.name, replay.settings.lease).await?;
     let (epoch, now) = (job.epoch, Instant::now());
@@ -65,7 +65,7 @@ pub(super) async fn run<P: Publisher + 'static>(
         Err(_) => {}
     }
     let Job { published, skipped, after, .. } = worker.job;
-    worked.map(|finished| Replayed { published, skipped, after, finished })
+    worked.map(|finished| Replayed { published, skipped, after, finished, already: false })
 }
 
 /// What there is to do.
@@ -77,7 +77,7 @@ enum Begun {
 }
 
 /// What the replay is to publish, and where to: as it began, be that now.
-async fn begin<P>(replay: &Replay<P>) -> Result<Begun, ReplayError> {
+async fn begin<P: Publisher>(replay: &Replay<P>) -> Result<Begun, ReplayError> {
     let mut connection = replay.pool.acquire().await?;
     preflight(&mut connection).await.map_err(ReplayError::Refused)?;
     drop(connection);
@@ -86,6 +86,8 @@ async fn begin<P>(replay: &Replay<P>) -> Result<Begun, ReplayError> {
         Some(recorded) => recorded,
         None => {
             let filter = replay.filter.as_ref().ok_or(ReplayError::NotBegun)?;
+            // Before anything is written, if the broker answers; otherwise once it does.
+            is_itself(replay).await?;
             let (destination, reason) = (replay.destination.as_deref(), replay.reason.as_deref());
             job::begin(pool, name, filter, destination, who, reason).await?;
             job::load(pool, name).await?.ok_or(ReplayError::NotBegun)?
@@ -104,6 +106,24 @@ async fn begin<P>(replay: &Replay<P>) -> Result<Begun, ReplayError> {
         None => replay.settings.routes.clone(),
     };
     Ok(Begun::Running(recorded.filter, routes))
+}
+
+/// Refuses to publish a log into itself: every message would stand there twice, and every other reader would publish the
+/// copies. A broker that does not answer is asked again.
+async fn is_itself<P: Publisher>(replay: &Replay<P>) -> Result<(), ReplayError> {
+    match replay.publisher.log().await {
+        Ok(log) => refuse_itself(replay, log).await,
+        Err(_) => Ok(()),
+    }
+}
+
+async fn refuse_itself<P>(replay: &Replay<P>, log: Option<String>) -> Result<(), ReplayError> {
+    let Some(destination) = log else { return Ok(()) };
+    let mut connection = replay.pool.acquire().await?;
+    if destination == crate::log::name(&mut connection).await? {
+        return Err(ReplayError::Refused(Refusal::Itself));
+    }
+    Ok(())
 }
 
 /// Every topic goes to one destination.
@@ -173,8 +193,16 @@ impl<P: Publisher + 'static> Worker<'_, P> {
 
     async fn broker_is_ready(&mut self) -> Result<bool, ReplayError> {
         loop {
-            match self.replay.publisher.check().await {
-                Ok(()) => return Ok(true),
+            let publisher = &self.replay.publisher;
+            let asked = async {
+                publisher.check().await?;
+                publisher.log().await
+            };
+            match asked.await {
+                Ok(log) => {
+                    refuse_itself(self.replay, log).await?;
+                    return Ok(true);
+                }
                 Err(error @ PublishError::Rejected(_)) => return Err(ReplayError::Broker(error)),
                 Err(error) => {
                     if !self.waits(&error.to_string()).await {

@@ -3,7 +3,12 @@
 //! A message is published again when its shard goes to another process though the last owner has not given it up: what
 //! that owner had not recorded is sent by the next one, or by the last one when it wakes. One such *loss* of a shard
 //! makes at most one more copy of a message. A process that stood still, or says that its database failed it, may also take
-//! its own shards again, from what it had recorded: the same. Where shards are given up, for a stop or to share them, nothing is sent twice.
+//! its own shards again, from what it had recorded: the same. Where shards are given up, for a stop or to share them, nothing
+//! is sent twice, unless the process says that it was not answered in time: by the broker, or by the database that was to
+//! record it.
+//!
+//! What is sent twice was read before the loss, so it was enqueued before it: one that knows of its loss sends nothing of
+//! what came later, and one that does not know has a lease that ended before.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -34,6 +39,11 @@ impl Warning {
     /// it could not renew its lease for half of it.
     fn starts_over(&self) -> bool {
         self.line.contains("starting over")
+    }
+
+    /// It gave its shards up, or shared them, with something on the wire or unrecorded.
+    fn leaves_unanswered(&self) -> bool {
+        self.line.contains("did not answer in time")
     }
 }
 
@@ -110,10 +120,19 @@ pub(super) fn explain(
 
 fn losses(acquisitions: &[Acquisition], blows: &[Blow], warnings: &[Warning]) -> BTreeMap<i16, Vec<Loss>> {
     let mut losses: BTreeMap<i16, Vec<Loss>> = BTreeMap::new();
-    let mut last: HashMap<i16, f64> = HashMap::new();
+    let mut last: HashMap<i16, &Acquisition> = HashMap::new();
     for acquisition in acquisitions {
-        let since = last.insert(acquisition.shard, acquisition.at).unwrap_or_default();
-        let Some(previous) = acquisition.previous else { continue };
+        let before = last.insert(acquisition.shard, acquisition);
+        let since = before.map_or(0.0, |before| before.at);
+        let left_unanswered = |before: &&Acquisition| {
+            warnings.iter().any(|warning| {
+                warning.leaves_unanswered()
+                    && before.label.as_ref() == Some(&warning.label)
+                    && (since..=acquisition.at).contains(&warning.at)
+            })
+        };
+        let left_unanswered = before.filter(left_unanswered).map(|before| before.owner);
+        let Some(previous) = acquisition.previous.or(left_unanswered) else { continue };
         let stood_still =
             blows.iter().any(|blow| blow.process == previous && (since..=acquisition.at).contains(&blow.at));
         let started_over = warnings.iter().any(|warning| {
@@ -121,7 +140,7 @@ fn losses(acquisitions: &[Acquisition], blows: &[Blow], warnings: &[Warning]) ->
                 && acquisition.label.as_ref() == Some(&warning.label)
                 && (since..=acquisition.at).contains(&warning.at)
         });
-        if previous != acquisition.owner || stood_still || started_over {
+        if previous != acquisition.owner || stood_still || started_over || left_unanswered.is_some() {
             let loss = Loss { of: previous, at: acquisition.at, copies: 0 };
             losses.entry(acquisition.shard).or_default().push(loss);
         }
@@ -214,6 +233,35 @@ mod tests {
             [0, 1, 1, 1]
         );
         assert_eq!(judge("pid 1", 4.9, "WARN the broker is unavailable"), 1);
+    }
+
+    #[test]
+    fn a_shard_that_was_given_up_with_something_unanswered_repeats_it_once() {
+        let (polite, shared) = (
+            [acquired(1, None, 1, 1.0), acquired(1, None, 2, 5.0)],
+            [acquired(1, None, 1, 1.0), acquired(1, Some(1), 1, 5.0)],
+        );
+        let judge = |acquisitions: &[Acquisition], label: &str, at, line: &str| {
+            let warning = Warning { label: label.to_owned(), at, line: line.to_owned() };
+            let repeats = [repeat(1, 1, 4.0, 6.0), repeat(1, 1, 4.0, 7.0)];
+            explain(acquisitions, &[], &[warning], &repeats).unexplained.len()
+        };
+        let said = "WARN the broker did not answer in time: what is on the wire may be published again";
+        for acquisitions in [&polite, &shared] {
+            assert_eq!(judge(acquisitions, "pid 1", 4.9, said), 1);
+            assert_eq!(judge(acquisitions, "pid 2", 4.9, said), 2);
+            assert_eq!(judge(acquisitions, "pid 1", 0.9, said), 2);
+            assert_eq!(judge(acquisitions, "pid 1", 4.9, "WARN the broker is unavailable"), 2);
+        }
+    }
+
+    #[test]
+    fn what_was_enqueued_after_the_loss_is_owed_to_nothing() {
+        // As a process sent it that had renewed its lease and had not read that its shards were another's.
+        let lost = [acquired(1, None, 1, 1.0), acquired(1, Some(1), 2, 5.0)];
+        let frozen = [Blow { process: id(1), at: 2.0 }];
+        let repeats = [repeat(1, 1, 4.0, 6.0), repeat(2, 1, 5.2, 6.0)];
+        assert_eq!(unexplained(&lost, &frozen, &repeats), 1);
     }
 
     #[test]

@@ -3,6 +3,21 @@
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_of_a_group_that_ask_for_different_topics_are_named() {
+    let broker = postgres().await;
+    let mut all = broker.subscriber("g");
+    assert_nothing_more(&mut all).await;
+    assert_eq!(broker.status("g").await.split, [""; 0]);
+    let mut some = broker.subscriber("g").with_topics(["orders".parse().unwrap()]);
+    assert_nothing_more(&mut some).await;
+    let status = broker.status("g").await;
+    assert_eq!((status.is_group, status.split.len()), (true, 2), "{status:?}");
+    assert!(status.split.iter().any(|process| process.ends_with("consumer group, orders")), "{status:?}");
+    some.close().await;
+    assert_eq!(broker.status("g").await.split, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_that_joins_gets_half_of_the_shards_and_nothing_twice() {
     let broker = postgres().await;
     let sent = keyed(1_000, 40);

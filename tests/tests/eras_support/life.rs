@@ -112,7 +112,7 @@ pub(crate) async fn repair(cluster: &Cluster) -> admin::Survey {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         cluster.do_sql("update outbox.process set expires_at = clock_timestamp()").await;
-        match admin::repair(&cluster.pool).await {
+        match admin::repair(&cluster.pool, "ada", None).await {
             Err(admin::RepairError::Alive { .. }) if tokio::time::Instant::now() < deadline => {}
             repaired => return repaired.unwrap(),
         }

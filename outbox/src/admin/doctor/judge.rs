@@ -109,7 +109,7 @@ fn safety(facts: &Facts) -> Vec<Finding> {
                 "what runs before a message is written can change or drop it: {}",
                 [&*facts.triggers_before, &*facts.rules].concat().join(", ")
             ),
-            "drop them, and do it in the service that writes",
+            "have the service that writes do what they do, and drop them then",
         ));
     }
     found
@@ -124,7 +124,7 @@ fn consequences(facts: &Facts) -> Vec<Finding> {
                 "each message pays for a trigger in its business transaction: {}",
                 facts.triggers_after.join(", ")
             ),
-            "drop them, and react to the message where it arrives",
+            "have the consumer of the message do what they do, and drop them then",
         ));
     }
     if facts.synchronous_commit == "off" || !facts.lazy_roles.is_empty() {
@@ -181,32 +181,49 @@ pub(super) fn holder(old: &Old) -> Finding {
             format!(
                 "prepared transaction {name} ({detail}) waits for {time}: what it wrote waits, and nothing is vacuumed"
             ),
-            format!("commit prepared '{name}', or rollback prepared '{name}', in its database"),
+            format!(
+                "the transaction manager that prepared it knows whether to commit: have it finish. By hand, `commit prepared \
+                 '{name}'` keeps what it wrote and `rollback prepared` discards it"
+            ),
         ),
         "slot" => hurts(
             "slot",
             format!(
                 "nobody reads replication slot {name} ({detail}): the WAL is kept for it, and perhaps dead rows"
             ),
-            format!("start its reader, or select pg_drop_replication_slot('{name}')"),
+            "start its reader. Without the slot the reader misses what was written since: drop it only if the reader is gone",
         ),
         _ => hurts(
             "old_transaction",
             format!(
                 "process {name} ({detail}) is in a transaction since {time}: nothing is vacuumed meanwhile"
             ),
-            format!("end it where it runs, or select pg_terminate_backend({name})"),
+            format!(
+                "have its program commit or end it; select pg_terminate_backend({name}) would roll back what it has done"
+            ),
         ),
     }
 }
 
-/// What is wrong with the relays.
-pub(super) fn relays(
-    relays: &[RelayStatus],
-    last_position: i64,
-    old: Duration,
-    now: DateTime<Utc>,
-) -> Vec<Finding> {
+/// What counts as long, and the time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ages {
+    pub(super) old: Duration,
+    pub(super) abandoned: Duration,
+    pub(super) now: DateTime<Utc>,
+}
+
+impl Ages {
+    /// Whether what has no process since then may not be needed any more.
+    fn is_abandoned(self, since: Option<DateTime<Utc>>) -> bool {
+        since.is_some_and(|since| (self.now - since).as_seconds_f64() >= self.abandoned.as_secs_f64())
+    }
+}
+
+/// What is wrong with the relays. Following a remedy at any moment loses nothing: what gives messages up is named only
+/// where nothing has run for long, and is a dry run by itself.
+pub(super) fn relays(relays: &[RelayStatus], last_position: i64, ages: Ages) -> Vec<Finding> {
+    let Ages { old, now, .. } = ages;
     let mut found = Vec::new();
     if relays.is_empty() && last_position > 0 {
         found.push(hurts(
@@ -215,7 +232,17 @@ pub(super) fn relays(
             "outbox relay --broker …; in a database that is the broker, a consumer",
         ));
     }
+    let waiting = relays.iter().map(|relay| relay.pending).min().unwrap_or_default();
+    if relays.iter().all(|relay| relay.state == "retired") && waiting > 0 {
+        found.push(hurts(
+            "all_retired",
+            format!("every relay here is retired: {waiting} messages wait, and no relay publishes them"),
+            "run a relay under another name. It begins with the oldest message of the log, so that none is left out; \
+             consumers see again what was published before",
+        ));
+    }
     for relay in relays {
+        found.extend(split(relay));
         let (name, waits) = (&relay.relay, relay.pending > 0);
         let backlog = format!("{} messages wait, the oldest for {}", relay.pending, ago(relay.oldest, now));
         match relay.state.as_str() {
@@ -230,23 +257,24 @@ pub(super) fn relays(
             "running" if relay.processes == 0 && (waits || !relay.pins.is_empty()) => found.push(hurts(
                 "unattended_relay",
                 format!(
-                    "nobody runs relay {name} for {}: {backlog}, {}",
+                    "no process has run {} for {}: {backlog}, {}",
+                    named(relay),
                     ago(relay.unattended_since, now),
                     kept(relay)
                 ),
-                format!("run it, or give it up for good: outbox relays retire {name}"),
+                start(relay, ages),
             )),
             "running" if relay.lag_seconds > old.as_secs_f64() && waits => found.push(hurts(
                 "lagging_relay",
                 format!("relay {name} is behind: {backlog}"),
-                format!(
-                    "outbox status; is its broker slow or down? its log says so (outbox relay --relay {name})"
-                ),
+                "the logs of its processes say why: is its broker slow or down?",
             )),
             "paused" if waits => found.push(hurts(
                 "paused_relay",
                 format!("relay {name} is paused: {backlog}, {}", kept(relay)),
-                format!("outbox relays resume {name}"),
+                format!(
+                    "outbox audit --relay {name} says who paused it, and why; outbox relays resume {name} has it go on"
+                ),
             )),
             _ => {}
         }
@@ -258,11 +286,60 @@ pub(super) fn relays(
                     "relay {name} has parked {parked} keys; {} messages wait for a person",
                     relay.held_messages
                 ),
-                format!("outbox parked --relay {name}: redrive, or skip"),
+                if relay.state == "retired" {
+                    format!(
+                        "outbox parked --relay {name} lists them; it is retired and tries none: outbox replay publishes what \
+                         is still needed"
+                    )
+                } else {
+                    format!("outbox parked --relay {name} says why; mend the cause, and redrive them")
+                },
             ));
         }
     }
     found
+}
+
+/// Its name, and what its processes have published to.
+fn named(relay: &RelayStatus) -> String {
+    let kind = if relay.is_group { "group" } else { "relay" };
+    match &relay.destination {
+        Some(destination) => format!("{kind} {} ({destination})", relay.relay),
+        None => format!("{kind} {}", relay.relay),
+    }
+}
+
+/// How a relay that should run goes on.
+fn start(relay: &RelayStatus, ages: Ages) -> String {
+    let name = &relay.relay;
+    let start = if relay.is_group {
+        format!("start a consumer of group {name}")
+    } else {
+        format!("start a process of relay {name}, with the broker and the routes that it had")
+    };
+    if !ages.is_abandoned(relay.unattended_since) {
+        return start;
+    }
+    format!(
+        "{start}; if it is not needed any more, outbox relays retire {name} says what giving it up would lose"
+    )
+}
+
+/// Processes of one relay that publish to different places.
+fn split(relay: &RelayStatus) -> Option<Finding> {
+    if relay.split.is_empty() || relay.state == "retired" {
+        return None;
+    }
+    Some(unsafe_(
+        "split_relay",
+        format!(
+            "processes of {} {} differ in what they publish to, and each gets a part of the log: {}",
+            if relay.is_group { "group" } else { "relay" },
+            relay.relay,
+            relay.split.join("; ")
+        ),
+        "stop those that are wrong; for two destinations run two relays with names of their own",
+    ))
 }
 
 /// What that costs.
@@ -274,13 +351,21 @@ fn kept(relay: &RelayStatus) -> String {
 }
 
 /// A replay that nobody works at.
-pub(super) fn replay(replay: &ReplayStatus) -> Option<Finding> {
+pub(super) fn replay(replay: &ReplayStatus, abandoned: Duration, now: DateTime<Utc>) -> Option<Finding> {
     let ReplayStatus { name, after, .. } = replay;
+    let ages = Ages { old: abandoned, abandoned, now };
     (replay.state == "running" && !replay.working).then(|| {
         hurts(
             "unfinished_replay",
-            format!("nobody works at replay {name}: the log keeps everything after position {after} for it"),
-            format!("outbox replay {name} --go, or outbox replays cancel {name}"),
+            format!("no process works at replay {name}: the log keeps everything after position {after} for it"),
+            if ages.is_abandoned(Some(replay.recorded_at)) {
+                format!(
+                    "outbox replay {name} --execute goes on; if it is not needed any more, outbox replays cancel {name} says \
+                     what giving it up would lose"
+                )
+            } else {
+                format!("outbox replay {name} --execute goes on")
+            },
         )
     })
 }
@@ -366,20 +451,29 @@ mod tests {
             unattended_since: None,
             waiting: 0,
             waiting_for: None,
+            is_group: false,
+            destination: None,
+            split: Vec::new(),
         };
         let minute = Duration::from_secs(60);
+        let ages = Ages { old: minute, abandoned: minute, now: DateTime::UNIX_EPOCH };
         let names = |relay: RelayStatus| {
-            let found = relays(&[relay], 9, minute, DateTime::UNIX_EPOCH);
+            let found = relays(&[relay], 9, ages);
             found.iter().map(|finding| finding.name).collect::<Vec<_>>()
         };
+        let split = RelayStatus { split: vec!["pid 1: a".to_owned()], ..relay("running", 1, 0, 0.0) };
+        assert_eq!(names(split), ["split_relay"]);
         assert_eq!(names(relay("running", 0, 5, 1.0)), ["unattended_relay"]);
         assert_eq!(names(relay("running", 1, 5, 61.0)), ["lagging_relay"]);
         assert_eq!(names(relay("paused", 0, 5, 1.0)), ["paused_relay"]);
-        assert_eq!(names(relay("retired", 0, 5, 1.0)), ["parked_keys"]);
+        assert_eq!(names(relay("retired", 0, 5, 1.0)), ["all_retired", "parked_keys"]);
+        assert_eq!(names(relay("retired", 0, 0, 0.0)), ["parked_keys"]);
         for fine in [relay("running", 1, 5, 1.0), relay("running", 0, 0, 0.0), relay("paused", 0, 0, 0.0)] {
             assert_eq!(names(fine), [""; 0]);
         }
-        assert_eq!(relays(&[], 0, minute, DateTime::UNIX_EPOCH), []);
-        assert_eq!(relays(&[], 9, minute, DateTime::UNIX_EPOCH)[0].name, "no_relay");
+        assert_eq!(relays(&[], 0, ages), []);
+        assert_eq!(relays(&[], 9, ages)[0].name, "no_relay");
+        let both = [relay("retired", 0, 5, 1.0), relay("running", 1, 5, 1.0)];
+        assert!(relays(&both, 9, ages).iter().all(|finding| finding.name != "all_retired"));
     }
 }

@@ -72,11 +72,12 @@ struct Old {
 }
 
 /// Examines the outbox of a database, whose schema fits this build, the worst first. `old`: what lasts longer than this is
-/// worth a word.
+/// worth a word. `abandoned`: a relay or a replay that no process has run for this long may be one that is not needed any
+/// more.
 ///
 /// # Errors
 /// The database does not answer, or the role may not look.
-pub async fn examine(pool: &PgPool, old: Duration) -> Result<Vec<Finding>, Refusal> {
+pub async fn examine(pool: &PgPool, old: Duration, abandoned: Duration) -> Result<Vec<Finding>, Refusal> {
     let mut looking = pool.begin_with(BEGIN_READING).await?;
     let row = sqlx::query(include_str!("../sql/doctor_facts.sql")).persistent(false);
     let facts = facts(&row.fetch_one(&mut *looking).await?)?;
@@ -91,8 +92,9 @@ pub async fn examine(pool: &PgPool, old: Duration) -> Result<Vec<Finding>, Refus
     let mut findings: Vec<Finding> = refusals.iter().filter_map(judge::refusal).collect();
     findings.extend(judge::facts(&facts));
     findings.extend(holders.iter().map(judge::holder));
-    findings.extend(judge::relays(&relays, facts.last_position, old, Utc::now()));
-    findings.extend(replays.iter().filter_map(judge::replay));
+    let now = Utc::now();
+    findings.extend(judge::relays(&relays, facts.last_position, judge::Ages { old, abandoned, now }));
+    findings.extend(replays.iter().filter_map(|replay| judge::replay(replay, abandoned, now)));
     // The worst first, each kind in the order in which it was looked for.
     findings.sort_by_key(|finding| finding.severity);
     Ok(findings)

@@ -49,10 +49,10 @@ waiting as (
     group by w.relay
 ),
 relay as (
-    select r.name, r.state, r.shards, r.created_at, r.left_at from outbox.relay r
+    select r.name, r.state, r.shards, r.created_at, r.left_at, r.is_group, r.destination from outbox.relay r
     union all
     -- A new relay is made known when its broker has answered.
-    select w.relay, 'running', 0::smallint, w.since, null
+    select w.relay, 'running', 0::smallint, w.since, null, false, null
     from waiting w
     where not exists (select from outbox.relay r where r.name = w.relay)
 )
@@ -75,7 +75,18 @@ select r.name as relay, r.state, r.shards,
         when w.relay is not null
             or exists (select from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()) then null
         else greatest(r.created_at, r.left_at, (select max(p.expires_at) from outbox.process p where p.relay = r.name))
-    end as unattended_since
+    end as unattended_since,
+    r.is_group, r.destination,
+    array(
+        select p.label || ': ' || coalesce(p.destination, '?')
+        from outbox.process p
+        where p.relay = r.name and p.expires_at > clock_timestamp() and p.fingerprint is not null
+            and exists (
+                select from outbox.process o
+                where o.relay = r.name and o.expires_at > clock_timestamp() and o.fingerprint <> p.fingerprint
+            )
+        order by p.label
+    ) as split
 from relay r
 left join backlog b on b.relay = r.name
 left join waiting w on w.relay = r.name

@@ -89,6 +89,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let store =
             Store::join(log, &relay.name, process, settings.shards, settings.start, settings.lease).await?;
         *joined = true;
+        relay.register_destination(&store, log).await?;
         if store.shards() != settings.shards {
             let (relay, shards, asked) = (&relay.name, store.shards(), settings.shards);
             tracing::info!(relay, shards, asked, "it keeps the number of shards that it began with");

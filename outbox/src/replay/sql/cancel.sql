@@ -1,5 +1,5 @@
 -- Ends a replay that is not finished, so that the log need not keep anything for it, and writes down who decided it.
--- $1 name, $2 who, $3 why or null. Answers the state before; no row: no such replay.
+-- $1 name, $2 who, $3 why. Answers the state before; no row: no such replay.
 with known as (
     select r.name, r.state from outbox.replay r where r.name = $1 for update
 ),
