@@ -9,10 +9,11 @@ mod id;
 pub mod limits;
 mod message;
 mod publisher;
+pub mod sqlstate;
 mod subscriber;
 pub mod wire;
 
-pub use event::{DecodeError, Event};
+pub use event::{DecodeError, Event, InvalidPayload};
 pub use headers::Headers;
 pub use id::{FOREIGN, InvalidId, MessageId};
 pub use limits::{Field, InvalidMessage};

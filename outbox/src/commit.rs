@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use message::sqlstate;
 use sqlx::{AssertSqlSafe, Executor, PgExecutor, PgTransaction, Row};
 use tokio::time::{Instant, timeout_at};
 
@@ -131,7 +132,5 @@ fn rolled_back(error: &sqlx::Error) -> bool {
     let Some(code) = error.as_database_error().and_then(|error| error.code()) else {
         return false;
     };
-    // 40003 is statement_completion_unknown, by its own name.
-    let class = code.get(..2).unwrap_or_default();
-    code != "40003" && matches!(class, "22" | "23" | "25" | "40" | "42" | "44" | "P0")
+    sqlstate::is_rolled_back(&code)
 }
