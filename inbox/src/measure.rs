@@ -14,6 +14,7 @@ pub(crate) const UNHANDLED: &str = "unhandled";
 pub(crate) const HELD: &str = "held";
 pub(crate) const MALFORMED: &str = "malformed";
 pub(crate) const REFUSED: &str = "refused";
+pub(crate) const UNSTORABLE: &str = "unstorable";
 pub(crate) const FAILED: &str = "failed";
 pub(crate) const REJECTED: &str = "rejected";
 pub(crate) const PANICKED: &str = "panicked";

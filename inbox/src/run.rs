@@ -17,7 +17,9 @@ use crate::apply::{Applied, deliver};
 use crate::backoff::{Backoff, chance};
 use crate::caution::HEARTBEAT;
 use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
+use crate::encoding::check_encoding;
 use crate::horizon::Horizon;
+use crate::kinds;
 use crate::lanes::{Lane, Lanes};
 use crate::prune::prune;
 use crate::report::report;
@@ -38,7 +40,7 @@ impl Consumer {
     /// The set-up is not valid, the database cannot be used at the start, or the broker refuses the subscription. An
     /// outage of either later on is waited for.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ConsumerError> {
-        let Consumer { mut core, mut subscriber, settings } = self;
+        let Consumer { mut core, mut subscriber, settings, ready } = self;
         check_consumer(&core.name).map_err(|_| ConsumerError::Name)?;
         if let Some(length) = settings.horizon {
             core.horizon = Horizon::new(length)?;
@@ -58,14 +60,20 @@ impl Consumer {
         });
         let mut connection = core.pool.acquire().await?;
         Schema::Inbox.check(&mut connection).await?;
+        check_encoding(&mut connection).await?;
         let register =
             sqlx::query(include_str!("sql/register.sql")).bind(&*core.name).bind(core.horizon.seconds());
         statement::run(&mut *connection, register).await?;
         drop(connection);
         beat(&core).await?;
+        let is_new = kinds::register(&core).await?;
+        listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new));
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");
         let mut work = Work::new(Arc::new(core), &settings);
         let ended = work.run(&mut *subscriber, &settings).await;
+        // In this order: what reports that it is ready has ended when its last sender goes.
+        listening.shutdown().await;
+        drop(ready);
         subscriber.close().await;
         if let Err(error) = within(HEARTBEAT, work.core.last_word(work.core.caution.goodbye())).await {
             // Then it is taken for dead, and others are cautious for a while.
@@ -272,6 +280,7 @@ impl Work {
             if let Err(error) = beat(&core).await {
                 debug!(consumer = %core.name, error = report(&error), "no heartbeat could be written");
             }
+            kinds::refresh(&core).await;
             Ended::Beaten
         });
     }
