@@ -5,7 +5,7 @@ use inbox::admin::{self, ForgetKindError, KindStatus};
 use serde::Serialize;
 use sqlx::postgres::{PgConnection, PgPool};
 
-use crate::duration::passed;
+use crate::duration::{passed, seconds};
 use crate::exit::Failure;
 use crate::output::{self, Format, plain};
 use crate::secret::SecretUrl;
@@ -136,7 +136,7 @@ async fn run_forget(forget: Forget) -> Result<(), Failure> {
             Done { consumer: &consumer, kind: &kind, done: false, messages: status.messages, keys: None };
         let seen = status.unseen.map_or_else(
             || "it is not registered".to_owned(),
-            |unseen| format!("a process registered it last {} ago", passed(delta(unseen))),
+            |unseen| format!("a process registered it last {} ago", passed(seconds(unseen.as_secs_f64()))),
         );
         let text = format!(
             "kind {} of consumer {}: {seen}; {} held messages of it would be given up. Nothing is changed without --go\n",
@@ -199,10 +199,6 @@ fn report(format: Format, done: &Done<'_>, text: &str) -> Result<(), Failure> {
     }
 }
 
-fn delta(duration: std::time::Duration) -> chrono::TimeDelta {
-    chrono::TimeDelta::from_std(duration).unwrap_or(chrono::TimeDelta::MAX)
-}
-
 impl From<KindStatus> for Line {
     fn from(status: KindStatus) -> Self {
         Line {
@@ -217,7 +213,7 @@ impl From<KindStatus> for Line {
 
 fn text(lines: &[Line]) -> String {
     let cells = |line: &Line| {
-        let seen = line.unseen_seconds.map(|seconds| chrono::TimeDelta::seconds(seconds as i64));
+        let seen = line.unseen_seconds.map(seconds);
         vec![
             line.consumer.clone(),
             line.kind.clone(),

@@ -1,11 +1,11 @@
 //! `outbox status`: how far behind each relay is, who works for it, and what relays and consumers hold back.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use inbox::admin::ConsumerStatus;
 use outbox::admin::RelayStatus;
 use serde::Serialize;
 
-use crate::duration::passed;
+use crate::duration::{passed, seconds};
 use crate::exit::Failure;
 use crate::output::{self, Format};
 use crate::{database, schema};
@@ -141,7 +141,7 @@ impl Scheduled {
 
 impl Relay {
     fn cells(&self) -> Vec<String> {
-        let lag = TimeDelta::milliseconds((self.lag_seconds * 1e3) as i64);
+        let lag = seconds(self.lag_seconds);
         vec![
             self.relay.clone(),
             self.state.clone(),
@@ -225,6 +225,8 @@ impl From<ConsumerStatus> for Consumer {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
 
     #[test]

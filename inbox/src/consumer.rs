@@ -261,7 +261,7 @@ impl Consumer {
     /// How often the broker is told that a delivery in hand is still worked at: less than the time after which it
     /// delivers to another. 10 seconds unless told otherwise.
     pub fn with_extend_every(mut self, interval: Duration) -> Self {
-        self.core.extend_every = interval.max(Duration::from_millis(1));
+        self.core.extend_every = interval.clamp(Duration::from_millis(1), A_YEAR);
         self
     }
 

@@ -66,7 +66,8 @@ pub async fn commit(tx: PgTransaction<'_>) -> Result<(), CommitError> {
 /// # }
 /// ```
 pub async fn commit_within(tx: PgTransaction<'_>, limit: Duration) -> Result<(), CommitError> {
-    commit_by(tx, Some(Instant::now() + limit)).await
+    // Longer than a clock can tell is without end.
+    commit_by(tx, Instant::now().checked_add(limit)).await
 }
 
 async fn commit_by(mut tx: PgTransaction<'_>, deadline: Option<Instant>) -> Result<(), CommitError> {

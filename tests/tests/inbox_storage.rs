@@ -4,6 +4,8 @@
 
 mod inbox_support;
 
+use std::time::Duration;
+
 use brokers::memory::Broker;
 use inbox::admin::{self, HeldState};
 use inbox::{Consumer, ConsumerError, HandlerError};
@@ -21,7 +23,9 @@ async fn a_consumer_refuses_a_database_that_is_not_utf8() {
         Schema::Inbox.migrate(&mut database.connect().await).await.expect("the schema");
         let subscriber = Broker::new().subscriber(CONSUMER, ["orders"]);
         let consumer = Consumer::new(CONSUMER, database.pool().clone(), subscriber).on(KIND, effect);
-        let refused = consumer.run(CancellationToken::new()).await.expect_err("another encoding");
+        let run = consumer.run(CancellationToken::new());
+        let ended = tokio::time::timeout(Duration::from_secs(30), run).await.expect("it does not run");
+        let refused = ended.expect_err("another encoding");
         assert!(matches!(&refused, ConsumerError::Encoding(name) if name == encoding), "{refused:?}");
         assert!(refused.to_string().contains("UTF8"), "{refused}");
     }

@@ -172,6 +172,30 @@ async fn wait_for_lock(database: &Database, backend: i32) {
 }
 
 #[tokio::test]
+async fn a_text_is_taken_as_what_it_is_declared() {
+    let database = Database::new("declared").await;
+    for arguments in [
+        "'', headers => null",
+        r#"'"\u0000\ud800"'"#,
+        "' [1, 2] '",
+        r#"'no json', headers => '{"content-type": "text/plain; charset=utf-8"}'"#,
+        r#"'no json', headers => '{"content-type": "application/json-lines"}'"#,
+        "convert_to('no json', 'UTF8')",
+    ] {
+        for function in ["outbox.enqueue('t', 'k',", "outbox.enqueue_at(now(), 't', 'k',"] {
+            let sql = sqlx::AssertSqlSafe(format!("select {function} {arguments})"));
+            sqlx::query(sql).execute(database.pool()).await.expect(arguments);
+        }
+    }
+    let at = sqlx::query("select outbox.enqueue_at(now(), 't', 'k', '{4111')").execute(database.pool()).await;
+    let error = at.expect_err("not JSON");
+    let error = error.as_database_error().expect("the server's answer");
+    assert_eq!(error.code().as_deref(), Some("22023"));
+    assert!(error.message().starts_with("outbox.enqueue_at: payload: not JSON"), "{error}");
+    assert!(!format!("{error:?}").contains("4111"), "{error:?}");
+}
+
+#[tokio::test]
 async fn psql_alone_can_enqueue() {
     let database = Database::new("psql_alone").await;
     let sql = r#"select outbox.enqueue(
