@@ -45,14 +45,14 @@ async fn what_is_left_out_has_the_defaults_of_the_contract() {
 #[tokio::test]
 async fn a_payload_given_as_text_is_stored_in_utf_8_without_any_escapes() {
     let database = Database::new("text_payload").await;
-    let text = r#"{"path":"a\\b\x41","name":"é"}"#;
+    let text = r#"{"path":"a\\b\\x41","name":"é"}"#;
     sqlx::query("select outbox.enqueue('orders', 'order.placed', $1::text, key => 'k', lock_key => true)")
         .bind(text)
         .execute(database.pool())
         .await
         .expect("a message");
     // A literal without a type is text, too.
-    sqlx::query(r#"select outbox.enqueue('orders', 'order.placed', '{"path":"a\\b\x41","name":"é"}')"#)
+    sqlx::query(r#"select outbox.enqueue('orders', 'order.placed', '{"path":"a\\b\\x41","name":"é"}')"#)
         .execute(database.pool())
         .await
         .expect("a message");
