@@ -63,6 +63,11 @@ impl Kinds {
         Ok(found)
     }
 
+    #[cfg(test)]
+    pub(crate) async fn believe_that_none_is_registered(&self) {
+        *self.registered.lock().await = Some(Registered { kinds: HashSet::new(), asked: Instant::now() });
+    }
+
     /// Whether this is the first message of that kind that is dropped.
     fn is_news(&self, kind: &Arc<str>) -> bool {
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
