@@ -155,7 +155,7 @@ begin
     end if;
     grant usage on schema inbox to outbox_consumer;
     grant select on inbox.schema_version to outbox_consumer;
-    grant select on inbox.message, inbox.consumer, inbox.process, inbox.retention, inbox.held_key
+    grant select on inbox.message, inbox.consumer, inbox.consumer_kind, inbox.process, inbox.retention, inbox.held_key
         to outbox_consumer, outbox_operator, outbox_monitor;
     -- The table's check calls it with the rights of whoever inserts.
     grant execute on function inbox.slot to outbox_consumer, outbox_operator;
@@ -166,7 +166,7 @@ begin
     for leaf in select inhrelid::regclass from pg_catalog.pg_inherits where inhparent = 'inbox.message'::regclass loop
         execute format('grant select, delete, truncate on %s to outbox_consumer', leaf);
     end loop;
-    grant insert, update on inbox.consumer to outbox_consumer;
+    grant insert, update on inbox.consumer, inbox.consumer_kind to outbox_consumer;
     grant update on inbox.retention to outbox_consumer;
     grant insert, update, delete on inbox.process, inbox.held_key to outbox_consumer;
     grant select, insert, delete on inbox.held_message to outbox_consumer;
@@ -180,7 +180,9 @@ begin
     grant select, update (late), delete on inbox.held_message to outbox_operator;
     grant update (state, attempts, next_attempt_at, last_error), delete on inbox.held_key to outbox_operator;
     grant insert (message_id, received_at, slot, consumer) on inbox.message to outbox_operator;
-    grant insert (who, action, consumer, hold, message_id, reason) on inbox.audit to outbox_operator;
+    grant insert (who, action, consumer, hold, message_id, kind, reason) on inbox.audit to outbox_operator;
+    -- It forgets a kind that no process handles any more.
+    grant delete on inbox.consumer_kind to outbox_operator;
     grant select on inbox.audit to outbox_operator, outbox_monitor;
 end
 $$;

@@ -35,7 +35,7 @@ Examples:
   outbox audit --relay default --output json | jq '.[] | select(.action == \"skip\") | .message_id'
 
 Redrives and skips, of relays and of consumers; what a relay skipped because its topic's policy says so; relays paused,
-resumed and retired; replays begun and cancelled, and what they skipped. Each was written in the transaction of what it tells. `who` is what somebody said (--by), `role`
+resumed and retired; kinds of consumers that were forgotten; replays begun and cancelled, and what they skipped. Each was written in the transaction of what it tells. `who` is what somebody said (--by), `role`
 the role of the database that did it.
 
 Exit codes: 0 printed; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 4 the schema is
@@ -59,6 +59,8 @@ struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     hold: Option<i64>,
     message_id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
     reason: Option<String>,
 }
 
@@ -98,6 +100,7 @@ impl Entry {
             ("position", self.position.map(|number| number.to_string())),
             ("hold", self.hold.map(|number| number.to_string())),
             ("message", self.message_id.map(|id| id.to_string())),
+            ("kind", self.kind.clone()),
         ] {
             if let Some(value) = value {
                 what.push_str(&format!(", {name} {value}"));
@@ -127,6 +130,7 @@ impl From<outbox::admin::AuditEntry> for Entry {
             consumer: None,
             hold: None,
             message_id: entry.message_id,
+            kind: None,
             reason: entry.reason,
         }
     }
@@ -143,8 +147,9 @@ impl From<inbox::admin::AuditEntry> for Entry {
             replay: None,
             position: None,
             consumer: Some(entry.consumer),
-            hold: Some(entry.hold),
+            hold: entry.hold,
             message_id: entry.message_id,
+            kind: entry.kind,
             reason: entry.reason,
         }
     }
@@ -167,6 +172,7 @@ mod tests {
             consumer: None,
             hold: None,
             message_id: Some(Uuid::from_u128(7)),
+            kind: None,
             reason: Some("gone\u{1b}[2J".to_owned()),
         };
         let expected = r"2023-11-14 22:13:20 UTC  ada\u{a} (role orders): skip, relay default, position 812, message 00000000-0000-0000-0000-000000000007

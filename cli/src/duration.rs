@@ -45,6 +45,12 @@ pub(crate) fn show(duration: Duration) -> String {
     }
 }
 
+/// Seconds as a database counts them.
+pub(crate) fn seconds(seconds: f64) -> TimeDelta {
+    // The cast saturates; the lowest number of milliseconds has no positive counterpart.
+    TimeDelta::milliseconds(((seconds * 1e3) as i64).max(-i64::MAX))
+}
+
 /// A time that has passed, for a person: three figures are enough. Two clocks that differ can make it negative.
 pub(crate) fn passed(time: TimeDelta) -> String {
     let sign = if time < TimeDelta::zero() { "-" } else { "" };
@@ -107,6 +113,17 @@ mod tests {
         ] {
             assert_eq!(parse(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn any_number_of_seconds_can_be_shown() {
+        for number in
+            [0.0, -1.5, 1e300, -1e300, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MIN_POSITIVE]
+        {
+            assert!(!passed(seconds(number)).is_empty(), "{number}");
+        }
+        assert!(!passed(TimeDelta::MIN).is_empty() && !passed(TimeDelta::MAX).is_empty());
+        assert_eq!(passed(seconds(1.5)), "1.5s");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod audit;
 mod bench;
 mod config;
+mod consumers;
 mod database;
 mod doctor;
 mod duration;
@@ -49,6 +50,7 @@ enum Command {
     Doctor(doctor::Args),
     Relays(relays::Args),
     Parked(parked::Args),
+    Consumers(consumers::Args),
     Audit(audit::Args),
     Trace(trace::Args),
     Replay(Box<replay::Args>),
@@ -110,6 +112,7 @@ fn run(cli: Cli) -> Result<(), exit::Failure> {
             Command::Doctor(args) => doctor::run(args).await,
             Command::Relays(args) => relays::run(args).await,
             Command::Parked(args) => parked::run(args).await,
+            Command::Consumers(args) => consumers::run(args).await,
             Command::Audit(args) => audit::run(args).await,
             Command::Trace(args) => trace::run(args).await,
             Command::Replay(args) => replay::run(*args).await,

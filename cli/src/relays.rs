@@ -5,7 +5,7 @@ use outbox::admin::{Retirement, StateError};
 use serde::Serialize;
 use sqlx::postgres::PgPool;
 
-use crate::duration::passed;
+use crate::duration::{passed, seconds};
 use crate::exit::{Failure, chain};
 use crate::output::{self, Format, plain};
 use crate::secret::SecretUrl;
@@ -146,7 +146,7 @@ async fn run_list(List { database, output }: List) -> Result<(), Failure> {
 
 fn text(lines: &[Line]) -> String {
     let cells = |line: &Line| {
-        let lag = chrono::TimeDelta::milliseconds((line.lag_seconds * 1e3) as i64);
+        let lag = seconds(line.lag_seconds);
         vec![
             line.relay.clone(),
             line.state.clone(),

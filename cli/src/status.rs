@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use inbox::admin::ConsumerStatus;
 use outbox::admin::RelayStatus;
 use serde::Serialize;
 
-use crate::duration::{self, passed};
+use crate::duration::{self, passed, seconds};
 use crate::exit::Failure;
 use crate::output::{self, Format, plain};
 use crate::schema::{INBOX, OUTBOX};
@@ -172,7 +172,7 @@ impl Scheduled {
 
 impl Relay {
     fn cells(&self) -> Vec<String> {
-        let lag = TimeDelta::milliseconds((self.lag_seconds * 1e3) as i64);
+        let lag = seconds(self.lag_seconds);
         vec![
             self.relay.clone(),
             self.state.clone(),
@@ -295,6 +295,8 @@ impl From<ConsumerStatus> for Consumer {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
 
     #[test]

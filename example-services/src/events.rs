@@ -218,7 +218,7 @@ pub async fn answer<E: Event>(
 /// # Errors
 /// The payload is not such an event.
 pub fn read<E: DeserializeOwned>(message: &Message) -> Result<E, HandlerError> {
-    message.decode().map_err(HandlerError::reject)
+    Ok(message.decode()?)
 }
 
 #[cfg(test)]

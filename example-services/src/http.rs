@@ -6,6 +6,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, body::Bytes};
+use inbox::Ready;
+use message::sqlstate::{Fault, fault};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
@@ -66,8 +68,10 @@ impl Problem {
 
     /// The database failed before anything was committed.
     pub fn database(error: sqlx::Error) -> Problem {
-        match error {
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+        let code = error.as_database_error().and_then(|error| error.code());
+        match (code.map(|code| fault(&code)), &error) {
+            (Some(Fault::Contention | Fault::Outage), _)
+            | (None, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => {
                 Problem::Unavailable(Box::new(error))
             }
             _ => Problem::Internal(Box::new(error)),
@@ -150,9 +154,15 @@ impl Limit {
     }
 }
 
-/// `/health/live`: the process answers. `/health/ready`: it can do its work.
-pub fn health(pool: PgPool) -> Router {
-    async fn ready(State(pool): State<PgPool>) -> Result<Json<serde_json::Value>, Problem> {
+/// `/health/live`: the process answers. `/health/ready`: it can do its work, and no process of its consumer drops a kind
+/// that it handles.
+pub fn health(pool: PgPool, consumer: Ready) -> Router {
+    async fn ready(
+        State((pool, consumer)): State<(PgPool, Ready)>,
+    ) -> Result<Json<serde_json::Value>, Problem> {
+        if !consumer.is_ready() {
+            return Err(Problem::Unavailable("the consumer is not ready".into()));
+        }
         // Whoever is given a connection knows that it answers: a new one, or one that was asked.
         pool.acquire().await.map_err(Problem::database)?;
         Ok(Json(serde_json::json!({ "ready": true })))
@@ -160,7 +170,7 @@ pub fn health(pool: PgPool) -> Router {
     Router::new()
         .route("/health/live", get(|| async { Json(serde_json::json!({ "live": true })) }))
         .route("/health/ready", get(ready))
-        .with_state(pool)
+        .with_state((pool, consumer))
 }
 
 /// `/stats`: messages since the start, by what became of them.

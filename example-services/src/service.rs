@@ -126,7 +126,7 @@ pub async fn run(
     let router = (definition.routes)()
         .with_state(pool.clone())
         .layer(DefaultBodyLimit::max(64 * 1024))
-        .merge(http::health(pool.clone()))
+        .merge(http::health(pool.clone(), consumer.ready()))
         .merge(http::stats(counts));
 
     let listen = config.listen;
@@ -134,7 +134,7 @@ pub async fn run(
         TcpListener::bind(listen).await.map_err(|source| ServiceError::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| ServiceError::Listen { listen, source })?;
     announce(&address);
-    tracing::info!(service = definition.name, %address, "ready");
+    tracing::info!(service = definition.name, %address, "listening");
 
     let mut tasks: JoinSet<Result<(), ServiceError>> = JoinSet::new();
     let consuming = stop.clone();

@@ -4,13 +4,17 @@
 //! under way, at most the consumer's handler timeout. It says who decided it, and stands in [`audit()`] as soon as it is
 //! done, in the same transaction. There is no way to change a held message.
 
+mod kinds;
+
 use chrono::{DateTime, Utc};
 use message::MessageId;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+pub use self::kinds::{ForgetKindError, ForgottenKind, KindStatus, forget_kind, kinds};
 pub use crate::audit::{AuditEntry, audit};
+pub use crate::encoding::encoding;
 use crate::statement::{self, Begin, SILENCE};
 pub use crate::stored::{HeldMessage, Unreadable};
 

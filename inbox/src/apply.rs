@@ -13,11 +13,13 @@ use crate::consumer::Core;
 use crate::handler::Handle;
 use crate::hold::{Found, Hold, append, hold, microseconds_since};
 use crate::horizon::Refusal;
+use crate::kinds;
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::bounded;
 use crate::statement::{begin_on_pool, is_named};
 use crate::stored::Body;
+use crate::unstorable;
 
 /// Whether the lane may go on to its next delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,8 +82,7 @@ async fn apply(core: &Core, delivery: &Delivery, received: Instant) -> Applied {
         return park_malformed(core, &malformed, received).await;
     }
     let Some(handler) = core.handlers.get(&*message.kind) else {
-        measure::count(&core.name, measure::UNHANDLED);
-        return Applied::Done;
+        return kinds::unhandled(core, message, received).await;
     };
     let span = info_span!(
         "handle",
@@ -123,6 +124,10 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
             Ok(Step::Again) => {}
             Ok(Step::Refused(refusal)) => return park_refused(core, message, refusal, received).await,
             Err(Setback::Failed(failure)) => return hold_failed(core, message, &failure, received).await,
+            Err(Setback::Unstorable(error)) => {
+                let body = Body::Message(message);
+                return unstorable::park(core, message.key.as_deref(), body, &error, received).await;
+            }
             Err(setback) => {
                 patience::count(core, &setback);
                 if patience.is_over(&setback) {
@@ -214,7 +219,12 @@ async fn hold_postponed(core: &Core, message: &Message, setback: &Setback, recei
 
 /// A copy past the horizon is parked alone: it is nearly always a repeat, and its key shall not wait for a person. The
 /// others hold their key, since they have not been handled.
-async fn park_refused(core: &Core, message: &Message, refusal: Refusal, received: Instant) -> Applied {
+pub(crate) async fn park_refused(
+    core: &Core,
+    message: &Message,
+    refusal: Refusal,
+    received: Instant,
+) -> Applied {
     measure::count(&core.name, measure::REFUSED);
     warn!(consumer = %core.name, message = %message.id, %refusal, "message refused and parked");
     let key = message.key.as_deref().filter(|_| refusal != Refusal::TooOld);
@@ -231,11 +241,14 @@ async fn park_malformed(core: &Core, malformed: &Malformed, received: Instant) -
 }
 
 /// Holds it, however long the database takes to answer.
-async fn insist(core: &Core, held: &Hold<'_>, body: Body<'_>, received: Instant) -> Applied {
+pub(crate) async fn insist(core: &Core, held: &Hold<'_>, body: Body<'_>, received: Instant) -> Applied {
     let mut patience = Patience::default();
     loop {
         match core.in_time(hold(core, held, body, received)).await {
             Ok(_) => return Applied::Done,
+            Err(Setback::Unstorable(error)) => {
+                return unstorable::park(core, held.key, body, &error, received).await;
+            }
             Err(setback) => {
                 patience::count(core, &setback);
                 if !patience.wait(core, &setback).await {

@@ -4,13 +4,14 @@ use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
 use message::Message;
+use message::sqlstate::Fault;
 use sqlx::{Connection, PgConnection, PgTransaction};
 use tracing::{debug, warn};
 
 use crate::consumer::Core;
 use crate::handler::{Handle, HandlerError};
 use crate::measure::{FAILED, PANICKED, REJECTED, SWALLOWED, TIMED_OUT};
-use crate::outcome::{Blame, blame, is_aborted, of_sqlstate};
+use crate::outcome::{Blame, blame, fault, is_aborted, of_sqlstate};
 use crate::report::{bounded, report, sqlstate};
 use crate::statement::{self, is_named};
 
@@ -23,6 +24,8 @@ pub(crate) enum Setback {
     Contention(String),
     /// The database's: tried again when it answers.
     Database(String),
+    /// The message's: a statement of our own cannot carry what it holds. The same statement fails again.
+    Unstorable(String),
 }
 
 impl Setback {
@@ -30,7 +33,7 @@ impl Setback {
     pub(crate) fn error(&self) -> &str {
         match self {
             Setback::Failed(failure) => &failure.error,
-            Setback::Contention(error) | Setback::Database(error) => error,
+            Setback::Contention(error) | Setback::Database(error) | Setback::Unstorable(error) => error,
         }
     }
 }
@@ -52,12 +55,13 @@ impl Failure {
     }
 }
 
-/// An error of a statement of our own never counts against the message.
+/// An error of a statement of our own never counts as a try. Only a value that it carries can be the message's fault.
 impl From<sqlx::Error> for Setback {
     fn from(error: sqlx::Error) -> Self {
-        match blame(&error) {
-            Blame::Contention => Setback::Contention(report(&error)),
-            Blame::Database | Blame::Handler => Setback::Database(report(&error)),
+        match fault(&error) {
+            Fault::Contention => Setback::Contention(report(&error)),
+            Fault::Outage | Fault::Statement => Setback::Database(report(&error)),
+            Fault::Value => Setback::Unstorable(report(&error)),
         }
     }
 }

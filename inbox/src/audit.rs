@@ -19,14 +19,16 @@ pub struct AuditEntry {
     pub who: String,
     /// The database's role that did it, as the server knows it.
     pub role: String,
-    /// `redrive`, `admit_late` or `skip`.
+    /// `redrive`, `admit_late`, `skip` or `forget_kind`.
     pub action: String,
     /// Of which consumer.
     pub consumer: String,
-    /// The number of the hold.
-    pub hold: i64,
-    /// The message, or the first that was held; `None`: it could not be understood.
+    /// The number of the hold; `None`: it is about a kind.
+    pub hold: Option<i64>,
+    /// The message, or the first that was held; `None`: it could not be understood, or it is about a kind.
     pub message_id: Option<Uuid>,
+    /// The kind that was forgotten.
+    pub kind: Option<String>,
     /// Why.
     pub reason: Option<String>,
 }
@@ -54,6 +56,7 @@ fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {
         consumer: row.try_get("consumer")?,
         hold: row.try_get("hold")?,
         message_id: row.try_get("message_id")?,
+        kind: row.try_get("kind")?,
         reason: row.try_get("reason")?,
     })
 }

@@ -8,12 +8,15 @@ use std::time::Duration;
 use message::{SubscribeError, Subscriber};
 use migrations::SchemaError;
 use sqlx::{Connection, PgConnection, PgPool};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::caution::Caution;
 use crate::handler::{Handle, IntoHandler};
 use crate::horizon::{Horizon, InvalidHorizon};
+use crate::kinds::Kinds;
+use crate::ready::Ready;
 use crate::statement::{self, Isolation, PgQuery};
 
 /// Receives messages and has them handled, each once, those of a key in order.
@@ -21,7 +24,11 @@ use crate::statement::{self, Isolation, PgQuery};
 /// Each message has one transaction: its admission, what its handler writes, what the handler enqueues. It is
 /// acknowledged to the broker when that has committed. A message that fails holds back its key, and only its key: its
 /// copies are kept in the database, tried again with growing waits, and parked in the end for a person
-/// ([`admin`](crate::admin)). A kind without a handler is acknowledged and counted.
+/// ([`admin`](crate::admin)).
+///
+/// A message of a kind that no process of this name handles is acknowledged and counted. One that another process handles,
+/// of a newer build perhaps, is kept for it, in its key's place. So start the consumers of a new kind first, and its
+/// producers when those are [`ready`](Consumer::ready): then no message is dropped.
 ///
 /// Several processes may run a consumer of the same name; they share the work as their broker divides it. The pool needs
 /// a connection for each message under way (concurrency, a quarter more for retries) and two to spare. Make it with
@@ -48,6 +55,7 @@ pub struct Consumer {
     pub(crate) core: Core,
     pub(crate) subscriber: Box<dyn Subscriber>,
     pub(crate) settings: Settings,
+    pub(crate) ready: watch::Sender<bool>,
 }
 
 /// What every task of a consumer needs.
@@ -68,6 +76,8 @@ pub(crate) struct Core {
     /// Between tries while the database does not answer.
     pub(crate) outage: Backoff,
     pub(crate) caution: Caution,
+    /// What is known about the kinds that only other processes handle.
+    pub(crate) other_kinds: Kinds,
     pub(crate) stop: CancellationToken,
 }
 
@@ -93,6 +103,11 @@ pub enum ConsumerError {
     /// The database's schema is not one that this build works with.
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    /// The database's encoding does not hold every text that a message may carry.
+    #[error(
+        "the database's encoding is {0}, not UTF8: it cannot store what messages carry; move it to a database made with encoding 'UTF8'"
+    )]
+    Encoding(String),
     /// The database could not be reached or used at the start.
     #[error("database cannot be used")]
     Database(#[from] sqlx::Error),
@@ -172,6 +187,7 @@ impl Consumer {
                     .with_first(Duration::from_millis(100))
                     .with_ceiling(Duration::from_secs(5)),
                 caution: Caution::default(),
+                other_kinds: Kinds::default(),
                 stop: CancellationToken::new(),
             },
             subscriber: Box::new(subscriber),
@@ -182,7 +198,14 @@ impl Consumer {
                 undated: false,
                 grace: Duration::from_secs(20),
             },
+            ready: watch::Sender::new(false),
         }
+    }
+
+    /// Tells when this consumer is ready: for a health check, and for a deployment that starts producers of new kinds
+    /// after their consumers.
+    pub fn ready(&self) -> Ready {
+        Ready(self.ready.subscribe())
     }
 
     /// Has messages of `kind` handled by `handler`, in place of an earlier one.
@@ -247,7 +270,7 @@ impl Consumer {
     /// How often the broker is told that a delivery in hand is still worked at: less than the time after which it
     /// delivers to another. 10 seconds unless told otherwise.
     pub fn with_extend_every(mut self, interval: Duration) -> Self {
-        self.core.extend_every = interval.max(Duration::from_millis(1));
+        self.core.extend_every = interval.clamp(Duration::from_millis(1), A_YEAR);
         self
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use message::Message;
+use message::{DecodeError, Message};
 use sqlx::PgTransaction;
 
 /// Does what a message asks for, in the transaction that admits it: everything or nothing, once.
@@ -52,7 +52,8 @@ pub trait Handler: Send + Sync {
     /// Handles one message.
     ///
     /// # Errors
-    /// By `?`: tried again later, the messages of its key behind it. By [`HandlerError::reject`]: parked at once.
+    /// By `?`: tried again later, the messages of its key behind it. By [`HandlerError::reject`], and by `?` on a payload
+    /// that could not be decoded: parked at once.
     async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError>;
 }
 
@@ -144,7 +145,8 @@ impl fmt::Debug for AnyHandler {
     }
 }
 
-/// Why a message was not handled. `?` makes one of any error: the message is tried again.
+/// Why a message was not handled. `?` makes one of any error: the message is tried again, unless its payload could not be
+/// decoded ([`Message::decode`]). That is the message's fault, so it is parked at once.
 pub struct HandlerError {
     pub(crate) parks: bool,
     pub(crate) source: Box<dyn Error + Send + Sync>,
@@ -156,7 +158,7 @@ impl HandlerError {
         HandlerError { parks: true, source: reason.into() }
     }
 
-    /// Tried again later, like an error by `?`, for a reason that is no error type of its own.
+    /// Tried again later, whatever the reason.
     pub fn retry(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         HandlerError { parks: false, source: reason.into() }
     }
@@ -164,12 +166,34 @@ impl HandlerError {
 
 impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
     fn from(error: E) -> Self {
-        HandlerError::retry(error)
+        let source = error.into();
+        HandlerError { parks: DecodeError::causes(&*source), source }
     }
 }
 
 impl fmt::Debug for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HandlerError").field("parks", &self.parks).field("source", &self.source).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn by_question_mark(error: impl Into<Box<dyn Error + Send + Sync>>) -> HandlerError {
+        let fails = || -> Result<(), HandlerError> { Err(error)? };
+        fails().expect_err("an error")
+    }
+
+    #[test]
+    fn only_a_payload_that_cannot_be_decoded_parks_by_itself() {
+        let undecodable = || Message::new("t", "k", "no json").decode::<u64>().expect_err("no number");
+        assert!(by_question_mark(undecodable()).parks);
+        assert!(by_question_mark(std::io::Error::other(undecodable())).parks);
+        assert!(!by_question_mark(std::io::Error::other("no stock")).parks);
+        assert!(!by_question_mark("no stock").parks);
+        assert!(!HandlerError::retry(undecodable()).parks);
+        assert!(HandlerError::reject("no such order").parks);
     }
 }

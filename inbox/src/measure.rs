@@ -14,6 +14,7 @@ pub(crate) const UNHANDLED: &str = "unhandled";
 pub(crate) const HELD: &str = "held";
 pub(crate) const MALFORMED: &str = "malformed";
 pub(crate) const REFUSED: &str = "refused";
+pub(crate) const UNSTORABLE: &str = "unstorable";
 pub(crate) const FAILED: &str = "failed";
 pub(crate) const REJECTED: &str = "rejected";
 pub(crate) const PANICKED: &str = "panicked";
@@ -107,11 +108,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kind_nobody_handles_is_counted_and_needs_no_database() {
+    async fn a_kind_that_none_handles_is_counted_and_needs_no_statement_while_that_is_believed() {
         let counted = Counted::default();
         let _guard = metrics::set_default_local_recorder(&counted);
         let pool = sqlx::PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/none").unwrap();
         let consumer = Consumer::new("shipping", pool, Silent);
+        consumer.core.other_kinds.believe_that_none_is_registered().await;
         let delivery = Delivery::new(Ok(Message::new("t", "order.dreamt", "")), Box::new(Silent));
         assert_eq!(deliver(&consumer.core, delivery, Instant::now()).await, Applied::Done);
         let counted = counted.0.lock().unwrap();

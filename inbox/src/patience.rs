@@ -44,7 +44,7 @@ impl Patience {
         let most = match setback {
             Setback::Contention(_) => MEETINGS,
             Setback::Database(_) => OUTAGES,
-            Setback::Failed(_) => 1,
+            Setback::Failed(_) | Setback::Unstorable(_) => 1,
         };
         self.tries + 1 >= most || self.begun.elapsed() >= self.longest
     }
@@ -59,11 +59,11 @@ impl Patience {
             Setback::Database(_) if stopping => return false,
             Setback::Database(error) => {
                 if self.tries == 1 {
-                    warn!(consumer = %core.name, error, "the database does not answer; trying again");
+                    warn!(consumer = %core.name, error, "the database does not do its part; trying again");
                 }
                 core.outage.delay(self.tries, chance())
             }
-            Setback::Failed(_) => return false,
+            Setback::Failed(_) | Setback::Unstorable(_) => return false,
         };
         tokio::select! {
             () = tokio::time::sleep(delay) => true,
@@ -77,7 +77,7 @@ pub(crate) fn count(core: &Core, setback: &Setback) {
     match setback {
         Setback::Contention(_) => measure::count(&core.name, measure::CONTENTION),
         Setback::Database(_) => measure::count(&core.name, measure::DATABASE),
-        Setback::Failed(_) => {}
+        Setback::Failed(_) | Setback::Unstorable(_) => {}
     }
 }
 

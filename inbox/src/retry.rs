@@ -17,6 +17,7 @@ use crate::patience::{self, Patience};
 use crate::report::report;
 use crate::statement::{self, Begin, SILENCE, begin_on_pool, is_named};
 use crate::stored::HeldMessage;
+use crate::unstorable::plain;
 
 /// A held key that this process may try, and its first message.
 #[derive(Debug)]
@@ -77,8 +78,8 @@ async fn one(core: &Core, claim: Claim) -> Option<Claim> {
     }
     let kind = first.received.as_ref().ok().map(|message| &*message.kind);
     if kind.is_some_and(|kind| !core.handlers.contains_key(kind)) {
-        // An older build, perhaps: one that has the handler will come.
-        postpone(core, &claim, Postponed::Uncounted(core.try_time())).await;
+        // A process that has the handler takes it now; this one claims no such key.
+        postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
         return None;
     }
     // The process has ended during the last try that it was granted, or fewer are granted now.
@@ -107,6 +108,11 @@ async fn one(core: &Core, claim: Claim) -> Option<Claim> {
                 let parks = failure.parks || u32::try_from(claim.attempts).unwrap_or(0) >= core.max_attempts;
                 let next = if parks { Postponed::Parked(&failure) } else { Postponed::Retrying(&failure) };
                 postpone(core, &claim, next).await;
+                return None;
+            }
+            Err(Setback::Unstorable(error)) => {
+                let failure = Failure::new(measure::UNSTORABLE, &error);
+                postpone(core, &claim, Postponed::Parked(&failure)).await;
                 return None;
             }
             Err(setback) => {
@@ -241,6 +247,7 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
         Postponed::Uncounted(delay) => (attempts - 1, "retrying", Some(*delay), None),
     };
     let mut patience = Patience::default();
+    let mut error = error.map(str::to_owned);
     loop {
         let query = sqlx::query(include_str!("sql/postpone.sql"))
             .bind(&*core.name)
@@ -249,12 +256,16 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             .bind(kept)
             .bind(state)
             .bind(delay.map(milliseconds))
-            .bind(error);
+            .bind(error.as_deref());
         // If it cannot be written, the key is due when the time of this try has passed.
-        match core.last_word(query).await {
+        match core.last_word(query).await.map_err(Setback::from) {
             Ok(_) => return,
-            Err(error) => {
-                if !patience.wait(core, &error.into()).await {
+            // The text of the error is the one value here that a database may refuse.
+            Err(Setback::Unstorable(_)) if error.as_deref().is_some_and(|text| *text != plain(text)) => {
+                error = error.as_deref().map(plain);
+            }
+            Err(setback) => {
+                if !patience.wait(core, &setback).await {
                     return;
                 }
             }

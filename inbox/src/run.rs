@@ -18,7 +18,9 @@ use crate::attempt::Setback;
 use crate::backoff::{Backoff, chance};
 use crate::caution::HEARTBEAT;
 use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
+use crate::encoding::check_encoding;
 use crate::horizon::Horizon;
+use crate::kinds;
 use crate::lanes::{Lane, Lanes};
 use crate::outcome::{Blame, blame};
 use crate::patience::Patience;
@@ -41,7 +43,7 @@ impl Consumer {
     /// The set-up is not valid, the database cannot be used at the start, or the broker refuses the subscription. An
     /// outage of either later on is waited for.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ConsumerError> {
-        let Consumer { mut core, mut subscriber, settings } = self;
+        let Consumer { mut core, mut subscriber, settings, ready } = self;
         check_consumer(&core.name).map_err(|_| ConsumerError::Name)?;
         if let Some(length) = settings.horizon {
             core.horizon = Horizon::new(length)?;
@@ -60,7 +62,11 @@ impl Consumer {
             closing.cancel();
         });
         let mut patience = Patience::default();
-        while let Err(error) = register(&core).await {
+        let is_new = loop {
+            let error = match register(&core).await {
+                Ok(is_new) => break is_new,
+                Err(error) => error,
+            };
             let ConsumerError::Database(met) = &error else { return Err(error) };
             let setback = match blame(met) {
                 Blame::Contention if !core.stop.is_cancelled() => Setback::Contention(report(met)),
@@ -69,10 +75,14 @@ impl Consumer {
             if patience.is_over(&setback) || !patience.wait(&core, &setback).await {
                 return Err(error);
             }
-        }
+        };
+        listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new));
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");
         let mut work = Work::new(Arc::new(core), &settings);
         let ended = work.run(&mut *subscriber, &settings).await;
+        // In this order: what reports that it is ready has ended when its last sender goes.
+        listening.shutdown().await;
+        drop(ready);
         subscriber.close().await;
         if let Err(error) = within(HEARTBEAT, work.core.last_word(work.core.caution.goodbye())).await {
             // Then it is taken for dead, and others are cautious for a while.
@@ -83,15 +93,18 @@ impl Consumer {
     }
 }
 
-/// Writes down who consumes here. Tried again when it meets another transaction, which says nothing of the set-up.
-async fn register(core: &Core) -> Result<(), ConsumerError> {
+/// Registers the consumer, this process and its kinds; whether one of the kinds is new. Tried again when it meets another
+/// transaction, which says nothing of the set-up.
+async fn register(core: &Core) -> Result<bool, ConsumerError> {
     let mut connection = core.pool.acquire().await?;
     Schema::Inbox.check(&mut connection).await?;
+    check_encoding(&mut connection).await?;
     let register =
         sqlx::query(include_str!("sql/register.sql")).bind(&*core.name).bind(core.horizon.seconds());
     statement::run(&mut *connection, register).await?;
     drop(connection);
-    Ok(beat(core).await?)
+    beat(core).await?;
+    Ok(kinds::register(core).await?)
 }
 
 async fn beat(core: &Core) -> Result<(), sqlx::Error> {
@@ -290,6 +303,7 @@ impl Work {
             if let Err(error) = beat(&core).await {
                 debug!(consumer = %core.name, error = report(&error), "no heartbeat could be written");
             }
+            kinds::refresh(&core).await;
             Ended::Beaten
         });
     }

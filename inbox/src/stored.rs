@@ -1,12 +1,14 @@
 //! A message as the inbox holds it: its way into `inbox.held_message` and back.
 
 use chrono::{DateTime, Utc};
+use message::wire::structured;
 use message::{Headers, Malformed, Message, MessageId};
 use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
 use uuid::Uuid;
 
 use crate::statement::PgQuery;
+use crate::unstorable::plain;
 
 /// A message that a consumer holds back.
 #[derive(Debug, Clone)]
@@ -22,7 +24,8 @@ pub struct HeldMessage {
     pub late: bool,
 }
 
-/// Something that arrived and is no message, as it came.
+/// Something that arrived and is no message, as it came; or a message that this database could not store, as JSON
+/// ([`structured`](message::wire::structured)).
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unreadable {
@@ -46,9 +49,28 @@ impl std::fmt::Debug for Unreadable {
 pub(crate) enum Body<'m> {
     Message(&'m Message),
     Malformed(&'m Malformed),
+    /// What the inbox cannot store as it is: its id, and the rest as bytes and ASCII.
+    PlainMessage(&'m Message),
+    PlainMalformed(&'m Malformed),
 }
 
-impl Body<'_> {
+impl<'m> Body<'m> {
+    /// In a form that any database stores.
+    pub(crate) fn plain(self) -> Self {
+        match self {
+            Body::Message(message) | Body::PlainMessage(message) => Body::PlainMessage(message),
+            Body::Malformed(malformed) | Body::PlainMalformed(malformed) => Body::PlainMalformed(malformed),
+        }
+    }
+
+    /// For the log; empty: it could not be understood.
+    pub(crate) fn id(self) -> String {
+        match self {
+            Body::Message(message) | Body::PlainMessage(message) => message.id.to_string(),
+            Body::Malformed(_) | Body::PlainMalformed(_) => String::new(),
+        }
+    }
+
     /// Binds id, correlation, causation, occurred at, source, topic, kind, key, headers, payload.
     pub(crate) fn bind(self, query: PgQuery<'static>) -> PgQuery<'static> {
         match self {
@@ -63,19 +85,39 @@ impl Body<'_> {
                 .bind(message.key.as_deref().map(str::to_owned))
                 .bind(message.headers.to_json())
                 .bind(message.payload.to_vec()),
-            Body::Malformed(malformed) => query
-                .bind(None::<Uuid>)
-                .bind(None::<Uuid>)
-                .bind(None::<Uuid>)
-                .bind(None::<DateTime<Utc>>)
-                .bind(None::<String>)
-                .bind(malformed.destination.replace('\0', "\u{fffd}"))
-                .bind(None::<String>)
-                .bind(None::<String>)
-                .bind(None::<String>)
-                .bind(malformed.payload.to_vec()),
+            Body::Malformed(malformed) => {
+                let destination = malformed.destination.replace('\0', "\u{fffd}");
+                bytes(query, None, destination, malformed.payload.to_vec())
+            }
+            Body::PlainMessage(message) => {
+                let whole = structured::encode(message).into_bytes();
+                bytes(query, Some(*message.id.as_uuid()), plain(&message.topic), whole)
+            }
+            Body::PlainMalformed(malformed) => {
+                bytes(query, None, plain(&malformed.destination), malformed.payload.to_vec())
+            }
         }
     }
+}
+
+/// Binds what is stored as bytes, with where they came from.
+fn bytes(
+    query: PgQuery<'static>,
+    id: Option<Uuid>,
+    destination: String,
+    payload: Vec<u8>,
+) -> PgQuery<'static> {
+    query
+        .bind(id)
+        .bind(None::<Uuid>)
+        .bind(None::<Uuid>)
+        .bind(None::<DateTime<Utc>>)
+        .bind(None::<String>)
+        .bind(destination)
+        .bind(None::<String>)
+        .bind(None::<String>)
+        .bind(None::<String>)
+        .bind(payload)
 }
 
 impl HeldMessage {

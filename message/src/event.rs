@@ -1,5 +1,7 @@
 //! A typed event, as a service thinks of it, and its way into a message and out of one.
 
+use std::error::Error;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -47,14 +49,35 @@ pub trait Event: Serialize {
     }
 }
 
-/// The payload is not what the handler expects.
+/// The message's: its payload is not what the handler expects. No repetition helps.
 #[derive(Debug, thiserror::Error)]
 #[error("payload of kind {kind} is not valid")]
+#[non_exhaustive]
 pub struct DecodeError {
     /// The message's kind.
     pub kind: String,
     /// Where the payload departs from the type.
-    pub source: serde_json::Error,
+    pub source: InvalidPayload,
+}
+
+/// Where a payload departs from the type into which it is decoded.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct InvalidPayload(#[from] pub serde_json::Error);
+
+impl DecodeError {
+    /// Whether this error, or one of its causes, is a payload that could not be decoded.
+    pub fn causes(error: &(dyn Error + 'static)) -> bool {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            // The cause alone, too: an error that was boxed by `anyhow` cannot be recognised itself, only its causes.
+            if error.is::<DecodeError>() || error.is::<InvalidPayload>() {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
 }
 
 impl Message {
@@ -64,6 +87,28 @@ impl Message {
     /// The payload is not such an event.
     pub fn decode<E: DeserializeOwned>(&self) -> Result<E, DecodeError> {
         serde_json::from_slice(&self.payload)
-            .map_err(|source| DecodeError { kind: self.kind.to_string(), source })
+            .map_err(|error| DecodeError { kind: self.kind.to_string(), source: InvalidPayload(error) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("order cannot be read")]
+    struct Wrapped(#[source] DecodeError);
+
+    #[test]
+    fn a_payload_that_cannot_be_decoded_is_found_among_the_causes() {
+        let undecodable = || Message::new("t", "k", "no json").decode::<u64>().unwrap_err();
+        assert!(DecodeError::causes(&undecodable()));
+        assert!(DecodeError::causes(&Wrapped(undecodable())));
+        assert!(DecodeError::causes(&undecodable().source));
+        assert!(!DecodeError::causes(&std::io::Error::other("no stock")));
+        assert!(!DecodeError::causes(&serde_json::from_str::<u64>("no json").unwrap_err()));
+        let text = undecodable();
+        assert_eq!(text.to_string(), "payload of kind k is not valid");
+        assert!(text.source().is_some_and(|source| source.to_string().contains("line 1")));
     }
 }

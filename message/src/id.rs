@@ -45,10 +45,13 @@ impl MessageId {
         MessageId(Uuid::now_v7())
     }
 
-    /// A new identity that carries `moment` instead of now, to the millisecond.
+    /// A new identity that carries `moment` instead of now, to the millisecond. A UUIDv7 knows the years 1970 to 10889; a
+    /// moment before or after becomes the first or the last of them.
     pub fn at(moment: DateTime<Utc>) -> Self {
-        let seconds = u64::try_from(moment.timestamp()).unwrap_or(0);
-        MessageId(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, moment.timestamp_subsec_nanos())))
+        // 48 bits of milliseconds: more would wrap round, and a late moment would look like an early one.
+        let milliseconds = moment.timestamp_millis().clamp(0, (1 << 48) - 1).unsigned_abs();
+        let nanos = u32::try_from(milliseconds % 1_000 * 1_000_000).unwrap_or(0);
+        MessageId(Uuid::new_v7(Timestamp::from_unix(NoContext, milliseconds / 1_000, nanos)))
     }
 
     /// The identity of an event whose own `id` is not a UUID: the same for the same (`source`, `id`), every time.
@@ -114,6 +117,21 @@ mod tests {
     fn an_id_made_at_a_moment_carries_that_moment() {
         let moment = DateTime::from_timestamp_millis(1_800_000_000_123).unwrap();
         assert_eq!(MessageId::at(moment).made_at(), Some(moment));
+    }
+
+    #[test]
+    fn a_moment_that_no_id_can_carry_becomes_the_nearest_that_one_can() {
+        let made_at = |moment| MessageId::at(moment).made_at().map(|moment| moment.timestamp_millis());
+        let last = (1_i64 << 48) - 1;
+        for (moment, milliseconds) in [
+            (DateTime::<Utc>::MIN_UTC, 0),
+            (DateTime::from_timestamp(-1, 500_000_000).unwrap(), 0),
+            (DateTime::from_timestamp_millis(last).unwrap(), last),
+            (DateTime::from_timestamp_millis(last + 1).unwrap(), last),
+            (DateTime::<Utc>::MAX_UTC, last),
+        ] {
+            assert_eq!(made_at(moment), Some(milliseconds), "{moment}");
+        }
     }
 
     #[test]

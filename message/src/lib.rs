@@ -10,11 +10,12 @@ mod id;
 pub mod limits;
 mod message;
 mod publisher;
+pub mod sqlstate;
 mod subscriber;
 pub mod wire;
 
 pub use chain::{error_chain, without_settings};
-pub use event::{DecodeError, Event};
+pub use event::{DecodeError, Event, InvalidPayload};
 pub use headers::Headers;
 pub use id::{FOREIGN, InvalidId, MessageId};
 pub use limits::{Field, InvalidMessage};

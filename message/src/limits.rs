@@ -21,6 +21,10 @@ pub const REPLAY: &str = "outbox-replay";
 /// Longest name of a relay or a replay, in bytes.
 pub const OPERATION_BYTES: usize = 63;
 
+/// The longest time that a setting can mean: a hundred years. Longer ones are taken for it, so that a clock plus a setting
+/// never overflows, neither here nor in a database.
+pub const LONGEST: std::time::Duration = std::time::Duration::from_secs(100 * 365 * 86_400);
+
 /// Quotes, colon, comma and a blank, as JSON stores each pair.
 pub(crate) const HEADER_OVERHEAD: usize = 8;
 

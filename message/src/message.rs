@@ -17,7 +17,7 @@ use crate::{Headers, InvalidMessage, MessageId, limits};
 /// ```
 /// use message::Message;
 /// let placed = Message::new("orders", "order.placed", r#"{"order":7}"#).with_key("order-7");
-/// let paid = Message::new("payments", "payment.taken", "{}").caused_by(&placed);
+/// let paid = Message::new("payments", "payment.taken", "{}").with_key("order-7").caused_by(&placed);
 /// assert_eq!(paid.correlation, placed.id);
 /// assert_eq!(paid.causation, Some(placed.id));
 /// assert!(placed.validate().is_ok());

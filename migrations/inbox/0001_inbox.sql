@@ -51,6 +51,16 @@ create table inbox.consumer (
     started_at timestamptz not null default clock_timestamp()
 );
 
+-- The kinds that processes of a consumer handle. What any of them has registered is held for it by the others; only what
+-- none has registered is acknowledged unhandled. `last_seen_at` is renewed while a process runs that handles the kind.
+create table inbox.consumer_kind (
+    consumer text not null references inbox.consumer (name),
+    kind text not null,
+    registered_at timestamptz not null default clock_timestamp(),
+    last_seen_at timestamptz not null default clock_timestamp(),
+    primary key (consumer, kind)
+) with (fillfactor = 50);
+
 -- A running process of a consumer. One that expires has died: its consumer then counts first tries before they begin, for
 -- a while, since one of them may be what kills it.
 create table inbox.process (
@@ -86,7 +96,8 @@ create unique index held_key_key on inbox.held_key (consumer, key) where key is 
 create index held_key_due on inbox.held_key (consumer, next_attempt_at) where state = 'retrying';
 
 -- The messages of a held key, in the order in which they arrived, once each. What could not be understood is kept as
--- it came: `topic` says where from, `payload` holds the bytes that arrived, `message_id` and the others are null.
+-- it came: `topic` says where from, `payload` holds the bytes that arrived, `message_id` and the others are null. A
+-- message that these columns do not take keeps its `message_id`; `payload` holds it as JSON, and the others are null.
 -- `late`: a person lets it be admitted although it is past the horizon.
 create table inbox.held_message (
     consumer text not null,
@@ -117,10 +128,13 @@ create table inbox.audit (
     at timestamptz not null default clock_timestamp(),
     who text not null check (octet_length(who) between 1 and 200),
     role text not null default session_user,
-    action text not null check (action in ('redrive', 'admit_late', 'skip')),
+    action text not null check (action in ('redrive', 'admit_late', 'skip', 'forget_kind')),
     consumer text not null check (octet_length(consumer) between 1 and 100),
-    hold bigint not null,
+    hold bigint,
     message_id uuid,
+    kind text,
     reason text check (octet_length(reason) between 1 and 4096),
-    constraint audit_reason check (action <> 'skip' or reason is not null)
+    constraint audit_reason check (action not in ('skip', 'forget_kind') or reason is not null),
+    constraint audit_hold check (hold is not null or action = 'forget_kind'),
+    constraint audit_kind check ((action = 'forget_kind') = (kind is not null))
 );

@@ -388,8 +388,26 @@ begin
 end
 $$;
 
+-- Why a text is no payload of the content type that its headers declare (JSON unless they say otherwise); null if nothing is
+-- wrong. It checks JSON and nothing else; an empty payload is none. Without a `set` of its own, like outbox.message_fault.
+create function outbox.text_fault(payload text, headers jsonb) returns text
+language plpgsql immutable
+as $$
+begin
+    if payload <> '' and pg_catalog.lower(pg_catalog.split_part(
+        coalesce(headers operator(pg_catalog.->>) 'content-type', 'application/json'), ';', 1)) ~ '[/+]json\s*$'
+    then
+        -- Validates and stores nothing. Its own error would quote the payload.
+        perform payload::pg_catalog.json;
+    end if;
+    return null;
+exception when invalid_text_representation or statement_too_complex then
+    return 'payload: not JSON, as which it is declared; declare another content type (headers => ''{"content-type": "text/plain"}'') or give it as bytea';
+end
+$$;
+
 -- The same for text, which it stores in UTF-8: what psql and triggers mean by a payload. (A literal given as bytea would
--- go through bytea's own escapes.)
+-- go through bytea's own escapes.) What is declared as JSON, as by default, must be JSON.
 create function outbox.enqueue(
     topic text,
     kind text,
@@ -403,10 +421,18 @@ create function outbox.enqueue(
     occurred_at timestamptz default null,
     lock_key boolean default false
 ) returns uuid
-language sql volatile set search_path = pg_catalog
+language plpgsql volatile set search_path = pg_catalog
 as $$
-    select outbox.enqueue(
-        topic, kind, convert_to(payload, 'UTF8'), key, headers, id, source, correlation, causation, occurred_at, lock_key)
+declare
+    fault text := outbox.text_fault(enqueue.payload, enqueue.headers);
+begin
+    if fault is not null then
+        raise exception using errcode = 'invalid_parameter_value', message = 'outbox.enqueue: ' || fault;
+    end if;
+    return outbox.enqueue(
+        enqueue.topic, enqueue.kind, convert_to(enqueue.payload, 'UTF8'), enqueue.key, enqueue.headers, enqueue.id,
+        enqueue.source, enqueue.correlation, enqueue.causation, enqueue.occurred_at, enqueue.lock_key);
+end
 $$;
 
 -- Schedules one message in the caller's transaction and answers its id: it enters the log when it is due, as if it were
@@ -467,10 +493,18 @@ create function outbox.enqueue_at(
     correlation uuid default null,
     causation uuid default null
 ) returns uuid
-language sql volatile set search_path = pg_catalog
+language plpgsql volatile set search_path = pg_catalog
 as $$
-    select outbox.enqueue_at(
-        due_at, topic, kind, convert_to(payload, 'UTF8'), key, headers, id, source, correlation, causation)
+declare
+    fault text := outbox.text_fault(enqueue_at.payload, enqueue_at.headers);
+begin
+    if fault is not null then
+        raise exception using errcode = 'invalid_parameter_value', message = 'outbox.enqueue_at: ' || fault;
+    end if;
+    return outbox.enqueue_at(
+        enqueue_at.due_at, enqueue_at.topic, enqueue_at.kind, convert_to(enqueue_at.payload, 'UTF8'), enqueue_at.key,
+        enqueue_at.headers, enqueue_at.id, enqueue_at.source, enqueue_at.correlation, enqueue_at.causation);
+end
 $$;
 
 -- Gives up a scheduled message in the caller's transaction. Whether it was still waiting; else it is in the log, or was

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use message::sqlstate;
 use sqlx::{AssertSqlSafe, Executor, PgExecutor, PgTransaction, Row};
 use tokio::time::{Instant, timeout_at};
 
@@ -65,7 +66,8 @@ pub async fn commit(tx: PgTransaction<'_>) -> Result<(), CommitError> {
 /// # }
 /// ```
 pub async fn commit_within(tx: PgTransaction<'_>, limit: Duration) -> Result<(), CommitError> {
-    commit_by(tx, Some(Instant::now() + limit)).await
+    // Longer than a clock can tell is without end.
+    commit_by(tx, Instant::now().checked_add(limit)).await
 }
 
 async fn commit_by(mut tx: PgTransaction<'_>, deadline: Option<Instant>) -> Result<(), CommitError> {
@@ -131,7 +133,5 @@ fn rolled_back(error: &sqlx::Error) -> bool {
     let Some(code) = error.as_database_error().and_then(|error| error.code()) else {
         return false;
     };
-    // 40003 is statement_completion_unknown, by its own name.
-    let class = code.get(..2).unwrap_or_default();
-    code != "40003" && matches!(class, "22" | "23" | "25" | "40" | "42" | "44" | "P0")
+    sqlstate::is_rolled_back(&code)
 }

@@ -1,6 +1,6 @@
 //! Writing messages beside the state change, in the service's own transaction.
 
-use message::{Event, InvalidMessage, Message, MessageId};
+use message::{Event, InvalidMessage, Message, MessageId, sqlstate};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments, AssertSqlSafe, PgTransaction};
 
@@ -183,8 +183,8 @@ pub(crate) fn bind(mut arguments: PgArguments, messages: &[Message]) -> Result<P
 pub(crate) fn classify(error: sqlx::Error) -> EnqueueError {
     let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
     match code.as_str() {
-        "25P02" => EnqueueError::Aborted,
-        "25006" => EnqueueError::ReadOnly,
+        sqlstate::ABORTED => EnqueueError::Aborted,
+        sqlstate::READ_ONLY => EnqueueError::ReadOnly,
         "42P01" | "3F000" | "42501" => EnqueueError::Schema(error),
         _ => EnqueueError::Database(error),
     }

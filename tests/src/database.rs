@@ -50,13 +50,19 @@ impl Database {
 
     /// A fresh database without any schema.
     pub async fn empty(claim: &str) -> Self {
+        Database::encoded(claim, "UTF8").await
+    }
+
+    /// A fresh database without any schema, in an encoding of PostgreSQL's.
+    pub async fn encoded(claim: &str, encoding: &str) -> Self {
         let server = server();
         let mut admin =
             PgConnection::connect(&server).await.expect("the server that DATABASE_URL names answers");
         sweep(&mut admin).await;
         let name = name(claim);
         // From template0, which nobody can be connected to: such a connection would fail the creation.
-        let create = format!("create database {name} template template0 encoding 'UTF8'");
+        let locale = if encoding == "UTF8" { "" } else { " locale 'C'" };
+        let create = format!("create database {name} template template0 encoding '{encoding}'{locale}");
         admin.execute(AssertSqlSafe(create)).await.expect("DATABASE_URL's role may create databases");
         let url = with_database(&server, &name);
         Database { pool: lazy(&url), admin: lazy(&server), url, name }

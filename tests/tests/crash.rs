@@ -37,7 +37,7 @@ fn patient() -> Settings {
 async fn spend(cluster: &Cluster) {
     cluster
         .do_sql(
-            "do $$ begin for i in 1..100 loop perform outbox.enqueue('orders', 'gone', 'no'::text); rollback; end loop; end $$",
+            "do $$ begin for i in 1..100 loop perform outbox.enqueue('orders', 'gone', '\"no\"'::text); rollback; end loop; end $$",
         )
         .await;
 }

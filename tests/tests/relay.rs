@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use brokers::memory::{Broker, Fault, MemoryPublisher};
-use message::{Message, MessageId, Outcomes, Outgoing, Pipelining, Publisher};
+use message::{Message, MessageId, Outcomes, Outgoing, Pipelining, PublishError, Publisher};
 use outbox::Backoff;
 use relay_support::{PATIENCE, firsts, message, numbers, settings, start, until, write};
 use sqlx::Executor;
@@ -471,4 +471,37 @@ async fn an_unsafe_log_is_refused_by_name() {
         }
         assert!(text.contains(expected), "{change}: {text}");
     }
+}
+
+/// Says of every message of a key, in words that no column of text holds, that it is not wanted.
+struct Refusing(MemoryPublisher);
+
+#[async_trait::async_trait]
+impl Publisher for Refusing {
+    fn pipelining(&self) -> Pipelining {
+        self.0.pipelining()
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        if batch.iter().any(|outgoing| outgoing.message.key.as_deref() == Some("bad")) {
+            return outcomes.fail_all(PublishError::Rejected("answer: \0\u{1f600}".to_owned()));
+        }
+        self.0.publish(batch, outcomes).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejection_in_words_that_no_column_holds_parks_its_message_and_stops_no_other() {
+    let database = Database::new("relay_words").await;
+    let broker = Broker::new();
+    let mut settings = settings();
+    settings.batch = 1;
+    write(database.pool(), &[message("bad", 1), message("good", 1)]).await;
+    let relay = start(database.pool(), Refusing(broker.publisher()), settings);
+    until("the bad one is parked, the good one published", || async {
+        let held = outbox::admin::held_keys(database.pool(), "default").await.unwrap();
+        held.iter().any(|held| held.is_parked()) && numbers(&broker, "good") == [1]
+    })
+    .await;
+    relay.stop().await.unwrap();
 }

@@ -67,6 +67,7 @@ const RIGHTS: &str = "
 const EXPECTED: &str = "
 outbox_consumer: inbox u
 outbox_consumer: inbox.consumer arw
+outbox_consumer: inbox.consumer_kind arw
 outbox_consumer: inbox.held_key adrw
 outbox_consumer: inbox.held_message adr
 outbox_consumer: inbox.message ar
@@ -78,6 +79,7 @@ outbox_consumer: inbox.slot() X
 outbox_monitor: inbox u
 outbox_monitor: inbox.audit r
 outbox_monitor: inbox.consumer r
+outbox_monitor: inbox.consumer_kind r
 outbox_monitor: inbox.held_key r
 outbox_monitor: inbox.held_message r*
 outbox_monitor: inbox.message r
@@ -104,6 +106,7 @@ outbox_monitor: outbox.waiting_process r
 outbox_operator: inbox u
 outbox_operator: inbox.audit a*r
 outbox_operator: inbox.consumer r
+outbox_operator: inbox.consumer_kind dr
 outbox_operator: inbox.held_key drw*
 outbox_operator: inbox.held_message drw*
 outbox_operator: inbox.message a*r
@@ -160,6 +163,7 @@ outbox_service: outbox.message_fault() X
 outbox_service: outbox.origin r
 outbox_service: outbox.scheduled_message a*
 outbox_service: outbox.schema_version r
+outbox_service: outbox.text_fault() X
 outbox_service: outbox.uuid_v7() X
 ";
 
@@ -175,11 +179,11 @@ async fn each_role_has_these_rights_and_no_others() {
 /// What each role does all day, in order: within one transaction, rolled back at the end.
 const WORK: [(&str, &[&str]); 7] = [
     ("outbox_service", &[
-        "select outbox.enqueue('t', 'k', 'secret', key => 'k', headers => '{\"a\": \"b\"}', lock_key => true)",
+        "select outbox.enqueue('t', 'k', '\"secret\"', key => 'k', headers => '{\"a\": \"b\"}', lock_key => true)",
         "insert into outbox.message (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
          select outbox.uuid_v7(), outbox.uuid_v7(), null, now(), source, 't', 'k', null, null, '' from outbox.origin",
         "select max(version), max(serves) from outbox.schema_version",
-        "select outbox.cancel(outbox.enqueue_at(now(), 't', 'k', 'secret', key => 'k'))",
+        "select outbox.cancel(outbox.enqueue_at(now(), 't', 'k', '\"secret\"', key => 'k'))",
         "insert into outbox.scheduled_message (due_at, id, correlation, causation, occurred_at, source, topic, kind, key,
              headers, payload)
          select now(), outbox.uuid_v7(), outbox.uuid_v7(), null, now(), source, 't', 'k', null, null, '' from outbox.origin",
@@ -232,6 +236,9 @@ const WORK: [(&str, &[&str]); 7] = [
         "select max(version), max(serves) from inbox.schema_version",
         "insert into inbox.consumer (name, horizon) values ('c', '7 days')
          on conflict (name) do update set horizon = excluded.horizon",
+        "insert into inbox.consumer_kind (consumer, kind) values ('c', 'k')
+         on conflict (consumer, kind) do update set last_seen_at = clock_timestamp()",
+        "select kind from inbox.consumer_kind",
         "insert into inbox.process (id, consumer, expires_at) values (gen_random_uuid(), 'c', now())",
         "update inbox.process set expires_at = now()",
         "delete from inbox.process",
@@ -274,6 +281,9 @@ const WORK: [(&str, &[&str]); 7] = [
         "insert into inbox.message (message_id, received_at, slot, consumer)
          select id, now(), inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing",
         "insert into inbox.audit (who, action, consumer, hold, message_id, reason) values ('ada', 'redrive', 'c', 1, null, null)",
+        "insert into inbox.audit (who, action, consumer, kind, reason) values ('ada', 'forget_kind', 'c', 'k', 'gone')",
+        "select kind, last_seen_at from inbox.consumer_kind",
+        "delete from inbox.consumer_kind",
         "select who, role, action from inbox.audit",
         "delete from inbox.held_message",
         "delete from inbox.held_key",

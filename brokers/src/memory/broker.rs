@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use message::limits::LONGEST;
 use message::{Malformed, Message, Outgoing, PublishError, wire};
 use tokio::sync::{Notify, watch};
 
@@ -112,7 +113,7 @@ impl Broker {
 
     /// How long subscribers made from now on wait for an answer before a delivery comes again.
     pub fn with_answer_wait(mut self, wait: Duration) -> Self {
-        self.answer_wait = wait;
+        self.answer_wait = wait.min(LONGEST);
         self
     }
 

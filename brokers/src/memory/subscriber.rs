@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use message::limits::LONGEST;
 use message::{Acknowledge, Delivery, SubscribeError, Subscriber};
 use tokio::time::{Instant, timeout_at};
 
@@ -115,7 +116,7 @@ impl Acknowledge for Answer {
 
     async fn retry_after(mut self: Box<Self>, delay: Duration) -> Result<(), SubscribeError> {
         self.answered = true;
-        self.seat.answer(|group, _| group.retry(self.ticket, Instant::now() + delay))
+        self.seat.answer(|group, _| group.retry(self.ticket, Instant::now() + delay.min(LONGEST)))
     }
 
     async fn extend(&self) -> Result<(), SubscribeError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::AckKind;
 use async_nats::{Client, Request, Subject};
 use async_trait::async_trait;
+use message::limits::LONGEST;
 use message::{Acknowledge, SubscribeError};
 
 use super::connect::{answer, connected, connects};
@@ -54,7 +55,7 @@ impl Acknowledge for Answer {
     async fn retry_after(mut self: Box<Self>, delay: Duration) -> Result<(), SubscribeError> {
         self.answered = true;
         lock(&self.hold).comes_again(self.place);
-        self.send(AckKind::Nak(Some(delay))).await
+        self.send(AckKind::Nak(Some(delay.min(LONGEST)))).await
     }
 
     async fn extend(&self) -> Result<(), SubscribeError> {

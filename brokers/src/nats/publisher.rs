@@ -11,6 +11,7 @@ use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, header};
 use async_trait::async_trait;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use message::limits::LONGEST;
 use message::{Message, Outcomes, Outgoing, Pipelining, PublishError, Publisher, wire};
 use tokio::time::timeout;
 
@@ -63,6 +64,7 @@ impl NatsPublisher {
 
     /// How long an acknowledgement is waited for: 5 seconds by default.
     pub fn with_ack_wait(mut self, wait: Duration) -> Self {
+        let wait = wait.min(LONGEST);
         self.context = context(&self.client, wait);
         self.ack_wait = wait;
         self

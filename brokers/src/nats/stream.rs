@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType};
+use message::limits::LONGEST;
 
 /// The stream that takes the messages, and whether it may be created.
 ///
@@ -61,12 +62,12 @@ impl StreamPolicy {
     /// Created with an age after which messages are thrown away, read or not; needs
     /// [`that_may_discard`](Self::that_may_discard).
     pub fn with_max_age(self, age: Duration) -> Self {
-        self.wanting(|wanted| wanted.max_age = age)
+        self.wanting(|wanted| wanted.max_age = age.min(LONGEST))
     }
 
     /// Created with this window, in which a second copy of a message is not stored.
     pub fn with_duplicate_window(self, window: Duration) -> Self {
-        self.wanting(|wanted| wanted.duplicate_window = window)
+        self.wanting(|wanted| wanted.duplicate_window = window.min(LONGEST))
     }
 
     /// The stream may throw away messages that nobody has read. Who asks for this gives up that nothing is lost.

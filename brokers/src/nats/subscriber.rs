@@ -8,6 +8,7 @@ use async_nats::jetstream::{self, AckKind, Context};
 use async_nats::{Client, header};
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use message::limits::LONGEST;
 use message::{Delivery, Malformed, Message, SubscribeError, Subscriber, wire};
 use tokio::time::sleep;
 
@@ -98,13 +99,13 @@ impl NatsSubscriber {
 
     /// How long the server waits for an answer before it delivers again: 30 seconds by default.
     pub fn with_ack_wait(mut self, wait: Duration) -> Self {
-        self.wanted.ack_wait = wait;
+        self.wanted.ack_wait = wait.min(LONGEST);
         self
     }
 
     /// How long the active subscriber may not ask for messages before another takes over: 10 seconds by default.
     pub fn with_takeover_after(mut self, takeover: Duration) -> Self {
-        self.wanted.takeover = takeover;
+        self.wanted.takeover = takeover.min(LONGEST);
         self
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use message::limits::LONGEST;
 use message::{Acknowledge, Delivery, SubscribeError};
 use tokio::time::Instant;
 
@@ -49,7 +50,7 @@ impl Acknowledge for Answer {
     }
 
     async fn retry_after(mut self: Box<Self>, delay: Duration) -> Result<(), SubscribeError> {
-        self.say(Said::Again(Instant::now() + delay))
+        self.say(Said::Again(Instant::now() + delay.min(LONGEST)))
     }
 
     /// Nothing measures how long a delivery is at work.

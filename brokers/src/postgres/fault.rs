@@ -1,5 +1,6 @@
 //! Whose fault an error of the broker database is. No I/O, and no word of what a message holds.
 
+use message::sqlstate::{self, fault};
 use message::{PublishError, error_chain};
 use sqlx::Error;
 
@@ -19,13 +20,15 @@ pub(super) fn of(error: &Error) -> Fault {
         return Fault::Batch(PublishError::Unknown(format!("postgres: {}", error_chain(error))));
     };
     let code = answer.code().unwrap_or_default();
-    match code.get(..2).unwrap_or_default() {
+    match fault(&code) {
         // The server's own words may repeat the value.
-        "22" | "23" | "54" => Fault::Message(match answer.constraint() {
+        sqlstate::Fault::Value => Fault::Message(match answer.constraint() {
             Some(constraint) => format!("the broker database refuses it: {constraint}"),
             None => format!("the broker database refuses it: SQLSTATE {code}"),
         }),
-        _ => Fault::Batch(unavailable(error)),
+        sqlstate::Fault::Contention | sqlstate::Fault::Outage | sqlstate::Fault::Statement => {
+            Fault::Batch(unavailable(error))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use message::limits::LONGEST;
 use message::{Delivery, SubscribeError, Subscriber};
 use outbox::Pattern;
 use outbox::log::Start;
@@ -154,33 +155,33 @@ impl PostgresSubscriber {
 
     /// How long a subscriber may be silent before others take its shards: 10 seconds by default, at least 200 ms.
     pub fn with_lease(mut self, lease: Duration) -> Self {
-        self.settings.lease = lease.max(Duration::from_millis(200));
+        self.settings.lease = lease.clamp(Duration::from_millis(200), LONGEST);
         self
     }
 
     /// How long messages stay in the log when every group has acknowledged them, at most until the log comes round to their
     /// place ([`outbox::prune`]): 3 days by default. The longest of all groups counts.
     pub fn with_retention(mut self, retention: Duration) -> Self {
-        self.settings.retention = retention;
+        self.settings.retention = retention.min(LONGEST);
         self
     }
 
     /// Longest pause between looks at an idle log, which bounds the latency while there is little to do: 150 ms by
     /// default. Each look is one small statement.
     pub fn with_poll_ceiling(mut self, ceiling: Duration) -> Self {
-        self.settings.poll_ceiling = ceiling.max(Duration::from_millis(1));
+        self.settings.poll_ceiling = ceiling.clamp(Duration::from_millis(1), LONGEST);
         self
     }
 
     /// How often progress is recorded: 100 ms by default. A crash repeats what was acknowledged since.
     pub fn with_record_interval(mut self, interval: Duration) -> Self {
-        self.settings.record_interval = interval.max(Duration::from_millis(1));
+        self.settings.record_interval = interval.clamp(Duration::from_millis(1), LONGEST);
         self
     }
 
     /// When a delivery comes again that was dropped without an answer: a second later by default.
     pub fn with_redelivery_after(mut self, wait: Duration) -> Self {
-        self.settings.redelivery_after = wait;
+        self.settings.redelivery_after = wait.min(LONGEST);
         self
     }
 

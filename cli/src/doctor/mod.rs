@@ -48,7 +48,7 @@ What is looked at: the schemas; read replica, encoding, row-level security, unlo
 missing leaves, triggers and rules on the log, a restored or rewound cluster; fsync, full_page_writes,
 synchronous_commit, autovacuum; a pooler that changes the server connection; old transactions, prepared transactions,
 replication slots without a reader; roles and their rights; relays that nobody runs, that are paused or behind; parked
-keys; replays that nobody finishes. Nothing is written. To see the transactions of others takes pg_read_all_stats.
+keys; kinds that no process of a consumer has handled for 7 days; replays that nobody finishes. Nothing is written. To see the transactions of others takes pg_read_all_stats.
 
 Exit codes: 0 nothing is unsafe; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 5 something is
 unsafe (with --strict: or hurts).";
@@ -69,6 +69,9 @@ struct Line {
 }
 
 const SCHEMA: &str = "schema";
+const ENCODING: &str = "encoding";
+/// How long no process of a consumer handles a kind before that is worth a word.
+const UNSEEN: Duration = Duration::from_hours(7 * 24);
 const UNSAFE: &str = "unsafe";
 const HURTS: &str = "hurts";
 
@@ -126,6 +129,8 @@ async fn examine(url: &SecretUrl, old: Duration, abandoned: Duration) -> Result<
     if inbox == Look::Fits {
         let failed = |error| database::failed_for("outbox_monitor", &format!("database {url}"), &error);
         found.extend(consumers(&pool).await.map_err(failed)?);
+        let encoded = encoding(&pool).await.map_err(failed)?;
+        found.extend(encoded.filter(|_| found.iter().all(|line| line.name != ENCODING)));
     }
     Ok(found)
 }
@@ -167,7 +172,29 @@ async fn look_at(schema: Schema, pool: &PgPool, found: &mut Vec<Line>) -> Result
 async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
     let mut looking = pool.begin().await?;
     let status = inbox::admin::status(&mut looking).await?;
+    let kinds = inbox::admin::kinds(&mut looking, None).await?;
     looking.commit().await?;
+    let unhandled = kinds.iter().filter(|kind| kind.is_unhandled(UNSEEN)).map(|kind| Line {
+        name: "unhandled_kind",
+        severity: HURTS,
+        what: match kind.unseen {
+            Some(unseen) => format!(
+                "no process of consumer {} has handled kind {} for {} days; {} messages of it are held",
+                kind.consumer,
+                kind.kind,
+                unseen.as_secs() / 86_400,
+                kind.messages
+            ),
+            None => format!(
+                "no process of consumer {} handles kind {}; {} messages of it are held",
+                kind.consumer, kind.kind, kind.messages
+            ),
+        },
+        remedy: format!(
+            "start a process that handles it, or give it up: outbox consumers forget-kind {} {} --reason …",
+            kind.consumer, kind.kind
+        ),
+    });
     let parked = status.into_iter().filter(|consumer| consumer.parked > 0);
     Ok(parked
         .map(|consumer| Line {
@@ -182,7 +209,21 @@ async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
                 consumer.consumer
             ),
         })
+        .chain(unhandled)
         .collect())
+}
+
+/// Whether the inbox cannot store every text of a message, also for services that only call `admit`.
+async fn encoding(pool: &PgPool) -> Result<Option<Line>, sqlx::Error> {
+    let mut looking = pool.begin().await?;
+    let encoding = inbox::admin::encoding(&mut looking).await?;
+    looking.commit().await?;
+    Ok((encoding != "UTF8").then(|| Line {
+        name: ENCODING,
+        severity: UNSAFE,
+        what: format!("the database's encoding is {encoding}, not UTF8: it cannot store what messages carry"),
+        remedy: "restore it into a database made with: encoding 'UTF8'".to_owned(),
+    }))
 }
 
 impl Line {

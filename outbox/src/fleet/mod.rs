@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use message::limits::LONGEST;
 use message::{PublishError, Publisher};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Row};
@@ -127,20 +128,20 @@ impl<P: Publisher + 'static> Fleet<P> {
 
     /// With at most so many connections to all databases together: 40 by default, and four at least.
     pub fn with_connections(mut self, connections: usize) -> Self {
-        self.places = (connections / CONNECTIONS).max(1);
+        self.places = (connections / CONNECTIONS).clamp(1, 10_000);
         self
     }
 
     /// How long a database with a backlog may keep its place while others wait: 2 seconds by default.
     pub fn with_turn(mut self, turn: Duration) -> Self {
-        self.turn = turn;
+        self.turn = turn.min(LONGEST);
         self
     }
 
     /// How long a database that had nothing to do rests before the next look, when not all can be at work: 1 second by
     /// default. A message waits for it, and for the turns of the databases before it.
     pub fn with_look(mut self, look: Duration) -> Self {
-        self.look = look.max(Duration::from_millis(1));
+        self.look = look.clamp(Duration::from_millis(1), LONGEST);
         self
     }
 

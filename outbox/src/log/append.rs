@@ -41,6 +41,7 @@ pub async fn check_appendable(connection: &mut PgConnection) -> Result<bool, Ref
     let row = connection.fetch_one(sqlx::raw_sql(alone(include_str!("sql/appendable.sql")))).await?;
     for (fact, reason) in [
         ("replica", Refusal::Replica),
+        ("other_encoding", Refusal::OtherEncoding),
         ("cached_positions", Refusal::CachedPositions),
         ("unlogged", Refusal::Unlogged),
     ] {

@@ -22,6 +22,8 @@ mod window;
 
 use std::time::Duration;
 
+use message::limits::LONGEST;
+
 pub use append::{append, check_appendable, name};
 pub use connection::{LogConnection, LogError};
 pub use destination::{Destination, Elsewhere};
@@ -38,7 +40,7 @@ pub use share::{Move, Share};
 pub(crate) use snapshot::{LEAVES, leaf, leaf_end};
 pub use snapshot::{NotSnapshot, Snapshot};
 pub use start::Start;
-pub(crate) use start::position_at;
+pub(crate) use start::{position_at, within_calendar};
 pub use store::{Cursor, NewHold, Record, Store};
 pub(crate) use store::{faults, preflight};
 pub use window::{Look, PageRange, Reading, Seen, Window};
@@ -58,6 +60,27 @@ pub struct ReadSettings {
     pub doorbell_ceiling: Duration,
     /// How often the lower bound may be proven anew while little is read: each time spends a transaction id.
     pub proof_interval: Duration,
+}
+
+impl ReadSettings {
+    /// As they can be: a page of at least one message, and nothing so large that a sum with it overflows.
+    pub(crate) fn clamped(mut self) -> Self {
+        (self.page, self.page_bytes) = clamp_page(self.page, self.page_bytes);
+        for time in [
+            &mut self.busy_poll,
+            &mut self.poll_ceiling,
+            &mut self.doorbell_ceiling,
+            &mut self.proof_interval,
+        ] {
+            *time = (*time).min(LONGEST);
+        }
+        self
+    }
+}
+
+/// Messages and bytes of a page, as they can be: memory for so many messages is reserved at once.
+pub(crate) fn clamp_page(messages: usize, bytes: usize) -> (usize, usize) {
+    (messages.clamp(1, 100_000), bytes.min(1 << 30))
 }
 
 impl Default for ReadSettings {

@@ -70,7 +70,7 @@ impl Start {
             Some(end) => Seen { era, snapshot: Snapshot::everything(), bound: end },
             None => now,
         };
-        Ok(Place { seen, until: Some(until), after: (position - 1).max(0) })
+        Ok(Place { seen, until: Some(until), after: position.saturating_sub(1).max(0) })
     }
 }
 
@@ -85,16 +85,49 @@ pub(crate) struct Moment {
     pub(crate) ahead: bool,
 }
 
+/// The moment, or the nearest that stands in every calendar here: PostgreSQL's begins in 4713 BC, and sums with it must not
+/// overflow. No message was enqueued before or after.
+pub(crate) fn within_calendar(moment: DateTime<Utc>) -> DateTime<Utc> {
+    const YEAR_10000: i64 = 253_402_300_800;
+    match moment.timestamp() {
+        ..0 => DateTime::UNIX_EPOCH,
+        0..YEAR_10000 => moment,
+        YEAR_10000.. => DateTime::from_timestamp(YEAR_10000, 0).unwrap_or(DateTime::UNIX_EPOCH),
+    }
+}
+
 /// Looks a moment up.
 pub(crate) async fn position_at(
     connection: &mut PgConnection,
     moment: DateTime<Utc>,
 ) -> Result<Moment, sqlx::Error> {
-    let query = sqlx::query(include_str!("sql/position_at.sql")).bind(moment);
+    let query = sqlx::query(include_str!("sql/position_at.sql")).bind(within_calendar(moment));
     let row = statement::row(connection, query).await?;
     Ok(Moment {
         position: row.try_get("position")?,
         floor: row.try_get("floor")?,
         ahead: row.try_get("ahead")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_moment_has_a_place_in_every_calendar(seconds in any::<i64>(), nanos in 0..1_000_000_000_u32) {
+            let moment = DateTime::from_timestamp(seconds, nanos);
+            for moment in moment.into_iter().chain([DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC]) {
+                let within = within_calendar(moment);
+                let year = 1970..=10_000;
+                prop_assert!(year.contains(&chrono::Datelike::year(&within)));
+                prop_assert!(within == moment || moment < DateTime::UNIX_EPOCH || moment > within);
+                prop_assert!(within.checked_add_signed(TimeDelta::days(365)).is_some());
+            }
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use message::limits::LONGEST;
+
 /// Waits that double from `first` to `ceiling`, each shortened by chance by up to a half, so that many who failed
 /// together do not come back together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +18,7 @@ impl Backoff {
     /// The wait after `failures` failures in a row (1 or more); `chance` from 0 to 1 shortens it.
     pub fn after(&self, failures: u32, chance: f64) -> Duration {
         let doubled = self.first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(31)));
-        doubled.min(self.ceiling).mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0)
+        doubled.min(self.ceiling).min(LONGEST).mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0)
     }
 }
 
@@ -38,6 +40,8 @@ mod tests {
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         assert_eq!(backoff.after(1, 1.0), Duration::from_millis(50));
         assert_eq!(backoff.after(u32::MAX, 0.0), Duration::from_secs(5));
+        let endless = Backoff { first: Duration::MAX, ceiling: Duration::MAX };
+        assert_eq!(endless.after(3, 0.0), LONGEST);
         assert!((0..100).all(|_| (0.0..=1.0).contains(&chance())));
     }
 }

@@ -297,12 +297,11 @@ fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {
     Ok(message)
 }
 
-/// An error's text as it is kept: cut at a character's end.
-pub(crate) fn shorten(error: &str) -> &str {
-    error.get(..ERROR_BYTES).unwrap_or_else(|| {
-        let end = (0..=ERROR_BYTES.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
-        &error[..end.unwrap_or(0)]
-    })
+/// An error's text as the database keeps it: without NUL, cut at a character's end.
+pub(crate) fn shorten(error: &str) -> String {
+    let mut error = error.replace('\0', "\u{fffd}");
+    error.truncate(error.floor_char_boundary(ERROR_BYTES));
+    error
 }
 
 #[cfg(test)]
@@ -312,6 +311,7 @@ mod tests {
     #[test]
     fn a_long_error_is_cut_at_a_characters_end() {
         assert_eq!(shorten("short"), "short");
+        assert_eq!(shorten("a\0b"), "a\u{fffd}b");
         let long = "é".repeat(3000);
         assert_eq!(shorten(&long).len(), 4096);
         assert_eq!(shorten(&format!("a{long}")).len(), 4095);

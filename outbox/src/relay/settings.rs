@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use message::limits::LONGEST;
+
 use super::{Backoff, Policies, Routes};
 use crate::log::{ReadSettings, Start};
 
@@ -51,12 +53,28 @@ pub struct Settings {
     pub unavailable: Backoff,
 }
 
+/// Messages, more than memory holds.
+const MOST: usize = 1 << 24;
+
 impl Settings {
-    /// With what would stand still raised to the least that moves.
+    /// With what would stand still raised to the least that moves, and what would overflow lowered to the most that does
+    /// not.
     pub(super) fn clamped(mut self) -> Self {
+        self.read = self.read.clamped();
+        for count in [&mut self.batch, &mut self.max_on_wire, &mut self.max_unrecorded] {
+            *count = (*count).min(MOST);
+        }
+        for time in [
+            &mut self.record_interval,
+            &mut self.lease,
+            &mut self.retention,
+            &mut self.drain,
+            &mut self.publish_timeout,
+        ] {
+            *time = (*time).min(LONGEST);
+        }
         let least = Duration::from_millis(1);
         self.shards = self.shards.clamp(1, 1024);
-        self.read.page = self.read.page.max(1);
         self.batch = self.batch.max(1);
         self.max_on_wire = self.max_on_wire.max(1);
         self.max_unrecorded = self.max_unrecorded.max(2);

@@ -8,6 +8,7 @@ use sqlx::query::Query;
 use uuid::Uuid;
 
 use crate::Pattern;
+use crate::log::within_calendar;
 
 /// Which messages: those that fit all that is said here; of a list, any entry. Nothing said fits every message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -108,6 +109,7 @@ pub(super) fn some<T>(list: &[T]) -> Option<&[T]> {
 
 /// What the database keeps of a moment.
 fn micros(moment: DateTime<Utc>) -> DateTime<Utc> {
+    let moment = within_calendar(moment);
     DateTime::from_timestamp_micros(moment.timestamp_micros()).unwrap_or(moment)
 }
 

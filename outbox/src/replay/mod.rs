@@ -15,6 +15,7 @@ mod run;
 use std::sync::Arc;
 use std::time::Duration;
 
+use message::limits::LONGEST;
 use message::{MessageId, PublishError, Publisher};
 use sqlx::postgres::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ pub(crate) use job::list_within;
 pub use job::{CancelError, ReplayStatus, cancel, list};
 pub use preview::{Found, Place, Preview, preview};
 
-use crate::log::Refusal;
+use crate::log::{Refusal, clamp_page};
 use crate::{Backoff, InvalidRoute, Routes};
 
 /// The settings of a replay, with defaults that suit most.
@@ -53,6 +54,17 @@ pub struct ReplaySettings {
     pub publish_timeout: Duration,
     /// Waits while the broker is unavailable.
     pub unavailable: Backoff,
+}
+
+impl ReplaySettings {
+    /// With nothing so large that a sum with it overflows.
+    fn clamped(mut self) -> Self {
+        (self.page, self.page_bytes) = clamp_page(self.page, self.page_bytes);
+        for time in [&mut self.record_interval, &mut self.lease, &mut self.publish_timeout] {
+            *time = (*time).min(LONGEST);
+        }
+        self
+    }
 }
 
 impl Default for ReplaySettings {
@@ -197,7 +209,7 @@ impl<P: Publisher + 'static> Replay<P> {
 
     /// With other settings altogether.
     pub fn with_settings(mut self, settings: ReplaySettings) -> Self {
-        self.settings = settings;
+        self.settings = settings.clamped();
         self
     }
 

@@ -59,7 +59,7 @@ pub(super) async fn run<P: Publisher + 'static>(
         Ok(false) => worker.record(Then::Stops(None)).await?,
         Err(ReplayError::Rejected { source, .. }) => {
             let reason = source.to_string();
-            worker.record(Then::Stops(Some(shorten(&reason)))).await?;
+            worker.record(Then::Stops(Some(&shorten(&reason)))).await?;
         }
         // Nothing more can be recorded; whoever goes on waits for the lease.
         Err(_) => {}
@@ -281,7 +281,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
                     return Err(ReplayError::Rejected { position, id, source: error });
                 }
                 tracing::warn!(replay = self.replay.name, position, %error, "given up");
-                queue.skip(place, shorten(&error.to_string()).to_owned());
+                queue.skip(place, shorten(&error.to_string()));
             }
             self.pass(&mut queue);
             self.record_if_due().await?;

@@ -48,6 +48,11 @@ async fn each_filter_lets_through_what_it_names_and_nothing_else() {
         ("until", all().with_until(at(3)), vec![1, 2]),
         ("hours", all().with_since(at(2)).with_until(at(5)), vec![2, 3, 4]),
         ("since-never", all().with_since("2036-01-01T00:00:00Z".parse().unwrap()), vec![]),
+        // Moments that no calendar of PostgreSQL holds.
+        ("until-ever", all().with_until(chrono::DateTime::<chrono::Utc>::MAX_UTC), vec![1, 2, 3, 4, 5]),
+        ("since-ever", all().with_since(chrono::DateTime::<chrono::Utc>::MIN_UTC), vec![1, 2, 3, 4, 5]),
+        ("until-never", all().with_until(chrono::DateTime::<chrono::Utc>::MIN_UTC), vec![]),
+        ("everywhere", all().with_from_position(i64::MIN).with_to_position(i64::MAX), vec![1, 2, 3, 4, 5]),
         ("topic", topic("orders"), vec![3]),
         ("pattern", topic("orders.>"), vec![1, 2, 5]),
         ("word", topic("orders.*.placed"), vec![1, 2]),

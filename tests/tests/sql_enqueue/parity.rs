@@ -344,6 +344,10 @@ fn short(message: &Message) -> String {
     )
 }
 
+/// What an enqueued text is told that is not the JSON it is declared as, by default or by its headers.
+const NOT_JSON: &str = "payload: not JSON, as which it is declared; declare another content type (headers => \
+    '{\"content-type\": \"text/plain\"}') or give it as bytea";
+
 #[tokio::test]
 async fn what_only_sql_can_say_is_refused_too() {
     let database = Database::new("only_sql").await;
@@ -386,6 +390,9 @@ async fn what_only_sql_can_say_is_refused_too() {
             "'t', 'k', '', headers => '{\"a\": [\"4111\"]}'",
             "headers: a value is a string without control characters",
         ),
+        ("'t', 'k', '{\"card\": 4111'", NOT_JSON),
+        ("'t', 'k', '[4111', headers => '{\"content-type\": \"Application/X+JSON ; v=1\"}'", NOT_JSON),
+        ("'t', 'k', '[4111, ' || repeat('[', 900000)", NOT_JSON),
     ];
     for (arguments, says) in cases {
         let sql = sqlx::AssertSqlSafe(format!("select outbox.enqueue({arguments})"));

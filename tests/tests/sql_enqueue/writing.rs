@@ -45,14 +45,14 @@ async fn what_is_left_out_has_the_defaults_of_the_contract() {
 #[tokio::test]
 async fn a_payload_given_as_text_is_stored_in_utf_8_without_any_escapes() {
     let database = Database::new("text_payload").await;
-    let text = r#"{"path":"a\\b\x41","name":"é"}"#;
+    let text = r#"{"path":"a\\b\\x41","name":"é"}"#;
     sqlx::query("select outbox.enqueue('orders', 'order.placed', $1::text, key => 'k', lock_key => true)")
         .bind(text)
         .execute(database.pool())
         .await
         .expect("a message");
     // A literal without a type is text, too.
-    sqlx::query(r#"select outbox.enqueue('orders', 'order.placed', '{"path":"a\\b\x41","name":"é"}')"#)
+    sqlx::query(r#"select outbox.enqueue('orders', 'order.placed', '{"path":"a\\b\\x41","name":"é"}')"#)
         .execute(database.pool())
         .await
         .expect("a message");
@@ -169,6 +169,30 @@ async fn wait_for_lock(database: &Database, backend: i32) {
         }
         assert!(std::time::Instant::now() < deadline, "the second writer never waited for the key's lock");
     }
+}
+
+#[tokio::test]
+async fn a_text_is_taken_as_what_it_is_declared() {
+    let database = Database::new("declared").await;
+    for arguments in [
+        "'', headers => null",
+        r#"'"\u0000\ud800"'"#,
+        "' [1, 2] '",
+        r#"'no json', headers => '{"content-type": "text/plain; charset=utf-8"}'"#,
+        r#"'no json', headers => '{"content-type": "application/json-lines"}'"#,
+        "convert_to('no json', 'UTF8')",
+    ] {
+        for function in ["outbox.enqueue('t', 'k',", "outbox.enqueue_at(now(), 't', 'k',"] {
+            let sql = sqlx::AssertSqlSafe(format!("select {function} {arguments})"));
+            sqlx::query(sql).execute(database.pool()).await.expect(arguments);
+        }
+    }
+    let at = sqlx::query("select outbox.enqueue_at(now(), 't', 'k', '{4111')").execute(database.pool()).await;
+    let error = at.expect_err("not JSON");
+    let error = error.as_database_error().expect("the server's answer");
+    assert_eq!(error.code().as_deref(), Some("22023"));
+    assert!(error.message().starts_with("outbox.enqueue_at: payload: not JSON"), "{error}");
+    assert!(!format!("{error:?}").contains("4111"), "{error:?}");
 }
 
 #[tokio::test]

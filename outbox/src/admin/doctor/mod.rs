@@ -78,6 +78,7 @@ struct Old {
 /// # Errors
 /// The database does not answer, or the role may not look.
 pub async fn examine(pool: &PgPool, old: Duration, abandoned: Duration) -> Result<Vec<Finding>, Refusal> {
+    let old = old.min(message::limits::LONGEST);
     let mut looking = pool.begin_with(BEGIN_READING).await?;
     let row = sqlx::query(include_str!("../sql/doctor_facts.sql")).persistent(false);
     let facts = facts(&row.fetch_one(&mut *looking).await?)?;

@@ -38,7 +38,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
             key: key.clone(),
             retry_in: (!parked).then_some(retry),
             attempts: i32::try_from(attempts).unwrap_or(1),
-            error: shorten(error).to_owned(),
+            error: shorten(error),
         });
         self.held.insert(position, key);
         for item in items {

@@ -1,0 +1,19 @@
+-- Registers the kinds that a process of a consumer handles, and that it still does, to the minute. `is_new`: a process may
+-- still believe that one of them is unknown.
+-- $1 consumer, $2 kinds
+with registered as (
+    insert into inbox.consumer_kind (consumer, kind)
+    select $1::text, handled.kind
+    from unnest($2::text[]) as handled (kind)
+    order by handled.kind
+    on conflict (consumer, kind) do update set last_seen_at = clock_timestamp()
+    where consumer_kind.last_seen_at < clock_timestamp() - interval '1 minute'
+)
+select exists (
+    select from unnest($2::text[]) as handled (kind)
+    where not exists (
+        select from inbox.consumer_kind as known
+        where known.consumer = $1::text and known.kind = handled.kind
+            and known.registered_at < clock_timestamp() - interval '1 minute'
+    )
+) as is_new
