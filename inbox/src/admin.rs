@@ -11,6 +11,7 @@ use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
 pub use crate::audit::{AuditEntry, audit};
+pub use crate::floor::{FloorStatus, LowerFloorError, floor, lower_floor};
 use crate::statement;
 pub use crate::stored::{HeldMessage, Unreadable};
 

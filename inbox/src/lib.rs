@@ -15,6 +15,8 @@ mod audit;
 mod backoff;
 mod caution;
 mod consumer;
+mod day;
+mod floor;
 mod handler;
 mod hold;
 mod horizon;

@@ -18,7 +18,7 @@ pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
 /// What stands still for so long while it runs a statement alone is gone. The server counts a long message that is still
 /// coming, or going, over a slow line as silence, too.
-const SILENCE: Duration = Duration::from_secs(30);
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// The server's longest, in milliseconds.
 const MOST: u128 = i32::MAX as u128;
 
