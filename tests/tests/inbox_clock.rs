@@ -50,7 +50,8 @@ async fn a_database_clock_that_jumps_moves_no_floor_and_removes_no_row() {
         clock.set(days * DAY);
         let now: DateTime<Utc> =
             sqlx::query_scalar("select clock_timestamp()").fetch_one(&pool).await.unwrap();
-        assert_eq!((now - Utc::now() + TimeDelta::hours(12)).num_days(), days, "the server's clock is wrong");
+        let shifted = (now - Utc::now()).num_hours();
+        assert!((shifted - 24 * days).abs() <= 1, "the server's clock is wrong: {shifted} h");
         let pruned = prune(&pool).await.unwrap();
         let difference = pruned.clock_difference.unwrap();
         assert!((difference.num_seconds() - days * DAY).abs() < 60, "{difference}");
