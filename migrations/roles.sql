@@ -155,10 +155,11 @@ begin
     end if;
     grant usage on schema inbox to outbox_consumer;
     grant select on inbox.schema_version to outbox_consumer;
-    grant select on inbox.message, inbox.consumer, inbox.consumer_kind, inbox.process, inbox.retention, inbox.held_key
+    grant select on inbox.message, inbox.consumer, inbox.consumer_kind, inbox.process, inbox.retention,
+        inbox.emptied_day, inbox.held_key
         to outbox_consumer, outbox_operator, outbox_monitor;
-    -- The table's check calls it with the rights of whoever inserts.
-    grant execute on function inbox.slot to outbox_consumer, outbox_operator;
+    -- The table's check calls the one with the rights of whoever inserts, the index of what is held the other.
+    grant execute on function inbox.slot, inbox.source_hash to outbox_consumer, outbox_operator;
 
     -- A consumer writes down what it has handled and cannot change it. It forgets what lies past the horizon: a day by
     -- emptying its partition, and a right on the table is not one on its partitions; what has no day row by row.
@@ -168,6 +169,7 @@ begin
     end loop;
     grant insert, update on inbox.consumer, inbox.consumer_kind to outbox_consumer;
     grant update on inbox.retention to outbox_consumer;
+    grant insert, update on inbox.emptied_day to outbox_consumer;
     grant insert, update, delete on inbox.process, inbox.held_key to outbox_consumer;
     grant select, insert, delete on inbox.held_message to outbox_consumer;
 
@@ -179,7 +181,7 @@ begin
     -- What an operator gives up counts as handled, so that a later copy of it is a repeat.
     grant select, update (late), delete on inbox.held_message to outbox_operator;
     grant update (state, attempts, next_attempt_at, last_error), delete on inbox.held_key to outbox_operator;
-    grant insert (message_id, received_at, slot, consumer) on inbox.message to outbox_operator;
+    grant insert (message_id, received_at, source_hash, slot, consumer) on inbox.message to outbox_operator;
     grant insert (who, action, consumer, hold, message_id, kind, reason) on inbox.audit to outbox_operator;
     -- It forgets a kind that no process handles any more.
     grant delete on inbox.consumer_kind to outbox_operator;

@@ -27,7 +27,7 @@ Examples:
   outbox consumers                                     every consumer's kinds, and when a process handled each last
   outbox consumers kinds --consumer payment
   outbox consumers forget-kind payment order.amended --reason 'rolled back for good'
-                                                       says what it would do; with --go, does it
+                                                       says what it would do; with --execute, does it
 
 A message whose kind a running process does not handle is kept for another process of the same consumer that has
 registered the kind: one of a newer build, or of an older one. Only what none has registered is acknowledged. When the
@@ -69,7 +69,7 @@ struct Forget {
     database: Option<String>,
     /// Do it; otherwise say what it would do
     #[arg(long)]
-    go: bool,
+    execute: bool,
     #[command(flatten)]
     who: Who,
     /// Why, for the audit
@@ -94,7 +94,7 @@ struct Line {
 struct Done<'a> {
     consumer: &'a str,
     kind: &'a str,
-    /// `false`: this is what `--go` would do.
+    /// `false`: this is what `--execute` would do.
     done: bool,
     messages: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,7 +121,7 @@ async fn list(Kinds { database, consumer, output }: Kinds) -> Result<(), Failure
 }
 
 async fn run_forget(forget: Forget) -> Result<(), Failure> {
-    let Forget { consumer, kind, database, go, who, reason, output } = forget;
+    let Forget { consumer, kind, database, execute, who, reason, output } = forget;
     let who = who.name()?;
     who::reason(Some(&reason))?;
     let (pool, url) = open(database.as_deref()).await?;
@@ -131,7 +131,7 @@ async fn run_forget(forget: Forget) -> Result<(), Failure> {
             "consumer {consumer} has no kind {kind}; `outbox consumers` lists them"
         )));
     };
-    if !go {
+    if !execute {
         let done =
             Done { consumer: &consumer, kind: &kind, done: false, messages: status.messages, keys: None };
         let seen = status.unseen.map_or_else(
@@ -139,7 +139,7 @@ async fn run_forget(forget: Forget) -> Result<(), Failure> {
             |unseen| format!("a process registered it last {} ago", passed(seconds(unseen.as_secs_f64()))),
         );
         let text = format!(
-            "kind {} of consumer {}: {seen}; {} held messages of it would be given up. Nothing is changed without --go\n",
+            "kind {} of consumer {}: {seen}; {} held messages of it would be given up. Nothing is changed without --execute\n",
             plain(&kind),
             plain(&consumer),
             status.messages

@@ -1,5 +1,7 @@
 //! `outbox repair`: says whether a restored log can be read here, and makes it so.
 
+mod inbox;
+
 use outbox::admin::{RelayStatus, RepairError, Survey};
 use serde::Serialize;
 
@@ -11,8 +13,10 @@ use crate::{database, schema};
 
 /// After a restore: say whether relays can read the log here, and with --execute make it so
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// A URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
     #[arg(long, value_name = "DATABASE")]
     database: Option<String>,
@@ -29,6 +33,11 @@ pub(crate) struct Args {
     output: Format,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Part {
+    Inbox(inbox::Args),
+}
+
 const EXAMPLES: &str = "\
 Examples:
   outbox repair                 what was found, and what would be done
@@ -37,6 +46,8 @@ Examples:
 A relay refuses a log that came from another cluster (a restored dump, a pg_upgrade), or whose transaction ids or
 positions are given out again. The repair ends the era of the log and opens one of this cluster. Messages are not
 changed; each relay publishes what it had not delivered, then what is new.
+
+`outbox repair inbox` is another repair: after a clock that was ahead has made an inbox refuse what is not too old.
 
 Exit codes: 0 printed, or repaired; 1 refused: processes of relays are alive, a transaction has the log open, or there
 is nothing to repair; 2 wrong usage; 3 the database cannot be reached; 4 the schema is missing or does not fit.";
@@ -69,6 +80,9 @@ struct Relay {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    if let Some(Part::Inbox(args)) = args.part {
+        return inbox::run(args).await;
+    }
     let (who, reason) = (args.who.name()?, who::reason(args.reason.as_deref())?);
     let url = database::named(args.database.as_deref())?;
     let pool = database::pool(&url, "repair").await?;

@@ -45,12 +45,12 @@ async fn a_kind_that_none_handles_is_named_and_forgotten_when_a_person_says_so()
     // Nothing without a word, and never what a process handles.
     let foretold = forget("order.amended", &[]).json();
     assert_eq!((&foretold["done"], &foretold["messages"]), (&false.into(), &1.into()), "{foretold}");
-    forget("order.placed", &["--go"]).failed(1, &["order.placed", "stop it first"]);
-    forget("order.dreamt", &["--go"]).failed(1, &["no kind order.dreamt"]);
+    forget("order.placed", &["--execute"]).failed(1, &["order.placed", "stop it first"]);
+    forget("order.dreamt", &["--execute"]).failed(1, &["no kind order.dreamt"]);
     let held = "select count(*) from inbox.held_message";
     assert_eq!(sqlx::query_scalar::<_, i64>(held).fetch_one(database.pool()).await.unwrap(), 2);
 
-    let done = forget("order.amended", &["--go", "--by", "ada"]).json();
+    let done = forget("order.amended", &["--execute", "--by", "ada"]).json();
     assert_eq!(
         (&done["done"], &done["messages"], &done["keys"]),
         (&true.into(), &1.into(), &0.into()),

@@ -44,7 +44,7 @@ async fn enqueue(database: &Database) {
 }
 
 /// What is unsafe by itself, without any message: (name, how it is made).
-const UNSAFE: [(&str, &str); 11] = [
+const UNSAFE: [(&str, &str); 12] = [
     ("sequence_cache", "alter sequence outbox.message_position_seq cache 32"),
     ("sequence_cache", "alter sequence outbox.message_position_seq increment 2"),
     ("unlogged", "alter table outbox.message_3 set unlogged"),
@@ -60,6 +60,7 @@ const UNSAFE: [(&str, &str); 11] = [
     ("other_cluster", "update outbox.cluster set system_identifier = 1"),
     ("schema", "update outbox.schema_version set version = 99, serves = 99"),
     ("schema", "update inbox.schema_version set version = 99, serves = 99"),
+    ("inbox_floor", "update inbox.retention set floor = now() + interval '22 days'"),
 ];
 
 #[tokio::test]
@@ -78,7 +79,7 @@ async fn what_is_unsafe_is_found_by_its_name_and_is_exit_5() {
 }
 
 /// What hurts: (name, how it is made), after a message was enqueued and published.
-const HURTS: [(&str, &str); 12] = [
+const HURTS: [(&str, &str); 15] = [
     (
         "triggers_after",
         "create function look() returns trigger language plpgsql as 'begin return null; end';
@@ -119,6 +120,18 @@ const HURTS: [(&str, &str); 12] = [
     (
         "parked_keys",
         "insert into inbox.held_key (consumer, state, attempts, last_error) values ('payment', 'parked', 9, 'no')",
+    ),
+    ("inbox_floor", "update inbox.retention set floor = now() - interval '3 days'"),
+    (
+        "inbox_floor",
+        "update inbox.retention set floor = now() - interval '3 days';
+         insert into inbox.emptied_day (slot, day) values (3, (now() - interval '3 days')::date)",
+    ),
+    (
+        "inbox_not_pruned",
+        "insert into inbox.consumer (name, horizon) values ('payment', '7 days');
+         insert into inbox.process (id, consumer, started_at, expires_at)
+         values (gen_random_uuid(), 'payment', now() - interval '1 day', now() + interval '1 hour')",
     ),
     (
         "unfinished_replay",
@@ -266,4 +279,23 @@ async fn a_role_that_may_look_at_one_schema_sees_that_one_and_a_sentence_about_t
         let ran = doctor(&url, &[]);
         assert!(names(&ran).contains(&"unseen_schema".to_owned()), "{role}: {ran:?}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn clocks_that_differ_are_named() {
+    let clock = tests::clock::WrongClock::start();
+    let url = clock.server.url("postgres");
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    for schema in [migrations::Schema::Outbox, migrations::Schema::Inbox] {
+        schema.migrate(&mut connection).await.unwrap();
+    }
+    connection.execute(sqlx::raw_sql(migrations::roles())).await.unwrap();
+    assert_eq!(names(&doctor(&url, &[])), [""; 0]);
+    for hours in [-2, 2] {
+        clock.set(hours * 3_600);
+        assert_eq!(names(&doctor(&url, &[])), ["clocks_differ"]);
+    }
+    run(&["repair", "inbox", "--execute"], &[("DATABASE_URL", &url)])
+        .failed(1, &["clocks of database and process differ"]);
 }

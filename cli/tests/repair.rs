@@ -68,3 +68,39 @@ async fn without_a_schema_there_is_nothing_to_repair() {
     let database = Database::empty("repair_missing").await;
     run(&["repair"], &[("DATABASE_URL", database.url())]).failed(4, &["outbox migrate"]);
 }
+
+#[tokio::test]
+async fn a_floor_that_a_clock_has_raised_is_described_and_lowered_only_with_go() {
+    let database = Database::new("repair_inbox").await;
+    let environment = [("DATABASE_URL", database.url())];
+    let ran = run(&["repair", "inbox"], &environment);
+    assert!(ran.succeeded().ends_with("nothing to repair: the floor is as low as it can be\n"), "{ran:?}");
+    run(&["repair", "inbox", "--execute"], &environment).failed(1, &["nothing to repair"]);
+    for sql in [
+        "update inbox.retention set floor = '2099-01-01Z'",
+        "insert into inbox.emptied_day (slot, day) values (3, (now() at time zone 'UTC')::date - 3)",
+    ] {
+        database.pool().execute(sql).await.unwrap();
+    }
+    let floor = async |sql: &'static str| -> bool {
+        sqlx::query_scalar(sql).fetch_one(database.pool()).await.unwrap()
+    };
+    let text = run(&["repair", "inbox"], &environment);
+    for line in
+        ["floor           2099-01-01 00:00:00 UTC", "nothing was changed: `outbox repair inbox --execute` does it"]
+    {
+        assert!(text.succeeded().contains(line), "no {line:?} in {text:?}");
+    }
+    assert!(floor("select floor = '2099-01-01Z' from inbox.retention").await);
+    let document = run(&["repair", "inbox", "--execute", "--output", "json"], &environment).json();
+    assert_eq!(document["repaired"], true);
+    let lowest = "select floor = date_trunc('day', now() - interval '2 days', 'UTC') from inbox.retention";
+    assert!(floor(lowest).await, "{document}");
+    run(&["repair", "inbox", "--execute"], &environment).failed(1, &["nothing to repair"]);
+}
+
+#[tokio::test]
+async fn without_an_inbox_there_is_none_to_repair() {
+    let database = Database::empty("repair_inbox_missing").await;
+    run(&["repair", "inbox"], &[("DATABASE_URL", database.url())]).failed(4, &["outbox migrate"]);
+}

@@ -15,6 +15,7 @@ use uuid::Uuid;
 pub use self::kinds::{ForgetKindError, ForgottenKind, KindStatus, forget_kind, kinds};
 pub use crate::audit::{AuditEntry, audit};
 pub use crate::encoding::encoding;
+pub use crate::floor::{FloorStatus, LowerFloorError, floor, lower_floor};
 use crate::statement::{self, Begin, SILENCE};
 pub use crate::stored::{HeldMessage, Unreadable};
 

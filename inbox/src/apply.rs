@@ -1,5 +1,6 @@
 //! One delivery: admitted, handled and committed in one transaction, or held, or parked; then acknowledged.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
@@ -7,9 +8,11 @@ use message::{Delivery, Malformed, MalformedReason, Message};
 use sqlx::Row;
 use tracing::{Instrument, debug, info_span, warn};
 
+use crate::admit::comes_from_another_source;
 use crate::attempt::{Admitted, Failure, Setback, abandon, attempt, commit};
 use crate::backoff::chance;
 use crate::consumer::Core;
+use crate::day::ByDay;
 use crate::handler::Handle;
 use crate::hold::{Found, Hold, append, hold, microseconds_since};
 use crate::horizon::Refusal;
@@ -20,6 +23,8 @@ use crate::report::bounded;
 use crate::statement::{begin_on_pool, is_named};
 use crate::stored::Body;
 use crate::unstorable;
+
+static RECEIVE: LazyLock<ByDay> = LazyLock::new(|| ByDay::new(include_str!("sql/receive.sql")));
 
 /// Whether the lane may go on to its next delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,25 +157,31 @@ async fn once(
     let begun = Instant::now();
     // A handler may be silent for as long as it may take; a process that stands still, not longer.
     let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time(), core.isolation)).await?;
-    let receive = sqlx::query(include_str!("sql/receive.sql"))
+    let receive = sqlx::query(RECEIVE.of(made_at))
         .bind(&*core.name)
         .bind(message.id.as_uuid())
         .bind(made_at)
         .bind(message.key.as_deref())
         .bind(microseconds_since(received))
+        .bind(message.source.as_deref())
         .persistent(is_named(&tx));
     let row = core.in_time(receive.fetch_one(&mut *tx)).await?;
     if !row.try_get::<bool, _>("first")? {
         let step = if row.try_get("message_held")? {
             Step::Held
+        } else if row.try_get("another_source")? {
+            Step::Refused(Refusal::AnotherSource)
+        } else if row.try_get("too_old")? {
+            Step::Refused(Refusal::TooOld)
         } else if row.try_get("key_held")? {
             match core.in_time(append(core, &mut tx, message, received)).await? {
                 Some(Found::Held) => Step::Held,
                 Some(Found::Handled) => Step::Repeat,
+                Some(Found::AnotherSource) => Step::Refused(Refusal::AnotherSource),
                 None => Step::Again,
             }
-        } else if row.try_get("too_old")? {
-            Step::Refused(Refusal::TooOld)
+        } else if core.in_time(comes_from_another_source(&mut tx, &core.name, message)).await? {
+            Step::Refused(Refusal::AnotherSource)
         } else {
             Step::Repeat
         };
@@ -217,8 +228,9 @@ async fn hold_postponed(core: &Core, message: &Message, setback: &Setback, recei
     insist(core, &held, Body::Message(message), received).await
 }
 
-/// A copy past the horizon is parked alone: it is nearly always a repeat, and its key shall not wait for a person. The
-/// others hold their key, since they have not been handled.
+/// A copy past the horizon is parked alone: it is nearly always a repeat, and its key shall not wait for a person. So is
+/// one whose id is known from another source: no decision lets it be handled. The others hold their key, since they have
+/// not been handled.
 pub(crate) async fn park_refused(
     core: &Core,
     message: &Message,
@@ -227,7 +239,8 @@ pub(crate) async fn park_refused(
 ) -> Applied {
     measure::count(&core.name, measure::REFUSED);
     warn!(consumer = %core.name, message = %message.id, %refusal, "message refused and parked");
-    let key = message.key.as_deref().filter(|_| refusal != Refusal::TooOld);
+    let alone = matches!(refusal, Refusal::TooOld | Refusal::AnotherSource);
+    let key = message.key.as_deref().filter(|_| !alone);
     let held = Hold { key, attempts: 0, delay: None, error: &refusal.to_string() };
     insist(core, &held, Body::Message(message), received).await
 }

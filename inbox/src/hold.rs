@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use message::Message;
+use sqlx::postgres::PgRow;
 use sqlx::{PgTransaction, Row};
 
 use crate::attempt::Setback;
@@ -31,6 +32,8 @@ pub(crate) enum Found {
     Held,
     /// Another process has handled it meanwhile.
     Handled,
+    /// Its id was handled for a message from another source. Only [`append`] finds that.
+    AnotherSource,
 }
 
 /// Holds a message. Committed on return.
@@ -82,7 +85,14 @@ pub(crate) async fn append(
         .persistent(is_named(tx))
         .fetch_optional(&mut **tx)
         .await?;
-    row.map(|row| Ok(if row.try_get("handled")? { Found::Handled } else { Found::Held })).transpose()
+    let found = |row: PgRow| {
+        Ok(match (row.try_get("handled")?, row.try_get("another_source")?) {
+            (true, _) => Found::Handled,
+            (false, true) => Found::AnotherSource,
+            (false, false) => Found::Held,
+        })
+    };
+    row.map(found).transpose()
 }
 
 pub(crate) fn microseconds_since(moment: Instant) -> i64 {

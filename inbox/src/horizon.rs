@@ -37,22 +37,26 @@ pub enum Refusal {
     /// Whether it is a repeat cannot be told any more.
     #[error("id: made before the horizon")]
     TooOld,
-    /// Its producer's clock is wrong: its row would outlive the horizon, or be pruned before.
+    /// Its producer's clock is wrong: its row would outlive the horizon.
     #[error("id: made more than an hour from now")]
     Future,
     /// Not a UUIDv7: how old it is cannot be told, and the consumer did not opt in.
     #[error("id: not a UUIDv7, so without a date")]
     Undated,
+    /// The id is known already, for a message from another source: another event, or the same from a source that was
+    /// renamed. Its effect cannot happen under this id.
+    #[error("id: known already from another source")]
+    AnotherSource,
 }
 
-/// Longest horizon. With [`MARGIN`] and [`SKEW`] the days in use leave one of the ring's 32 free for most of each day.
+/// Longest horizon. With [`MARGIN`] and [`SKEW`] the days in use leave one of the ring's 32 free for most of each day, so
+/// that each is truncated before its partition is used again.
 const LONGEST: TimeDelta = TimeDelta::days(29);
 const SHORTEST: TimeDelta = TimeDelta::minutes(1);
 /// Rows are kept that much longer than the horizon: the clocks of the consumer and of its database may differ by it.
 pub(crate) const MARGIN: TimeDelta = TimeDelta::days(1);
 /// How far a producer's clock may be ahead.
 const SKEW: TimeDelta = TimeDelta::hours(1);
-const RING: i64 = 32;
 
 impl Default for Horizon {
     fn default() -> Self {
@@ -80,8 +84,17 @@ impl Horizon {
         self
     }
 
+    pub(crate) fn length(&self) -> TimeDelta {
+        self.length
+    }
+
     pub(crate) fn seconds(&self) -> i64 {
         self.length.num_seconds()
+    }
+
+    /// Whether the message comes from the future: it is not admitted before its time, not by a redrive either.
+    pub(crate) fn is_ahead(&self, id: MessageId, now: DateTime<Utc>) -> bool {
+        id.made_at().is_some_and(|made_at| made_at > now + SKEW)
     }
 
     /// When the message was made, if it says so and that is neither too long ago nor ahead.
@@ -90,20 +103,10 @@ impl Horizon {
             None if self.undated => Ok(None),
             None => Err(Refusal::Undated),
             Some(made_at) if made_at < now - self.length => Err(Refusal::TooOld),
-            Some(made_at) if made_at > now + SKEW => Err(Refusal::Future),
+            Some(_) if self.is_ahead(id, now) => Err(Refusal::Future),
             made_at => Ok(made_at),
         }
     }
-}
-
-/// The ring's partitions that hold no message made since `floor`, nor one that may still come.
-pub(crate) fn free_slots(floor: DateTime<Utc>, now: DateTime<Utc>) -> Vec<i64> {
-    let day = |moment: DateTime<Utc>| moment.timestamp_millis().div_euclid(86_400_000);
-    let (first, last) = (day(floor), day(now + SKEW));
-    if last - first >= RING {
-        return Vec::new();
-    }
-    (last + 1..first + RING).map(|day| day.rem_euclid(RING)).collect()
 }
 
 #[cfg(test)]
@@ -142,27 +145,9 @@ mod tests {
     }
 
     #[test]
-    fn a_free_slot_holds_no_day_that_is_in_use() {
-        let slot = |moment: DateTime<Utc>| moment.timestamp().div_euclid(86_400).rem_euclid(RING);
-        for hour in 0..(40 * 24) {
-            let now = now() + TimeDelta::hours(hour);
-            for days in [1, 8, 29, 30, 31, 40, 20_000] {
-                let floor = now - TimeDelta::days(days);
-                let free = free_slots(floor, now);
-                let mut moment = floor;
-                while moment <= now + SKEW && days < 50 {
-                    assert!(!free.contains(&slot(moment)), "{moment} from {floor} to {now}");
-                    moment += TimeDelta::hours(1);
-                }
-                assert!(!free.contains(&slot(now + SKEW)));
-                assert_eq!(free.is_empty(), days > 31 || (days > 29 && free.is_empty()), "{days} at {now}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_longest_horizon_leaves_a_slot_free_at_some_hour_of_each_day() {
+    fn the_longest_horizon_leaves_a_day_of_the_ring_free_at_some_hour_of_each_day() {
         let midnight = DateTime::from_timestamp(1_800_057_600, 0).unwrap();
-        assert_eq!(free_slots(midnight - LONGEST - MARGIN, midnight).len(), 1);
+        let (oldest, newest) = (midnight - LONGEST - MARGIN, midnight + SKEW);
+        assert!((newest.date_naive() - oldest.date_naive()).num_days() + 1 < crate::day::RING as i64);
     }
 }

@@ -1,6 +1,7 @@
 //! The messages of a held key, tried in order until the key is free: one process at a time, each try counted before it
 //! begins.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -8,16 +9,21 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use crate::admit::comes_from_another_source;
 use crate::attempt::{Admitted, Failure, Setback, abandon, attempt, commit};
 use crate::backoff::chance;
 use crate::consumer::{Core, IN_PLACE};
+use crate::day::ByDay;
 use crate::hold::milliseconds;
+use crate::horizon::Refusal;
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::report;
 use crate::statement::{self, Begin, SILENCE, begin_on_pool, is_named};
 use crate::stored::HeldMessage;
 use crate::unstorable::plain;
+
+static RETRY: LazyLock<ByDay> = LazyLock::new(|| ByDay::new(include_str!("sql/retry.sql")));
 
 /// A held key that this process may try, and its first message.
 #[derive(Debug)]
@@ -36,8 +42,8 @@ enum Step {
     Next(Option<Box<Claim>>),
     /// Another process has the key.
     Lost,
-    /// Past the horizon since it was held.
-    TooOld,
+    /// Not to be admitted, though a person may have asked for it.
+    Refused(Refusal),
 }
 
 /// Takes up to `limit` held keys that are due.
@@ -99,8 +105,8 @@ async fn one(core: &Core, claim: Claim) -> Option<Claim> {
                 debug!(consumer = %core.name, hold = claim.hold, "another process has the held key");
                 return None;
             }
-            Ok(Step::TooOld) => {
-                let failure = Failure::new(measure::REFUSED, "id: made before the horizon");
+            Ok(Step::Refused(refusal)) => {
+                let failure = Failure::new(measure::REFUSED, &refusal.to_string());
                 postpone(core, &claim, Postponed::Parked(&failure)).await;
                 return None;
             }
@@ -139,27 +145,41 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
     let Some(handler) = core.handlers.get(&*message.kind) else {
         return Ok(Step::Lost);
     };
-    let made_at: Option<DateTime<Utc>> = message.id.made_at().filter(|_| !first.late);
+    if core.horizon.is_ahead(message.id, Utc::now()) {
+        return Ok(Step::Refused(Refusal::Future));
+    }
+    let made_at = message.id.made_at();
     let begun = Instant::now();
     // A handler may be silent for as long as it may take; a process that stands still, not longer.
     let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time(), core.isolation)).await?;
-    let retry = sqlx::query(include_str!("sql/retry.sql"))
+    let retry = sqlx::query(RETRY.of(made_at))
         .bind(&*core.name)
         .bind(claim.hold)
         .bind(claim.attempts)
         .bind(first.arrival)
         .bind(message.id.as_uuid())
         .bind(made_at)
+        .bind(first.late)
+        .bind(message.source.as_deref())
         .persistent(is_named(&tx));
     let Some(row) = core.in_time(retry.fetch_optional(&mut *tx)).await? else {
         core.in_time(tx.rollback()).await?;
         return Ok(Step::Lost);
     };
-    if row.try_get("too_old")? {
-        core.in_time(tx.rollback()).await?;
-        return Ok(Step::TooOld);
-    }
     let first_copy: bool = row.try_get("first")?;
+    let refusal = if row.try_get("another_source")? {
+        Some(Refusal::AnotherSource)
+    } else if row.try_get("too_old")? {
+        Some(Refusal::TooOld)
+    } else if !first_copy && core.in_time(comes_from_another_source(&mut tx, &core.name, message)).await? {
+        Some(Refusal::AnotherSource)
+    } else {
+        None
+    };
+    if let Some(refusal) = refusal {
+        core.in_time(tx.rollback()).await?;
+        return Ok(Step::Refused(refusal));
+    }
     if first_copy {
         let admitted =
             Admitted { transaction: row.try_get("transaction")?, backend: row.try_get("backend")? };

@@ -24,7 +24,7 @@ use crate::kinds;
 use crate::lanes::{Lane, Lanes};
 use crate::outcome::{Blame, blame};
 use crate::patience::Patience;
-use crate::prune::prune;
+use crate::prune::{Pruned, prune};
 use crate::report::report;
 use crate::retry::{Claim, claim, drain};
 use crate::statement;
@@ -285,6 +285,13 @@ impl Work {
         let core = self.core.clone();
         self.tasks.spawn(async move {
             match within(PRUNE_EVERY, prune(&core.pool)).await {
+                Ok(Pruned { clock_difference: Some(difference), .. }) => {
+                    let ahead_by_seconds = difference.num_seconds();
+                    warn!(
+                        consumer = %core.name, ahead_by_seconds,
+                        "the database's clock differs from this process's; nothing is pruned until they agree"
+                    )
+                }
                 Ok(pruned) => debug!(consumer = %core.name, ?pruned, "pruned"),
                 Err(error) => {
                     warn!(consumer = %core.name, error = report(&error), "could not prune; rows past the horizon stay")

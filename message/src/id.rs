@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use uuid::{NoContext, Timestamp, Uuid};
+use uuid::{NoContext, Timestamp, Uuid, Variant};
 
 /// The namespace of identities made from a foreign CloudEvent's `source` and `id` ([`MessageId::foreign`]).
 pub const FOREIGN: Uuid = Uuid::from_u128(0x8f6a_2c50_7d1e_5b04_9a3f_61c2_e07b_94d8);
@@ -62,7 +62,8 @@ impl MessageId {
 
     /// When it was made, if it says so (a UUIDv7 does).
     pub fn made_at(&self) -> Option<DateTime<Utc>> {
-        if self.0.get_version_num() != 7 {
+        // A version means something in this variant only.
+        if self.0.get_version_num() != 7 || self.0.get_variant() != Variant::RFC4122 {
             return None;
         }
         let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
@@ -132,6 +133,13 @@ mod tests {
         ] {
             assert_eq!(made_at(moment), Some(milliseconds), "{moment}");
         }
+    }
+
+    #[test]
+    fn an_id_of_another_variant_carries_no_moment() {
+        let mut bytes = *MessageId::new().as_uuid().as_bytes();
+        bytes[8] &= 0x3f;
+        assert_eq!(MessageId(Uuid::from_bytes(bytes)).made_at(), None);
     }
 
     #[test]

@@ -24,12 +24,20 @@ return case
     else 32 + (uuid_hash_extended(message_id, 0) & 3)
 end::smallint;
 
--- One row a consumer and message whose effect is committed. `attempts` counts the tries it took.
+-- What a source is compared by. It is not negative.
+create function inbox.source_hash(source text) returns integer
+language sql immutable strict parallel safe
+return (pg_catalog.hashtextextended(source collate "C", 0) & 2147483647)::integer;
+
+-- One row a consumer and message whose effect is committed. `attempts` counts the tries it took. Another event that comes
+-- with the same id from another source is not taken for a copy: `source_hash` tells the two apart; null: the source is
+-- not known, and any copy is one.
 create table inbox.message (
     message_id uuid not null,
     received_at timestamptz not null default clock_timestamp(),
     handled_at timestamptz not null default clock_timestamp(),
     attempts integer not null default 1 check (attempts > 0),
+    source_hash integer,
     slot smallint not null,
     consumer text not null check (octet_length(consumer) between 1 and 100),
     primary key (message_id, consumer, slot),
@@ -70,13 +78,20 @@ create table inbox.process (
     expires_at timestamptz not null
 ) with (fillfactor = 50);
 
--- Rows of messages made before `floor` may be gone, so no message made before it is admitted. It only ever rises, before
--- the rows go: a horizon that is made longer later cannot let a copy through whose row was pruned under the shorter one.
+-- Rows of messages made before `floor` may be gone, so no message made before it is admitted. It rises before the rows go:
+-- a horizon that is made longer later cannot let a copy through whose row was pruned under the shorter one. Only a repair
+-- lowers it, and never below the end of a day in `emptied_day`.
 create table inbox.retention (
     floor timestamptz not null,
     one_row boolean primary key default true check (one_row)
 );
 insert into inbox.retention (floor) values ('1970-01-01 00:00:00+00');
+
+-- The newest day (UTC) of whose rows any was removed from a partition, written in the transaction that removed them.
+create table inbox.emptied_day (
+    slot smallint primary key check (slot between 0 and 31),
+    day date not null
+);
 
 -- A key that a consumer holds back. A message without a key is held alone. `attempts` counts the tries of its first
 -- message, each written before it begins.
@@ -95,9 +110,10 @@ create table inbox.held_key (
 create unique index held_key_key on inbox.held_key (consumer, key) where key is not null;
 create index held_key_due on inbox.held_key (consumer, next_attempt_at) where state = 'retrying';
 
--- The messages of a held key, in the order in which they arrived, once each. What could not be understood is kept as
--- it came: `topic` says where from, `payload` holds the bytes that arrived, `message_id` and the others are null. A
--- message that these columns do not take keeps its `message_id`; `payload` holds it as JSON, and the others are null.
+-- The messages of a held key, in the order in which they arrived, once each; with one id there may be one of each source
+-- (a message without a source is a copy of any). What could not be understood is kept as it came: `topic` says where from,
+-- `payload` holds the bytes that arrived, `message_id` and the others are null. A message that these columns do not take
+-- keeps its `message_id`; `payload` holds it as JSON, and the others are null.
 -- `late`: a person lets it be admitted although it is past the horizon.
 create table inbox.held_message (
     consumer text not null,
@@ -119,7 +135,8 @@ create table inbox.held_message (
     foreign key (consumer, hold) references inbox.held_key (consumer, hold)
 );
 create index held_message_hold on inbox.held_message (consumer, hold, arrival);
-create unique index held_message_once on inbox.held_message (consumer, message_id) where message_id is not null;
+create unique index held_message_once on inbox.held_message (
+    consumer, message_id, (coalesce(inbox.source_hash(source), -1))) where message_id is not null;
 
 -- What people have decided about held messages. Rows are added and never changed. `who` is what somebody said, `role`
 -- what the server knows of them. A message that could not be understood has no id.

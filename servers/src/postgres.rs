@@ -65,12 +65,14 @@ struct Own {
     password: String,
     data: PathBuf,
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
 }
 
 /// What a server of our own shall be like.
 #[derive(Clone, Debug, Default)]
 pub struct PostgresOptions {
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     durable: bool,
     port: Option<u16>,
     kept_at: Option<PathBuf>,
@@ -160,6 +162,13 @@ impl PostgresOptions {
         self
     }
 
+    /// A variable in the environment of the server's processes; not in Docker.
+    #[must_use]
+    pub fn with_environment(mut self, name: &str, value: &str) -> PostgresOptions {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Whether commits wait for the disk (`fsync`). Off by default: data then survives a crash of the server,
     /// not one of the machine.
     #[must_use]
@@ -191,8 +200,8 @@ impl PostgresOptions {
             Program::Installed(installed) => installed.prepare(&mut process, &data)?,
             Program::Docker(docker) => docker.prepare(&mut process, &data, self.kept_at.is_some())?,
         };
-        let settings = self.all_settings();
-        let mut own = Own { process, program, port: 0, password, data, settings };
+        let (settings, environment) = (self.all_settings(), self.environment);
+        let mut own = Own { process, program, port: 0, password, data, settings, environment };
         own.serve(self.port)?;
         Ok(Postgres(Origin::Own(Box::new(own))))
     }
@@ -216,7 +225,9 @@ impl PostgresOptions {
         installed.copy(&mut process, &data, own.process.folder(), own.port, arguments)?;
         let (program, password) = (Program::Installed(installed.clone()), own.password.clone());
         let (settings, port) = (self.all_settings(), self.port.unwrap_or_default());
-        Ok(Postgres(Origin::Own(Box::new(Own { process, program, port, password, data, settings }))))
+        let environment = self.environment;
+        let own = Own { process, program, port, password, data, settings, environment };
+        Ok(Postgres(Origin::Own(Box::new(own))))
     }
 
     fn all_settings(&self) -> Vec<(String, String)> {
@@ -409,7 +420,8 @@ impl Own {
         let port = self.port;
         match &self.program {
             Program::Installed(installed) => {
-                let command = installed.command(&self.data, self.process.folder(), port, &self.settings);
+                let mut command = installed.command(&self.data, self.process.folder(), port, &self.settings);
+                command.envs(self.environment.iter().map(|(name, value)| (name, value)));
                 self.process.launch(&command)?;
                 let folder = self.process.folder().to_owned();
                 // The socket is in our folder, so whoever answers there is our server; on the port it might be

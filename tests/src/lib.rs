@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a harness of tests fails by panicking")]
 
+pub mod clock;
 pub mod conformance;
 mod database;
 mod proxy;

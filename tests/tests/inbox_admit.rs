@@ -4,12 +4,14 @@
 
 mod inbox_support;
 
+use std::time::Duration;
+
 use chrono::{TimeDelta, Utc};
 use futures_util::future::join_all;
 use inbox::{Admission, AdmitError, Horizon, Refusal, admit, admit_all, admit_within, prune};
 use inbox_support::{CONSUMER, Service, placed};
 use message::{Message, MessageId};
-use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgTransaction, SqlSafeStr};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixteen_copies_at_once_have_one_effect() {
@@ -149,6 +151,197 @@ async fn pruning_keeps_every_row_within_the_longest_horizon_of_a_consumer() {
     assert_eq!(prune(&service.pool).await.unwrap().days, 0);
 }
 
+/// A message made fifteen days ago and handled then, for a horizon that pruning does not know of.
+async fn handled_long_ago(service: &Service) -> (Message, Horizon) {
+    let long = Horizon::new(Duration::from_secs(20 * 86_400)).unwrap();
+    let old = placed("a", "").with_id(MessageId::at(Utc::now() - TimeDelta::days(15)));
+    let mut tx = service.pool.begin().await.unwrap();
+    assert_eq!(admit_within(&mut tx, CONSUMER, &old, long).await.unwrap(), Admission::First);
+    tx.commit().await.unwrap();
+    (old, long)
+}
+
+/// `admit_within`, or `admit_all` of one.
+async fn admitted(
+    tx: &mut PgTransaction<'_>,
+    message: &Message,
+    horizon: Horizon,
+    all: bool,
+) -> Result<Admission, AdmitError> {
+    match all {
+        false => admit_within(tx, CONSUMER, message, horizon).await,
+        true => {
+            let admissions = admit_all(tx, CONSUMER, std::slice::from_ref(message), horizon).await;
+            admissions.map(|admissions| admissions[0])
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_open_across_a_pruning_is_rolled_back_and_admits_no_copy() {
+    for isolation in ["repeatable read", "serializable"] {
+        for all in [false, true] {
+            let service = Service::new("open across a pruning").await;
+            let (old, long) = handled_long_ago(&service).await;
+            let begin = async || {
+                let begin = AssertSqlSafe(format!("begin isolation level {isolation}"));
+                let mut tx = service.pool.begin_with(begin).await.unwrap();
+                sqlx::raw_sql("select count(*) from effect").execute(&mut *tx).await.unwrap();
+                tx
+            };
+            let mut before = begin().await;
+            assert_eq!(prune(&service.pool).await.unwrap().days, 1);
+            let stale = admitted(&mut before, &old, long, all).await.unwrap_err();
+            assert!(matches!(stale, AdmitError::Serialization(_)), "{isolation}: {stale:?}");
+            before.rollback().await.unwrap();
+            let mut after = begin().await;
+            let refused = admitted(&mut after, &old, long, all).await.unwrap_err();
+            assert!(matches!(refused, AdmitError::Refused(Refusal::TooOld)), "{isolation}: {refused:?}");
+            assert_eq!(admitted(&mut after, &placed("a", ""), long, all).await.unwrap(), Admission::First);
+            after.commit().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_has_read_the_floor_delays_pruning_and_is_not_waited_for() {
+    let service = Service::new("floor is read").await;
+    handled_long_ago(&service).await;
+    let mut open = service.pool.begin_with("begin isolation level repeatable read").await.unwrap();
+    admit(&mut open, CONSUMER, &placed("a", "")).await.unwrap();
+    let pruned = prune(&service.pool).await.unwrap();
+    assert_eq!((pruned.floor_locked, pruned.days), (true, 0));
+    open.commit().await.unwrap();
+    let pruned = prune(&service.pool).await.unwrap();
+    assert_eq!((pruned.floor_locked, pruned.days), (false, 1));
+}
+
+#[tokio::test]
+async fn an_admission_that_waits_for_a_day_that_is_being_emptied_lets_no_copy_through() {
+    for all in [false, true] {
+        let service = Service::new("waits for a day").await;
+        let (old, long) = handled_long_ago(&service).await;
+        let mut connection = service.pool.acquire().await.unwrap();
+        // So often that the server keeps a plan for the statement.
+        for _ in 0..8 {
+            let mut tx = connection.begin().await.unwrap();
+            let same_day = placed("a", "").with_id(MessageId::at(old.id.made_at().unwrap()));
+            assert_eq!(admitted(&mut tx, &same_day, long, all).await.unwrap(), Admission::First);
+            tx.commit().await.unwrap();
+        }
+        // As pruning does it, had the admission begun just before.
+        let mut emptying = service.pool.begin().await.unwrap();
+        let slot = "select inbox.slot($1)::text";
+        let slot: String =
+            sqlx::query_scalar(slot).bind(old.id.as_uuid()).fetch_one(&service.pool).await.unwrap();
+        let lock = format!("lock table inbox.message_{slot} in access exclusive mode");
+        emptying.execute(AssertSqlSafe(lock)).await.unwrap();
+        let admission = async {
+            let mut tx = connection.begin().await.unwrap();
+            admitted(&mut tx, &old, long, all).await
+        };
+        let empty = async {
+            let waiting = "select count(*) from pg_stat_activity
+                where datname = current_database() and wait_event_type = 'Lock'";
+            inbox_support::eventually("the admission waits", || async {
+                (service.count(waiting).await == 1).then_some(())
+            })
+            .await;
+            let sql = format!(
+                "update inbox.retention set floor = now() - interval '8 days'; truncate inbox.message_{slot}"
+            );
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *emptying).await.unwrap();
+            emptying.commit().await.unwrap();
+        };
+        let (admission, ()) = tokio::join!(admission, empty);
+        assert!(matches!(admission, Err(AdmitError::Refused(Refusal::TooOld))), "{admission:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_id_from_another_source_is_no_repeat_and_is_refused() {
+    let service = Service::new("another source").await;
+    let from = |id: MessageId, source: Option<&str>| {
+        let mut message = placed("a", "").with_id(id);
+        message.source = source.map(Into::into);
+        message
+    };
+    let horizon = Horizon::default().with_undated();
+    for all in [false, true] {
+        for id in [MessageId::new(), MessageId::foreign("/a", if all { "1" } else { "2" })] {
+            let mut tx = service.pool.begin().await.unwrap();
+            let first = admitted(&mut tx, &from(id, Some("/orders")), horizon, all).await.unwrap();
+            assert_eq!(first, Admission::First);
+            let refused = admitted(&mut tx, &from(id, Some("/stock")), horizon, all).await.unwrap_err();
+            assert!(matches!(refused, AdmitError::Refused(Refusal::AnotherSource)), "{refused:?}");
+            // The transaction goes on, and who does not know its source does not differ.
+            for source in [Some("/orders"), None] {
+                let repeat = admitted(&mut tx, &from(id, source), horizon, all).await.unwrap();
+                assert_eq!(repeat, Admission::Repeat);
+            }
+            tx.commit().await.unwrap();
+        }
+        let id = MessageId::new();
+        let mut tx = service.pool.begin().await.unwrap();
+        assert_eq!(admitted(&mut tx, &from(id, None), horizon, all).await.unwrap(), Admission::First);
+        let repeat = admitted(&mut tx, &from(id, Some("/stock")), horizon, all).await.unwrap();
+        assert_eq!(repeat, Admission::Repeat);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_with_an_id_that_is_known_from_another_source_admits_none() {
+    let service = Service::new("batch of two sources").await;
+    let from = |message: &Message, source: &str| {
+        let mut message = message.clone();
+        message.source = Some(source.into());
+        message
+    };
+    let horizon = Horizon::default().with_undated();
+    let (known, other) = (placed("a", ""), placed("b", ""));
+    let foreign = placed("c", "").with_id(MessageId::foreign("/a", "1"));
+    let mut tx = service.pool.begin().await.unwrap();
+    admit(&mut tx, CONSUMER, &from(&known, "/orders")).await.unwrap();
+    let batch = [from(&other, "/stock"), from(&known, "/stock"), from(&foreign, "/stock")];
+    let twice = [from(&other, "/stock"), from(&other, "/orders")];
+    for batch in [batch.as_slice(), twice.as_slice()] {
+        let refused = admit_all(&mut tx, CONSUMER, batch, horizon).await.unwrap_err();
+        assert!(matches!(refused, AdmitError::Refused(Refusal::AnotherSource)), "{refused:?}");
+    }
+    let admissions = admit_all(&mut tx, CONSUMER, &[other, foreign], horizon).await.unwrap();
+    assert_eq!(admissions, [Admission::First; 2]);
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn of_two_sources_that_meet_with_one_id_one_is_handled_and_the_other_refused() {
+    let service = Service::new("two sources meet").await;
+    for all in [false, true] {
+        let mut messages = [placed("a", ""), placed("a", "")];
+        messages[1].id = messages[0].id;
+        messages[0].source = Some("/orders".into());
+        messages[1].source = Some("/stock".into());
+        let mut open = service.pool.begin().await.unwrap();
+        let first = admitted(&mut open, &messages[0], Horizon::default(), all).await.unwrap();
+        assert_eq!(first, Admission::First);
+        let second = async {
+            let mut tx = service.pool.begin().await.unwrap();
+            admitted(&mut tx, &messages[1], Horizon::default(), all).await
+        };
+        let commit = async {
+            let waiting = "select count(*) from pg_stat_activity
+                where datname = current_database() and wait_event_type = 'Lock'";
+            inbox_support::eventually("the second waits", || async {
+                (service.count(waiting).await == 1).then_some(())
+            })
+            .await;
+            open.commit().await.unwrap();
+        };
+        let (second, ()) = tokio::join!(second, commit);
+        assert!(matches!(second, Err(AdmitError::Refused(Refusal::AnotherSource))), "{second:?}");
+    }
+}
+
 #[tokio::test]
 async fn pruning_waits_for_nobody() {
     let service = Service::new("prune waits").await;
@@ -176,7 +369,8 @@ async fn every_statement_is_valid_in_the_migrated_schema() {
         let path = file.unwrap().path();
         let sql = std::fs::read_to_string(&path).unwrap();
         assert!(sql.starts_with("-- "), "{path:?} begins with its promise");
-        let sql = sql.replace("{slot}", "35");
+        let sql = sql.replace("{slot}", "31").replace("{day}", "inbox.message_31");
+        let sql = sql.replace("{days}", "inbox.message_30, inbox.message_31, inbox.message");
         let mut tx = connection.begin().await.unwrap();
         let prepared = (&mut *tx).prepare(AssertSqlSafe(sql).into_sql_str()).await;
         assert!(prepared.is_ok(), "{path:?}: {:?}", prepared.err());

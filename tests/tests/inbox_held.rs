@@ -289,3 +289,142 @@ async fn status_tells_each_consumer_and_what_it_holds() {
     assert_eq!(service.held().await[0].state, HeldState::Retrying);
     assert!(!admin::redrive(&mut connection, "another", held[0].hold, "ada", None).await.unwrap());
 }
+
+async fn prune_and_count(service: &Service, sql: &'static str) -> i64 {
+    inbox::prune(&service.pool).await.unwrap();
+    service.count(sql).await
+}
+
+#[tokio::test]
+async fn an_id_ahead_is_not_admitted_by_a_person_either_before_its_time() {
+    let service = Service::new("ahead and redriven").await;
+    let ahead = placed("a", "ahead").with_id(MessageId::at(Utc::now() + TimeDelta::days(3)));
+    service.publish(&[ahead]).await;
+    let running = start(service.consumer().on(KIND, effect));
+    service.acknowledged().await;
+    let hold = service.parked(1).await[0].hold;
+    let mut connection = service.pool.acquire().await.unwrap();
+    for late in [false, true] {
+        let asked = match late {
+            false => admin::redrive(&mut connection, CONSUMER, hold, "ada", None).await,
+            true => admin::admit_late(&mut connection, CONSUMER, hold, "ada", None).await,
+        };
+        assert!(asked.unwrap());
+        let parked = service.parked(1).await;
+        assert_eq!(parked[0].last_error, "id: made more than an hour from now");
+    }
+    running.stop().await;
+    assert!(service.notes().await.is_empty());
+    assert_eq!(service.count("select count(*) from inbox.message").await, 0);
+}
+
+#[tokio::test]
+async fn what_is_skipped_ahead_of_its_time_is_remembered_until_its_day_has_passed() {
+    let service = Service::new("ahead and skipped").await;
+    let days = [3, 40, 3_650];
+    let ahead: Vec<Message> = days
+        .iter()
+        .map(|days| placed("", "ahead").with_id(MessageId::at(Utc::now() + TimeDelta::days(*days))))
+        .collect();
+    service.publish(&ahead).await;
+    let running = start(service.consumer().on(KIND, effect));
+    service.acknowledged().await;
+    let mut connection = service.pool.acquire().await.unwrap();
+    for held in service.parked(days.len()).await {
+        admin::skip(&mut connection, CONSUMER, held.hold, "ada", "a wrong clock").await.unwrap().unwrap();
+    }
+    // In the partition of one of them there are rows of a month before, which go.
+    let old = MessageId::at(Utc::now() - TimeDelta::days(29));
+    sqlx::query(
+        "insert into inbox.message (message_id, slot, consumer) values ($1, inbox.slot($1), 'another')",
+    )
+    .bind(old.as_uuid())
+    .execute(&service.pool)
+    .await
+    .unwrap();
+    let rows = "select count(*) from inbox.message where consumer = 'shipping'";
+    assert_eq!(prune_and_count(&service, rows).await, 3);
+    assert_eq!(service.count("select count(*) from inbox.message").await, 3);
+    let emptied = "select count(*) from inbox.emptied_day where day = (now() - interval '29 days')::date";
+    assert_eq!(service.count(emptied).await, 1);
+    // Their copies are repeats, now and when their day has come.
+    service.publish(&ahead).await;
+    service.acknowledged().await;
+    assert!(service.held().await.is_empty());
+    running.stop().await;
+    assert!(service.notes().await.is_empty());
+    for (floor, left) in [
+        ("update inbox.retention set floor = now() + interval '2 days'", 3),
+        ("update inbox.retention set floor = now() + interval '4 days'", 2),
+        ("update inbox.retention set floor = now() + interval '41 days'", 1),
+        ("update inbox.retention set floor = now() + interval '3651 days'", 0),
+    ] {
+        sqlx::raw_sql(floor).execute(&service.pool).await.unwrap();
+        assert_eq!(prune_and_count(&service, rows).await, left, "{floor}");
+    }
+}
+
+fn from(source: &str, message: &Message) -> Message {
+    let mut message = message.clone();
+    message.source = Some(source.into());
+    message
+}
+
+const ANOTHER: &str = "id: known already from another source";
+
+#[tokio::test]
+async fn an_event_with_a_known_id_from_another_source_is_parked_alone_and_can_only_be_skipped() {
+    let service = Service::new("another source").await;
+    let first = placed("a", "first");
+    let second = from("/stock", &placed("a", "second").with_id(first.id));
+    service.publish(&[from("/orders", &first)]).await;
+    let running = start(service.consumer().on(KIND, effect));
+    service.acknowledged().await;
+    let third = from("/stock", &placed("a", "third"));
+    service.publish(&[second.clone(), third, from("/orders", &first), second.clone()]).await;
+    service.acknowledged().await;
+    let parked = service.parked(1).await;
+    assert_eq!(parked.len(), 1);
+    assert_eq!((parked[0].last_error.as_str(), parked[0].key.as_ref()), (ANOTHER, None));
+    let mut connection = service.pool.acquire().await.unwrap();
+    let held = admin::held_messages(&mut connection, CONSUMER, parked[0].hold, 10).await.unwrap();
+    assert_eq!((held.len(), held[0].received.as_ref().unwrap()), (1, &second));
+    admin::redrive(&mut connection, CONSUMER, parked[0].hold, "ada", None).await.unwrap();
+    assert_eq!(service.parked(1).await[0].last_error, ANOTHER);
+    admin::skip(&mut connection, CONSUMER, parked[0].hold, "ada", "published anew").await.unwrap().unwrap();
+    service.nothing_is_held().await;
+    running.stop().await;
+    assert_eq!(service.notes().await, ["first", "third"]);
+}
+
+#[tokio::test]
+async fn an_event_with_the_id_of_a_held_one_from_another_source_is_parked_beside_it_and_takes_nothing_from_it()
+ {
+    for key_of_second in ["a", "b"] {
+        let service = Service::new("another source held").await;
+        let fragile = Fragile::default();
+        let first = placed("a", "bad-first");
+        let second = from("/stock", &placed(key_of_second, "second").with_id(first.id));
+        service.publish(&[from("/orders", &first)]).await;
+        let running = start(service.consumer().with_max_attempts(1).on(KIND, fragile.clone()));
+        service.acknowledged().await;
+        service.parked(1).await;
+        service.publish(&[second.clone(), second, from("/orders", &first), first.clone()]).await;
+        service.acknowledged().await;
+        let parked = service.parked(2).await;
+        assert_eq!(parked.iter().map(|held| held.messages).collect::<Vec<_>>(), [1, 1]);
+        let of_second = parked.iter().find(|held| held.key.is_none()).unwrap();
+        assert_eq!(of_second.last_error, ANOTHER);
+        let mut connection = service.pool.acquire().await.unwrap();
+        fragile.good.store(true, Ordering::SeqCst);
+        // The id belongs to the one that came first.
+        admin::redrive(&mut connection, CONSUMER, of_second.hold, "ada", None).await.unwrap();
+        assert_eq!(service.parked(2).await.len(), 2);
+        assert!(service.notes().await.is_empty());
+        admin::skip(&mut connection, CONSUMER, of_second.hold, "ada", "published anew").await.unwrap();
+        admin::redrive_all(&mut connection, CONSUMER, "ada", None).await.unwrap();
+        service.nothing_is_held().await;
+        running.stop().await;
+        assert_eq!(service.notes().await, ["bad-first"]);
+    }
+}

@@ -68,6 +68,7 @@ const EXPECTED: &str = "
 outbox_consumer: inbox u
 outbox_consumer: inbox.consumer arw
 outbox_consumer: inbox.consumer_kind arw
+outbox_consumer: inbox.emptied_day arw
 outbox_consumer: inbox.held_key adrw
 outbox_consumer: inbox.held_message adr
 outbox_consumer: inbox.message ar
@@ -76,10 +77,12 @@ outbox_consumer: inbox.process adrw
 outbox_consumer: inbox.retention rw
 outbox_consumer: inbox.schema_version r
 outbox_consumer: inbox.slot() X
+outbox_consumer: inbox.source_hash() X
 outbox_monitor: inbox u
 outbox_monitor: inbox.audit r
 outbox_monitor: inbox.consumer r
 outbox_monitor: inbox.consumer_kind r
+outbox_monitor: inbox.emptied_day r
 outbox_monitor: inbox.held_key r
 outbox_monitor: inbox.held_message r*
 outbox_monitor: inbox.message r
@@ -107,6 +110,7 @@ outbox_operator: inbox u
 outbox_operator: inbox.audit a*r
 outbox_operator: inbox.consumer r
 outbox_operator: inbox.consumer_kind dr
+outbox_operator: inbox.emptied_day r
 outbox_operator: inbox.held_key drw*
 outbox_operator: inbox.held_message drw*
 outbox_operator: inbox.message a*r
@@ -114,6 +118,7 @@ outbox_operator: inbox.process r
 outbox_operator: inbox.retention r
 outbox_operator: inbox.schema_version r
 outbox_operator: inbox.slot() X
+outbox_operator: inbox.source_hash() X
 outbox_operator: outbox u
 outbox_operator: outbox.audit a*r
 outbox_operator: outbox.cluster r
@@ -242,8 +247,8 @@ const WORK: [(&str, &[&str]); 7] = [
         "insert into inbox.process (id, consumer, expires_at) values (gen_random_uuid(), 'c', now())",
         "update inbox.process set expires_at = now()",
         "delete from inbox.process",
-        "insert into inbox.message (message_id, slot, consumer)
-         select id, inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing returning message_id",
+        "insert into inbox.message (message_id, source_hash, slot, consumer)
+         select id, inbox.source_hash('/a'), inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing returning message_id",
         "insert into inbox.held_key (consumer, key, state, attempts, next_attempt_at, last_error)
          values ('c', 'k', 'retrying', 1, now(), '')",
         "insert into inbox.held_message (consumer, hold, message_id, payload)
@@ -253,6 +258,8 @@ const WORK: [(&str, &[&str]); 7] = [
         "delete from inbox.held_message",
         "delete from inbox.held_key",
         "update inbox.retention set floor = now()",
+        "insert into inbox.emptied_day (slot, day) values (0, '2026-01-01') on conflict (slot) do update set day = excluded.day",
+        "lock table inbox.message_0 in access exclusive mode",
         "delete from inbox.message_32",
         "truncate inbox.message_0",
     ]),
@@ -278,8 +285,8 @@ const WORK: [(&str, &[&str]); 7] = [
         "update inbox.held_message set late = true",
         "update inbox.held_key set state = 'retrying', attempts = 0, next_attempt_at = now()",
         "select hold from inbox.held_key for update",
-        "insert into inbox.message (message_id, received_at, slot, consumer)
-         select id, now(), inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing",
+        "insert into inbox.message (message_id, received_at, source_hash, slot, consumer)
+         select id, now(), inbox.source_hash('/a'), inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing",
         "insert into inbox.audit (who, action, consumer, hold, message_id, reason) values ('ada', 'redrive', 'c', 1, null, null)",
         "insert into inbox.audit (who, action, consumer, kind, reason) values ('ada', 'forget_kind', 'c', 'k', 'gone')",
         "select kind, last_seen_at from inbox.consumer_kind",
@@ -300,7 +307,7 @@ const WORK: [(&str, &[&str]); 7] = [
         "select at, who, role, reason from outbox.audit union all select at, who, role, reason from inbox.audit",
         "select consumer, count(*) from inbox.message group by consumer",
         "select consumer, key, kind, late from inbox.held_message",
-        "select horizon, floor from inbox.consumer, inbox.retention",
+        "select horizon, floor, day from inbox.consumer, inbox.retention, inbox.emptied_day",
     ]),
     ("outbox_owner", &[
         "alter table outbox.message add column later text",

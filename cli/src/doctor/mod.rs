@@ -1,5 +1,6 @@
 //! `outbox doctor`: everything that makes a set-up unsafe or will hurt, by name, each with what to do.
 
+mod inbox;
 mod pooler;
 
 use std::time::Duration;
@@ -48,7 +49,9 @@ What is looked at: the schemas; read replica, encoding, row-level security, unlo
 missing leaves, triggers and rules on the log, a restored or rewound cluster; fsync, full_page_writes,
 synchronous_commit, autovacuum; a pooler that changes the server connection; old transactions, prepared transactions,
 replication slots without a reader; roles and their rights; relays that nobody runs, that are paused or behind; parked
-keys; kinds that no process of a consumer has handled for 7 days; replays that nobody finishes. Nothing is written. To see the transactions of others takes pg_read_all_stats.
+keys; kinds that no process of a consumer has handled for 7 days; replays that nobody finishes; clocks that differ, and
+an inbox that refuses too much or removes too little. Nothing is written. To see the transactions of others takes
+pg_read_all_stats.
 
 Exit codes: 0 nothing is unsafe; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 5 something is
 unsafe (with --strict: or hurts).";
@@ -168,11 +171,12 @@ async fn look_at(schema: Schema, pool: &PgPool, found: &mut Vec<Line>) -> Result
     }
 }
 
-/// What consumers have parked.
+/// What consumers have parked, and how far back they take messages.
 async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
     let mut looking = pool.begin().await?;
-    let status = inbox::admin::status(&mut looking).await?;
-    let kinds = inbox::admin::kinds(&mut looking, None).await?;
+    let status = ::inbox::admin::status(&mut looking).await?;
+    let kinds = ::inbox::admin::kinds(&mut looking, None).await?;
+    let floor = ::inbox::admin::floor(&mut looking).await?;
     looking.commit().await?;
     let unhandled = kinds.iter().filter(|kind| kind.is_unhandled(UNSEEN)).map(|kind| Line {
         name: "unhandled_kind",
@@ -196,27 +200,25 @@ async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
         ),
     });
     let parked = status.into_iter().filter(|consumer| consumer.parked > 0);
-    Ok(parked
-        .map(|consumer| Line {
-            name: "parked_keys",
-            severity: HURTS,
-            what: format!(
-                "consumer {} has parked {} keys; {} messages wait for a person",
-                consumer.consumer, consumer.parked, consumer.messages
-            ),
-            remedy: format!(
-                "outbox parked --consumer {} says why; mend the cause, and redrive them",
-                consumer.consumer
-            ),
-        })
-        .chain(unhandled)
-        .collect())
+    let parked = parked.map(|consumer| Line {
+        name: "parked_keys",
+        severity: HURTS,
+        what: format!(
+            "consumer {} has parked {} keys; {} messages wait for a person",
+            consumer.consumer, consumer.parked, consumer.messages
+        ),
+        remedy: format!(
+            "outbox parked --consumer {} says why; mend the cause, and redrive them",
+            consumer.consumer
+        ),
+    });
+    Ok(parked.chain(unhandled).chain(inbox::floor(&floor)).collect())
 }
 
 /// Whether the inbox cannot store every text of a message, also for services that only call `admit`.
 async fn encoding(pool: &PgPool) -> Result<Option<Line>, sqlx::Error> {
     let mut looking = pool.begin().await?;
-    let encoding = inbox::admin::encoding(&mut looking).await?;
+    let encoding = ::inbox::admin::encoding(&mut looking).await?;
     looking.commit().await?;
     Ok((encoding != "UTF8").then(|| Line {
         name: ENCODING,

@@ -1,5 +1,5 @@
 -- Removes messages of a held key and writes down that they count as handled, so that a later copy is a repeat, and who
--- decided it. Returns them in order.
+-- decided it. An id that is held since before for a message from another source is left to that one. Returns them in order.
 -- $1 consumer, $2 hold, $3 how many from the first on (null: all), $4 who, $5 why
 with given_up as materialized (
     select
@@ -13,10 +13,15 @@ with given_up as materialized (
     delete from inbox.held_message using given_up
     where held_message.consumer = $1::text and held_message.arrival = given_up.arrival
 ), admitted as (
-    insert into inbox.message (message_id, received_at, slot, consumer)
-    select message_id, received_at, inbox.slot(message_id), $1::text
+    insert into inbox.message (message_id, received_at, source_hash, slot, consumer)
+    select message_id, received_at, inbox.source_hash(source), inbox.slot(message_id), $1::text
     from given_up
     where message_id is not null
+        and not exists (
+            select from inbox.held_message as earlier
+            where earlier.consumer = $1::text and earlier.message_id = given_up.message_id
+                and earlier.arrival < given_up.arrival
+        )
     order by message_id
     on conflict do nothing
 ), written_down as (

@@ -1,9 +1,13 @@
 -- The first statement of a retry's transaction: locks the held key against other processes, which go on appending to
 -- it, and admits its first message. No row: the try was counted anew meanwhile, by another process. It waits for the
 -- lock: skipping a key that another process only looks whether to release would leave this try counted and not made.
--- $1 consumer, $2 hold, $3 attempts, $4 arrival, $5 message id, $6 when the message was made (null: undated, or let in
--- late)
-with locked as materialized (
+-- An id that is held since before for a message from another source is left to that one. `day` and `locked_floor` as in
+-- admit.sql.
+-- $1 consumer, $2 hold, $3 attempts, $4 arrival, $5 message id, $6 when the message was made (null: undated), $7 whether
+-- a person lets it in late, $8 source (null: unknown). {day}: the partition of the message's day
+with day as (
+    select from {day} where false
+), locked as materialized (
     select hold from inbox.held_key
     where consumer = $1::text and hold = $2::bigint and attempts = $3::integer and state = 'retrying'
     for no key update
@@ -11,17 +15,31 @@ with locked as materialized (
     select held_message.received_at from inbox.held_message
     join locked on locked.hold = held_message.hold
     where held_message.consumer = $1::text and held_message.arrival = $4::bigint
+), locked_floor as materialized (
+    select floor from inbox.retention
+    where pg_catalog.current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+    for share
+), judged as materialized (
+    select
+        not $7::boolean and coalesce($6::timestamptz < coalesce(
+            (select floor from locked_floor), (select floor from inbox.retention)), false) as too_old,
+        exists (
+            select from inbox.held_message
+            where consumer = $1::text and message_id = $5::uuid and arrival < $4::bigint
+                and inbox.source_hash(source) <> inbox.source_hash($8::text)
+        ) as another_source
 ), admitted as (
-    insert into inbox.message (message_id, received_at, attempts, slot, consumer)
-    select $5::uuid, waiting.received_at, $3::integer, inbox.slot($5::uuid), $1::text
-    from waiting
-    where $6::timestamptz is null or $6::timestamptz >= (select floor from inbox.retention)
+    insert into inbox.message (message_id, received_at, attempts, source_hash, slot, consumer)
+    select $5::uuid, waiting.received_at, $3::integer, inbox.source_hash($8::text), inbox.slot($5::uuid), $1::text
+    from waiting, judged
+    where not judged.too_old and not judged.another_source
     on conflict do nothing
     returning 1
 )
 select
     exists (select from admitted) as first,
-    coalesce($6::timestamptz < (select floor from inbox.retention), false) as too_old,
+    judged.too_old,
+    judged.another_source,
     pg_current_xact_id_if_assigned()::text as transaction,
     pg_backend_pid() as backend
-from locked
+from locked, judged

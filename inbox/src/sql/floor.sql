@@ -1,2 +1,0 @@
--- The moment before which nothing is admitted, because rows may be gone.
-select floor from inbox.retention
