@@ -33,7 +33,7 @@ pub(super) struct Hold<T> {
 }
 
 /// How many of them are remembered: more than can be under way.
-const REMEMBERED: usize = 10_000;
+pub(super) const REMEMBERED: usize = 10_000;
 
 /// Which message of the stream. The time tells from each other what has the same number: a stream that lost its end
 /// gives its numbers again.

@@ -88,7 +88,6 @@ mod tests {
         Stored {
             sequence: 1,
             subject: outgoing.destination.to_string(),
-            subject_is_damaged: false,
             headers: format!("NATS/1.0\r\n{lines}Nats-Msg-Id: x\r\nNats-Expected-Stream: S\r\n\r\n").into(),
             payload: outgoing.message.payload.clone(),
         }

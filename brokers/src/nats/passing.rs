@@ -6,8 +6,8 @@
 //! sent back, so that they come again at once and not after the ack wait; only by the active subscriber, since another one's
 //! are in good hands.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::AckKind;
@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 
 use super::connect::{answer, connected};
 use super::consumer::PRIORITY_GROUP;
+use super::hold::REMEMBERED;
 use super::stored::{self, Stored};
 use super::unreadable;
 use crate::pace::Pace;
@@ -65,9 +66,18 @@ pub(super) struct Passing {
     is_due: bool,
     look: JoinSet<Result<Found, SubscribeError>>,
     found: VecDeque<Unreadable>,
-    /// Found and not answered yet.
-    known: Arc<Mutex<HashSet<u64>>>,
+    known: Arc<Mutex<Known>>,
+    /// Acknowledged and found again: the server has it between others that are not, or lost the acknowledgement.
+    again: Vec<(u64, u64)>,
     failures: Pace,
+}
+
+/// The sequences of what was handed out.
+#[derive(Default)]
+struct Known {
+    unanswered: HashSet<u64>,
+    /// The latest.
+    acknowledged: BTreeSet<u64>,
 }
 
 impl Passing {
@@ -91,10 +101,16 @@ impl Passing {
     pub(super) fn ended(&mut self) -> Option<Found> {
         match self.look.try_join_next()? {
             Ok(Ok(mut found)) => {
-                let known = lock(&self.known).clone();
-                let new = |found: &Unreadable| !known.contains(&found.stored.sequence);
+                let known = lock(&self.known);
                 let had_some = !found.unreadable.is_empty();
-                self.found.extend(std::mem::take(&mut found.unreadable).into_iter().filter(new));
+                for unreadable in found.unreadable.drain(..) {
+                    let sequence = unreadable.stored.sequence;
+                    if known.acknowledged.contains(&sequence) {
+                        self.again.push((sequence, unreadable.delivery));
+                    } else if !known.unanswered.contains(&sequence) {
+                        self.found.push_back(unreadable);
+                    }
+                }
                 had_some.then_some(found)
             }
             // The connection was lost again, or reading is not allowed: another look.
@@ -117,7 +133,7 @@ impl Passing {
     pub(super) fn take(&mut self, client: &Client, group: (&str, &str), max: usize) -> Vec<Delivery> {
         let count = self.found.len().min(max);
         let deliver = |Unreadable { stored, reason, delivery }| {
-            lock(&self.known).insert(stored.sequence);
+            lock(&self.known).unanswered.insert(stored.sequence);
             tracing::warn!(
                 stream = group.0, group = group.1, sequence = stored.sequence, reason,
                 "the nats client cannot read a message: it is handed out as malformed"
@@ -134,6 +150,18 @@ impl Passing {
         };
         self.found.drain(..count).map(deliver).collect()
     }
+
+    /// Acknowledges once more what is found again. Without waiting: it is found as long as it is under way.
+    pub(super) async fn acknowledge_again(
+        &mut self,
+        client: &Client,
+        group: (&str, &str),
+    ) -> Result<(), SubscribeError> {
+        while let Some((sequence, delivery)) = self.again.pop() {
+            send(client, reply(group, sequence, delivery), AckKind::Ack).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Sends back what the connection took along.
@@ -144,10 +172,14 @@ pub(super) async fn send_back(
     sequences: impl Iterator<Item = u64>,
 ) -> Result<(), SubscribeError> {
     for sequence in sequences {
-        let sent = client.publish(reply(group, sequence, found.delivery), AckKind::Nak(None).into()).await;
-        sent.map_err(|error| SubscribeError::Unavailable(format!("nats: {error}")))?;
+        send(client, reply(group, sequence, found.delivery), AckKind::Nak(None)).await?;
     }
     Ok(())
+}
+
+async fn send(client: &Client, reply: Subject, kind: AckKind) -> Result<(), SubscribeError> {
+    let sent = client.publish(reply, kind.into()).await;
+    sent.map_err(|error| SubscribeError::Unavailable(format!("nats: {error}")))
 }
 
 /// Where the answer to a delivery goes. The server finds the message by its sequence, and wants a delivery's number
@@ -186,12 +218,7 @@ async fn look(wanted: Wanted) -> Result<Found, SubscribeError> {
             if stored.sequence > info.delivered.stream_sequence || here.contains(&stored.sequence) {
                 continue;
             }
-            let fault = if stored.subject_is_damaged {
-                Some("the subject is not UTF-8")
-            } else {
-                unreadable::fault(&stored.subject, &stored.headers)
-            };
-            match fault {
+            match unreadable::fault(&stored.subject, &stored.headers) {
                 Some(reason) => {
                     let delivery = info.delivered.consumer_sequence;
                     found.unreadable.push(Unreadable { stored, reason, delivery });
@@ -203,7 +230,7 @@ async fn look(wanted: Wanted) -> Result<Found, SubscribeError> {
     Ok(found)
 }
 
-fn lock(known: &Mutex<HashSet<u64>>) -> std::sync::MutexGuard<'_, HashSet<u64>> {
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -212,7 +239,7 @@ struct Answer {
     client: Client,
     reply: Subject,
     sequence: u64,
-    known: Arc<Mutex<HashSet<u64>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl Answer {
@@ -227,6 +254,14 @@ impl Answer {
 #[async_trait]
 impl Acknowledge for Answer {
     async fn acknowledge(self: Box<Self>) -> Result<(), SubscribeError> {
+        {
+            // Whether or not that reaches the server: its effect is there.
+            let mut known = lock(&self.known);
+            known.acknowledged.insert(self.sequence);
+            if known.acknowledged.len() > REMEMBERED {
+                known.acknowledged.pop_first();
+            }
+        }
         self.send(AckKind::Ack).await
     }
 
@@ -242,6 +277,6 @@ impl Acknowledge for Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         // What is not acknowledged comes again and is found again.
-        lock(&self.known).remove(&self.sequence);
+        lock(&self.known).unanswered.remove(&self.sequence);
     }
 }

@@ -14,9 +14,8 @@ use super::connect::answer;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stored {
     pub(super) sequence: u64,
+    /// The server writes U+FFFD for a byte that is not UTF-8.
     pub(super) subject: String,
-    /// The subject's bytes are not UTF-8; `subject` shows what can be shown of them.
-    pub(super) subject_is_damaged: bool,
     /// The block, from its first line to the empty one.
     pub(super) headers: Bytes,
     pub(super) payload: Bytes,
@@ -45,10 +44,9 @@ async fn get(client: &Client, stream: &str, request: &serde_json::Value) -> Resu
 }
 
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct Answer {
     error: Option<Refused>,
-    #[serde(borrow)]
-    message: Option<Raw<'a>>,
+    message: Option<Raw>,
 }
 
 #[derive(Deserialize)]
@@ -61,9 +59,8 @@ struct Refused {
 }
 
 #[derive(Deserialize)]
-struct Raw<'a> {
-    #[serde(borrow)]
-    subject: &'a serde_json::value::RawValue,
+struct Raw {
+    subject: String,
     seq: u64,
     #[serde(default)]
     hdrs: String,
@@ -76,7 +73,7 @@ const NO_MESSAGE: u32 = 10_037;
 
 fn parse(answer: &[u8]) -> Result<Option<Stored>, String> {
     let unreadable = |_| "the answer to a message's sequence cannot be read".to_owned();
-    let answer: Answer<'_> = serde_json::from_slice(answer).map_err(unreadable)?;
+    let answer: Answer = serde_json::from_slice(answer).map_err(unreadable)?;
     match (answer.error, answer.message) {
         (Some(Refused { code: 404, err_code: NO_MESSAGE, .. }), _) => Ok(None),
         (Some(refused), _) => Err(format!("{} ({})", refused.description, refused.err_code)),
@@ -86,9 +83,7 @@ fn parse(answer: &[u8]) -> Result<Option<Stored>, String> {
             };
             Ok(Some(Stored {
                 sequence: raw.seq,
-                subject: serde_json::from_str(raw.subject.get()).map_err(unreadable)?,
-                // The server writes a byte that is no UTF-8 in this way, and a real U+FFFD as itself.
-                subject_is_damaged: raw.subject.get().contains("\\ufffd"),
+                subject: raw.subject,
                 headers: bytes(&raw.hdrs)?,
                 payload: bytes(&raw.data)?,
             }))
@@ -103,12 +98,12 @@ mod tests {
 
     #[test]
     fn a_message_is_read_byte_for_byte() {
-        let answer = br#"{"type":"t","message":{"subject":"a.\ufffd","seq":7,"hdrs":"TkFUUy8xLjANCg0K","data":"/w==","time":"t"}}"#;
+        let answer = br#"{"type":"t","message":{"subject":"a.b","seq":7,"hdrs":"TkFUUy8xLjANCg0K","data":"/w==","time":"t"}}"#;
         let stored = parse(answer).unwrap().unwrap();
         assert_eq!((stored.sequence, &*stored.headers), (7, &b"NATS/1.0\r\n\r\n"[..]));
-        assert_eq!((&*stored.payload, stored.subject_is_damaged), (&b"\xff"[..], true));
+        assert_eq!((&*stored.payload, &*stored.subject), (&b"\xff"[..], "a.b"));
         let plain = parse(br#"{"message":{"subject":"a.b","seq":1,"time":"t"}}"#).unwrap().unwrap();
-        assert_eq!((plain.headers.len(), plain.payload.len(), plain.subject_is_damaged), (0, 0, false));
+        assert_eq!((plain.headers.len(), plain.payload.len()), (0, 0));
     }
 
     #[test]

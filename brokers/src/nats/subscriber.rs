@@ -261,6 +261,7 @@ impl NatsSubscriber {
             };
             let missing = found.readable.iter().copied().filter(|sequence| active && !here.contains(sequence));
             passing::send_back(&self.client, self.wanted.name(), &found, missing).await?;
+            self.passing.acknowledge_again(&self.client, self.wanted.name()).await?;
         }
         Ok(self.passing.take(&self.client, self.wanted.name(), max))
     }

@@ -17,6 +17,10 @@ pub(super) fn fault(subject: &str, headers: &[u8]) -> Option<&'static str> {
     if subject.contains(char::is_whitespace) {
         return Some("the subject holds white space");
     }
+    // What the server writes for a byte that is not UTF-8. Somebody may have meant it; then the message is parked, not lost.
+    if subject.contains(char::REPLACEMENT_CHARACTER) {
+        return Some("the subject is not UTF-8");
+    }
     let Ok(headers) = std::str::from_utf8(&delivered(headers)).map(ToOwned::to_owned) else {
         return Some("the headers are not UTF-8");
     };
@@ -45,7 +49,7 @@ pub(super) fn fault(subject: &str, headers: &[u8]) -> Option<&'static str> {
         if value.trim_end().parse::<HeaderValue>().is_err() {
             return Some("a header holds a carriage return");
         }
-        pinned = name == PIN;
+        pinned = (name, value.trim_end()) == (PIN, "pin");
     }
     // The line of the pin has become a part of another one, so the block did not end as one does.
     (!pinned).then_some(UNTERMINATED)
@@ -101,9 +105,11 @@ mod tests {
             (b"NATS/1.0\r\nA: b\rc\r\n\r\n", "carriage return"),
             (b"NATS/1.0\r\nA: b\r\n", "end"),
             (b"NATS/1.0\r\nA: b", "end"),
+            (b"NATS/1.0\r\nNats-Pin-Id: forged\r\n", "end"),
         ] {
             assert!(fault("orders", headers).is_some_and(|fault| fault.contains(said)), "{headers:?}");
         }
+        assert!(fault("a.\u{fffd}", b"").is_some());
         assert!(fault("a.\u{a0}", b"").is_some() && fault("a.\u{b}", b"").is_some());
     }
 }

@@ -72,14 +72,16 @@ async fn a_credentials_file_signs() {
     let (operator, account, user) =
         (nkeys::KeyPair::new_operator(), nkeys::KeyPair::new_account(), nkeys::KeyPair::new_user());
     let operators = jwt(&operator, &operator, "operator", "");
-    // JetStream without limits.
     let limits = r#","limits":{"subs":-1,"data":-1,"payload":-1,"imports":-1,"exports":-1,"wildcards":true,"conn":-1,
         "leaf":-1,"mem_storage":-1,"disk_storage":-1,"streams":-1,"consumer":-1}"#;
     let accounts = jwt(&operator, &account, "account", limits);
     let users = jwt(&account, &user, "user", r#","pub":{},"sub":{},"subs":-1,"data":-1,"payload":-1"#);
+    let system = nkeys::KeyPair::new_account();
+    let systems = jwt(&operator, &system, "account", "");
+    let (system, account) = (system.public_key(), account.public_key());
     let server = configured(&format!(
-        "operator: {operators}\nresolver: MEMORY\nresolver_preload: {{ {}: {accounts} }}\n",
-        account.public_key()
+        "operator: {operators}\nsystem_account: {system}\nresolver: MEMORY\n\
+         resolver_preload: {{ {system}: {systems}, {account}: {accounts} }}\n",
     ));
     let access = Access::parse(&server.url()).expect("an address");
     let seed = user.seed().expect("a seed");

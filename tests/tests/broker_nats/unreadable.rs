@@ -4,14 +4,13 @@
 use message::{Delivery, Malformed, MalformedReason, SubscribeError};
 use tokio::time::timeout;
 
-use super::faults::{own, publish};
+use super::faults::{own, publish, receive};
 use super::*;
 
 /// What makes the client drop its connection.
-const DROPPING: [(&[u8], &[u8]); 10] = [
+const DROPPING: [(&[u8], &[u8]); 9] = [
     (b"", b"NATS/1.0\r\nX-Name: caf\xe9\r\n\r\n"),
     (b"", b"HTTP/1.1 200 OK\r\n\r\n"),
-    (b"", b"NATS/1.0 abc\r\n\r\n"),
     (b"", b"NATS/1.0\r\nno colon\r\n\r\n"),
     (b"", b"NATS/1.0\r\nX Name: a\r\n\r\n"),
     (b"", b"NATS/1.0\r\n\xc3\xa9: a\r\n\r\n"),
@@ -21,8 +20,10 @@ const DROPPING: [(&[u8], &[u8]); 10] = [
     (b".a\x0bb", b"NATS/1.0\r\n\r\n"),
 ];
 
-/// What it reads, and what is no message of ours all the same.
-const READABLE: [&[u8]; 7] = [
+/// What it reads, and what is no message of ours all the same. Servers before 2.15 deliver the first as it is, and that ends
+/// the connection.
+const READABLE: [&[u8]; 8] = [
+    b"NATS/1.0 abc\r\n\r\n",
     b"NATS/1.0\r\n: no name\r\n\r\n",
     b"NATS/1.0\r\nX-Name: a\0b\r\n\r\n",
     b"NATS/1.0 503\r\n\r\n",
@@ -85,7 +86,7 @@ async fn drain(
         }
     };
     if timeout(PATIENCE, draining).await.is_err() {
-        panic!("{} of {messages} messages, {} of {malformed} others", good.len(), bad.len());
+        panic!("{} of {messages} messages, {} of {malformed} others: {bad:?}", good.len(), bad.len());
     }
     (good, bad)
 }
@@ -116,13 +117,15 @@ async fn a_message_that_the_client_cannot_read_is_handed_out_with_its_bytes_and_
     }
     publish(&nats, &sent[10..]).await;
     let mut subscriber = subscriber(&nats, LONG);
-    // Some are in hand, so that the pin is known: what the connection takes along comes again without the ack wait.
-    let (first, _) = drain(&mut subscriber, 1, 0).await;
-    let (rest, malformed) = drain(&mut subscriber, sent.len() - first.len(), DROPPING.len()).await;
-    assert_in_order(&[first, rest].concat(), sent.len());
+    // The first ten tell the pin: what the connection takes along comes again without the ack wait.
+    let (messages, malformed) = drain(&mut subscriber, sent.len(), DROPPING.len()).await;
+    assert_in_order(&messages, sent.len());
     for (subject, headers) in DROPPING {
         let payload = [headers, b"body"].concat();
-        let found = malformed.iter().find(|found| found.payload == payload && !subject.is_empty() == (found.destination != nats.destination()));
+        let elsewhere = !subject.is_empty();
+        let found = malformed.iter().find(|found| {
+            found.payload == payload && elsewhere == (found.destination != nats.destination())
+        });
         let found = found.unwrap_or_else(|| panic!("{headers:?} is not among {malformed:?}"));
         assert!(matches!(found.reason, MalformedReason::Unreadable(_)), "{found:?}");
     }
@@ -212,24 +215,32 @@ async fn one_that_is_sent_back_comes_again() {
     publish(&nats, &keyed(1, 1)).await;
     put(&server, &nats, b"", DROPPING[0].1, b"").await;
     let mut subscriber = subscriber(&nats, LONG);
-    let (mut sent_back, deadline) = (false, tokio::time::Instant::now() + PATIENCE);
-    while tokio::time::Instant::now() < deadline {
-        let Ok(received) = timeout(PATIENCE, subscriber.receive(10)).await.expect("a delivery") else { continue };
-        for delivery in received {
-            let delivery: Delivery = delivery;
-            if delivery.received.is_ok() || sent_back {
-                let ends = delivery.received.is_err();
-                delivery.acknowledge().await.expect("the server takes it");
-                if ends {
-                    return nothing_is_under_way(&nats).await;
+    let sending_back = async {
+        loop {
+            // While it connects again it says so.
+            for delivery in subscriber.receive(10).await.unwrap_or_default() {
+                let delivery: Delivery = delivery;
+                if delivery.received.is_err() {
+                    return delivery.retry_after(Duration::from_millis(50)).await;
                 }
-            } else {
-                delivery.retry_after(Duration::from_millis(50)).await.expect("the server takes it");
-                sent_back = true;
+                delivery.acknowledge().await.expect("the server takes it");
             }
         }
+    };
+    timeout(PATIENCE, sending_back).await.expect("a delivery").expect("the server takes it");
+    drain(&mut subscriber, 0, 1).await;
+    // The other one of the batch may wait until this one is answered.
+    let rest = async {
+        loop {
+            for delivery in receive(&mut subscriber, 10).await {
+                let _ = delivery.acknowledge().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = nothing_is_under_way(&nats) => {}
+        () = rest => {}
     }
-    panic!("it did not come again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
