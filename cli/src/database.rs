@@ -142,7 +142,11 @@ pub(crate) async fn first_try(url: &SecretUrl, purpose: &str) -> Result<(), Fail
         Err(_) => format!("no answer within {}s", CONNECT.as_secs()),
     };
     let at = format!("{}:{}", options.get_host(), options.get_port());
-    tracing::warn!(server = at, error = crate::output::plain(&cause), "broker {url} cannot be reached, trying again");
+    tracing::warn!(
+        server = at,
+        error = crate::output::plain(&cause),
+        "broker {url} cannot be reached, trying again"
+    );
     Ok(())
 }
 

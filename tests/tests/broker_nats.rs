@@ -210,16 +210,20 @@ async fn a_missing_stream_is_named_by_both_ends() {
     let publisher = NatsPublisher::new(nats.connection.clone()).with_stream(StreamPolicy::check("absent"));
     let error = publisher.check().await.expect_err("it is missing");
     assert_eq!(error, PublishError::Unavailable("stream absent: is missing".to_owned()));
-    let error =
-        NatsSubscriber::new(nats.connection.clone(), "absent", "g").receive(1).await.expect_err("it is missing");
+    let error = NatsSubscriber::new(nats.connection.clone(), "absent", "g")
+        .receive(1)
+        .await
+        .expect_err("it is missing");
     assert!(error.to_string().contains("stream absent: is missing"), "{error}");
 }
 
 #[tokio::test]
 async fn a_group_whose_name_would_be_a_subject_is_refused() {
     let nats = nats().await;
-    let error =
-        NatsSubscriber::new(nats.connection.clone(), &nats.name, "a.b").receive(1).await.expect_err("refused");
+    let error = NatsSubscriber::new(nats.connection.clone(), &nats.name, "a.b")
+        .receive(1)
+        .await
+        .expect_err("refused");
     assert!(matches!(error, message::SubscribeError::Refused(_)), "{error}");
 }
 

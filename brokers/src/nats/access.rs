@@ -42,7 +42,8 @@ impl Access {
     /// # Errors
     /// An address is not valid, or two addresses have different credentials.
     pub fn parse(servers: &str) -> Result<Self, ConnectError> {
-        let mut access = Access { servers: Vec::new(), credentials: None, roots: Vec::new(), certificate: None };
+        let mut access =
+            Access { servers: Vec::new(), credentials: None, roots: Vec::new(), certificate: None };
         for address in servers.split(',') {
             let address: ServerAddr = address.trim().parse().map_err(|_| ConnectError::Address)?;
             let found = credentials(&address)?;
@@ -86,7 +87,11 @@ impl Access {
     }
 
     /// Presents the certificate of one PEM file, whose key is in another.
-    pub fn with_client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+    pub fn with_client_certificate(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Self {
         self.certificate = Some((certificate.into(), key.into()));
         self
     }
@@ -141,7 +146,11 @@ impl fmt::Debug for Access {
 /// A server as a person knows it.
 pub(super) fn host_and_port(server: &ServerAddr) -> String {
     let host = server.host();
-    if host.contains(':') { format!("[{host}]:{}", server.port()) } else { format!("{host}:{}", server.port()) }
+    if host.contains(':') {
+        format!("[{host}]:{}", server.port())
+    } else {
+        format!("{host}:{}", server.port())
+    }
 }
 
 /// What stands before the host. A name alone is a token.

@@ -114,7 +114,10 @@ mod tests {
         assert_eq!(compare(&stored(&sent), &sent), Found::Same);
         assert_eq!(compare(&Stored { subject: "a.c".into(), ..stored(&sent) }, &sent), Found::SameElsewhere);
         assert_eq!(compare(&Stored { payload: "[]".into(), ..stored(&sent) }, &sent), Found::Other);
-        assert_eq!(compare(&Stored { headers: "NATS/1.0\r\n\r\n".into(), ..stored(&sent) }, &sent), Found::Other);
+        assert_eq!(
+            compare(&Stored { headers: "NATS/1.0\r\n\r\n".into(), ..stored(&sent) }, &sent),
+            Found::Other
+        );
         assert_eq!(compare(&stored(&outgoing("a.b", "/t", None)), &sent), Found::Other);
     }
 

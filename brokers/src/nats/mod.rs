@@ -28,8 +28,8 @@ mod subject;
 mod subscriber;
 mod unreadable;
 
-pub use async_nats::Client;
 pub use access::Access;
+pub use async_nats::Client;
 pub use connect::{ConnectError, connect};
 pub use connection::Connection;
 pub use publisher::NatsPublisher;

@@ -135,7 +135,10 @@ impl Passing {
         let deliver = |Unreadable { stored, reason, delivery }| {
             lock(&self.known).unanswered.insert(stored.sequence);
             tracing::warn!(
-                stream = group.0, group = group.1, sequence = stored.sequence, reason,
+                stream = group.0,
+                group = group.1,
+                sequence = stored.sequence,
+                reason,
                 "the nats client cannot read a message: it is handed out as malformed"
             );
             let answer = Answer {
@@ -145,7 +148,8 @@ impl Passing {
                 known: Arc::clone(&self.known),
             };
             let bytes = [stored.headers, stored.payload].concat();
-            let malformed = Malformed::new(MalformedReason::Unreadable(reason), stored.subject, Bytes::from(bytes));
+            let malformed =
+                Malformed::new(MalformedReason::Unreadable(reason), stored.subject, Bytes::from(bytes));
             Delivery::new(Err(malformed), Box::new(answer))
         };
         self.found.drain(..count).map(deliver).collect()
@@ -211,7 +215,9 @@ async fn look(wanted: Wanted) -> Result<Found, SubscribeError> {
                 sequence += 1;
                 continue;
             }
-            let Some(stored) = stored::next(&client, &stream, sequence, &filter).await.map_err(unavailable)? else {
+            let Some(stored) =
+                stored::next(&client, &stream, sequence, &filter).await.map_err(unavailable)?
+            else {
                 break;
             };
             sequence = stored.sequence + 1;

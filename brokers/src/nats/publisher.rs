@@ -114,7 +114,12 @@ impl NatsPublisher {
         self.stream.as_ref().map(StreamPolicy::name)
     }
 
-    async fn send(&self, live: &Live, outgoing: &Outgoing, id: &str) -> Result<PublishAckFuture, PublishError> {
+    async fn send(
+        &self,
+        live: &Live,
+        outgoing: &Outgoing,
+        id: &str,
+    ) -> Result<PublishAckFuture, PublishError> {
         let destination = &*outgoing.destination;
         if !is_subject(destination) {
             return Err(PublishError::Rejected("destination: is no NATS subject".to_owned()));
@@ -204,7 +209,12 @@ async fn is_kept(live: &Live, outgoing: &Outgoing, stream: &str, sequence: u64) 
         Ok(None) => return true,
         Ok(Some(stored)) => identity::compare(&stored, outgoing),
         Err(error) => {
-            tracing::warn!(stream, sequence, error, "cannot read what a message is a copy of, publishing it again");
+            tracing::warn!(
+                stream,
+                sequence,
+                error,
+                "cannot read what a message is a copy of, publishing it again"
+            );
             return false;
         }
     };
@@ -258,9 +268,8 @@ impl Publisher for NatsPublisher {
             let id = identity::of(&self.relay, outgoing);
             match self.send(live, outgoing, &id).await {
                 Err(error) => report(index, Err(error)),
-                Ok(acknowledgement) => on_wire.push(async move {
-                    (index, self.outcome(live, outgoing, id, acknowledgement).await)
-                }),
+                Ok(acknowledgement) => on_wire
+                    .push(async move { (index, self.outcome(live, outgoing, id, acknowledgement).await) }),
             }
             while let Some(Some((index, result))) = on_wire.next().now_or_never() {
                 report(index, result);

@@ -109,9 +109,7 @@ mod tests {
     #[test]
     fn only_a_missing_message_is_gone() {
         let error = |code: u16, err_code: u32| {
-            let text = format!(
-                r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"d"}}}}"#
-            );
+            let text = format!(r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"d"}}}}"#);
             parse(text.as_bytes())
         };
         assert_eq!(error(404, 10037), Ok(None));

@@ -88,7 +88,11 @@ pub(super) fn lock(hold: &Shared) -> MutexGuard<'_, Hold<Arrived>> {
 impl NatsSubscriber {
     /// Receives all messages of `stream` over `connection` (a [`Client`], too) for `group`, from the first one kept. The
     /// consumer is made, or changed, at the first [`receive`](Subscriber::receive). Must be called within a tokio runtime.
-    pub fn new(connection: impl Into<Connection>, stream: impl Into<String>, group: impl Into<String>) -> Self {
+    pub fn new(
+        connection: impl Into<Connection>,
+        stream: impl Into<String>,
+        group: impl Into<String>,
+    ) -> Self {
         let connection = connection.into();
         let client = connection.client();
         NatsSubscriber {
@@ -259,7 +263,8 @@ impl NatsSubscriber {
                 let hold = lock(&self.hold);
                 (hold.sequences(), found.pin.is_some() && hold.pin() == found.pin.as_deref())
             };
-            let missing = found.readable.iter().copied().filter(|sequence| active && !here.contains(sequence));
+            let missing =
+                found.readable.iter().copied().filter(|sequence| active && !here.contains(sequence));
             passing::send_back(&self.client, self.wanted.name(), &found, missing).await?;
             self.passing.acknowledge_again(&self.client, self.wanted.name()).await?;
         }

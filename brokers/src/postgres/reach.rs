@@ -37,7 +37,8 @@ async fn cause(pool: &PgPool) -> Unreachable {
             Ok(Ok(connection)) => drop(connection.close().await),
             Ok(Err(error)) => return unreachable(pool, &error),
             Err(_) => {
-                let text = format!("{}: no answer within {}s", place(&pool.connect_options()), ANSWER.as_secs());
+                let text =
+                    format!("{}: no answer within {}s", place(&pool.connect_options()), ANSWER.as_secs());
                 return Unreachable { text, is_final: false };
             }
         }
@@ -86,7 +87,8 @@ mod tests {
 
     #[test]
     fn a_place_shows_neither_user_nor_password() {
-        let options: PgConnectOptions = "postgres://m4rker:m4rker@h:5/d?application_name=m4rker".parse().unwrap();
+        let options: PgConnectOptions =
+            "postgres://m4rker:m4rker@h:5/d?application_name=m4rker".parse().unwrap();
         assert_eq!(place(&options), "postgres h:5/d");
     }
 }

@@ -385,7 +385,11 @@ mod tests {
             (("broker", "kafka://n"), "", "broker kafka://n: must be file:/PATH"),
             (("nats.subjects", "a"), "", "nats.subjects are given without nats.stream"),
             (("nats.stream", "a.b"), "", "--nats-stream: must be a stream's name"),
-            (("nats.nkey", "SUAM4RKERM4RKERM4RKERM4RKERM4RKERM4RKERM4RKERM4RKERM4RKER4"), "", "--nats-nkey: must be a file"),
+            (
+                ("nats.nkey", "SUAM4RKERM4RKERM4RKERM4RKERM4RKERM4RKERM4RKERM4RKERM4RKER4"),
+                "",
+                "--nats-nkey: must be a file",
+            ),
             (("nats.certificate", "c.pem"), "", "nats.certificate and nats.key belong together"),
             (("doorbell", "yes"), "", "--doorbell: must be true or false"),
             (("lease", "10ms"), "", "--lease: must be a whole number and a unit"),

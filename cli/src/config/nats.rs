@@ -63,7 +63,8 @@ pub(super) fn access(layer: &Layer) -> Result<NatsAccess, Failure> {
 
 /// A file's name. A seed or the text of a file is refused before any message repeats it.
 fn path(text: &str) -> Option<PathBuf> {
-    let is_seed = text.len() >= 50 && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+    let is_seed =
+        text.len() >= 50 && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
     let valid = !text.is_empty() && !is_seed && !text.contains("-----") && !text.contains(['\n', '\r', '\0']);
     valid.then(|| PathBuf::from(text))
 }

@@ -34,7 +34,8 @@ pub(crate) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyP
         }
         Broker::Memory => Box::new(Discard),
         Broker::Nats(url) => {
-            let publisher = NatsPublisher::new(nats(url, &config.nats_access).await?).with_relay(&config.relay);
+            let publisher =
+                NatsPublisher::new(nats(url, &config.nats_access).await?).with_relay(&config.relay);
             Box::new(match &config.nats_stream {
                 None => publisher,
                 Some(stream) => publisher.with_stream(policy(stream)),

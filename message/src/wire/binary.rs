@@ -88,8 +88,7 @@ impl Binding {
             if let Some(attribute) = name.strip_prefix(&prefix) {
                 attributes.set(attribute, self.unescape(value));
             } else if name == CONTENT_TYPE {
-                let decoded =
-                    if self.content_type_encoded { self.unescape(value) } else { value.to_owned() };
+                let decoded = if self.content_type_encoded { self.unescape(value) } else { value.to_owned() };
                 attributes.header(CONTENT_TYPE, decoded);
             } else if let Some(name) = name.strip_prefix(self.header_prefix) {
                 attributes.header(name, self.unescape(value));

@@ -38,7 +38,8 @@ fn is_refused(connected: Result<Connection, ConnectError>, server: &servers::Nat
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn user_and_password_of_the_address_are_sent_decoded() {
     let server = configured(r#"authorization { user: "re:lay", password: "s3cret/@: é%" }"#);
-    works(connect(&with(&server, "re%3Alay:s3cret%2F%40%3A%20%C3%A9%25@")).await.expect("it is let in")).await;
+    works(connect(&with(&server, "re%3Alay:s3cret%2F%40%3A%20%C3%A9%25@")).await.expect("it is let in"))
+        .await;
     let access = Access::parse(&server.url()).expect("an address").with_user("re:lay", "s3cret/@: é%");
     works(access.connect().await.expect("it is let in")).await;
     for credentials in ["", "re%3Alay:s3cret@", "s3cret@"] {
@@ -162,9 +163,8 @@ async fn certificates_of_an_authority_of_ones_own_are_trusted_and_presented() {
     ));
     let access = Access::parse(&server.url().replace("nats://", "tls://")).expect("an address");
     let trusting = access.clone().with_root_certificates(authority.file("ca.pem"));
-    let whole = trusting
-        .clone()
-        .with_client_certificate(authority.file("client.pem"), authority.file("client.key"));
+    let whole =
+        trusting.clone().with_client_certificate(authority.file("client.pem"), authority.file("client.key"));
     works(whole.connect().await.expect("it is let in")).await;
 
     let text = is_refused(access.connect().await, &server);
@@ -175,7 +175,10 @@ async fn certificates_of_an_authority_of_ones_own_are_trusted_and_presented() {
     let text = is_refused(stranger.connect().await, &server);
     assert!(text.contains("certificate"), "{text}");
     let error = access.with_root_certificates("/nowhere/ca.pem").connect().await.expect_err("no file");
-    assert!(matches!(&error, ConnectError::File { .. }) && error.to_string().contains("/nowhere/ca.pem"), "{error}");
+    assert!(
+        matches!(&error, ConnectError::File { .. }) && error.to_string().contains("/nowhere/ca.pem"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

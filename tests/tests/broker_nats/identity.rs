@@ -39,7 +39,9 @@ fn base64(text: &str) -> Vec<u8> {
 }
 
 fn three() -> Vec<Message> {
-    (0..3).map(|number| Message::new("orders", "order.placed", number.to_string()).with_source("/s")).collect()
+    (0..3)
+        .map(|number| Message::new("orders", "order.placed", number.to_string()).with_source("/s"))
+        .collect()
 }
 
 #[tokio::test]
@@ -110,12 +112,14 @@ async fn a_stream_that_changes_subjects_stores_a_copy_once() {
             "subject_transform":{{"src":"{name}.in","dest":"{name}.out"}}}}"#
     );
     nats.client.request(format!("$JS.API.STREAM.CREATE.{name}"), config.into()).await.expect("it is made");
-    let outgoing = Outgoing { destination: format!("{name}.in").into(), message: Arc::new(three().remove(0)) };
+    let outgoing =
+        Outgoing { destination: format!("{name}.in").into(), message: Arc::new(three().remove(0)) };
     for _ in 0..2 {
         let publisher = NatsPublisher::new(nats.connection.clone());
         assert_eq!(publish_all(&publisher, std::slice::from_ref(&outgoing)).await, [Ok(())]);
     }
-    let info = nats.client.request(format!("$JS.API.STREAM.INFO.{name}"), "".into()).await.expect("an answer");
+    let info =
+        nats.client.request(format!("$JS.API.STREAM.INFO.{name}"), "".into()).await.expect("an answer");
     let info: Value = serde_json::from_slice(&info.payload).expect("JSON");
     assert_eq!(info["state"]["messages"], 1);
 }

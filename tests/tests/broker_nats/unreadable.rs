@@ -34,11 +34,8 @@ const READABLE: [&[u8]; 8] = [
 ];
 
 /// Whose line of the pin becomes a part of another line.
-const UNTERMINATED: [&[u8]; 3] = [
-    b"NATS/1.0\r\nX-Name: a\r\n",
-    b"NATS/1.0\r\nX-Name: a",
-    b"NATS/1.0\r\nNats-Pin-Id: forged\r\n",
-];
+const UNTERMINATED: [&[u8]; 3] =
+    [b"NATS/1.0\r\nX-Name: a\r\n", b"NATS/1.0\r\nX-Name: a", b"NATS/1.0\r\nNats-Pin-Id: forged\r\n"];
 
 /// What makes it panic.
 const ENDING: &[u8] = b"NATS/1.0\r\nX-Name: a\rb\r\n\r\n";
@@ -123,9 +120,9 @@ async fn a_message_that_the_client_cannot_read_is_handed_out_with_its_bytes_and_
     for (subject, headers) in DROPPING {
         let payload = [headers, b"body"].concat();
         let elsewhere = !subject.is_empty();
-        let found = malformed.iter().find(|found| {
-            found.payload == payload && elsewhere == (found.destination != nats.destination())
-        });
+        let found = malformed
+            .iter()
+            .find(|found| found.payload == payload && elsewhere == (found.destination != nats.destination()));
         let found = found.unwrap_or_else(|| panic!("{headers:?} is not among {malformed:?}"));
         assert!(matches!(found.reason, MalformedReason::Unreadable(_)), "{found:?}");
     }
