@@ -14,5 +14,7 @@ pub mod file;
 pub mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(any(feature = "nats", feature = "postgres"))]
+mod pace;
 #[cfg(feature = "postgres")]
 pub mod postgres;

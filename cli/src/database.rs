@@ -123,6 +123,45 @@ pub(crate) async fn connect(url: &SecretUrl, purpose: &str) -> Result<PgConnecti
     }
 }
 
+/// A first try at a database that may be down: that is logged, and whoever uses it waits for it.
+///
+/// # Errors
+/// What no further try mends: it was reached and does not let us in, or there is no such database.
+pub(crate) async fn first_try(url: &SecretUrl, purpose: &str) -> Result<(), Failure> {
+    let options = options(url, purpose)?;
+    let cause = match tokio::time::timeout(CONNECT, PgConnection::connect_with(&options)).await {
+        Ok(Ok(connection)) => {
+            let _ = connection.close().await;
+            return Ok(());
+        }
+        Ok(Err(error)) if is_final(&error) => {
+            return Err(Failure::unreachable(format!("database {url}: {}", reason(&error))));
+        }
+        Ok(Err(error)) => reason(&error),
+        Err(_) => format!("no answer within {}s", CONNECT.as_secs()),
+    };
+    let at = format!("{}:{}", options.get_host(), options.get_port());
+    tracing::warn!(
+        server = at,
+        error = crate::output::plain(&cause),
+        "broker {url} cannot be reached, trying again"
+    );
+    Ok(())
+}
+
+/// Whether the next try would fail in the same way.
+fn is_final(error: &sqlx::Error) -> bool {
+    match error {
+        // Password, authorization, no such database, no right to connect.
+        sqlx::Error::Database(error) => {
+            matches!(error.code().as_deref(), Some("28P01" | "28000" | "3D000" | "42501"))
+        }
+        // The server has no TLS, or a certificate that is not trusted.
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => true,
+        _ => false,
+    }
+}
+
 /// A pool for the functions that ask for one. Connects once first, so that a wrong password is told as one.
 pub(crate) async fn pool(url: &SecretUrl, purpose: &str) -> Result<PgPool, Failure> {
     let connection = connect(url, purpose).await?;

@@ -14,7 +14,7 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The command line or the configuration is not as it must be; nothing was tried.
     Usage = 2,
-    /// The database cannot be reached, or does not let us in.
+    /// The database cannot be reached; or it, or the broker, does not let us in.
     Unreachable = 3,
     /// The schema is missing, older than this build needs, or newer than it understands.
     Schema = 4,

@@ -7,8 +7,9 @@ use tracing_subscriber::EnvFilter;
 use crate::config::LogFormat;
 use crate::exit::Failure;
 
-/// What is logged unless something else is asked for: the drivers tell too much at `info`.
-const DIRECTIVES: &str = "info,sqlx=warn,async_nats=warn";
+/// What is logged unless something else is asked for: the drivers tell too much at `info`, and the NATS client says each
+/// failed try again, without an address.
+const DIRECTIVES: &str = "info,sqlx=warn,async_nats=off";
 
 /// Starts the log of this process.
 pub(crate) fn start(directives: Option<&str>, format: LogFormat) -> Result<(), Failure> {

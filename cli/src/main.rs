@@ -76,7 +76,7 @@ Exit codes:
   0    done
   1    it did not work, or was not found
   2    the command line or the configuration is wrong; nothing was tried
-  3    the database cannot be reached, or does not let us in
+  3    the database cannot be reached, or it or the broker does not let us in
   4    the schema is missing, older than this build needs, or newer than it understands
   5    outbox doctor found something that makes the set-up unsafe
   130  ended at once by a second SIGINT (143: SIGTERM)

@@ -6,6 +6,9 @@ use brokers::nats::{self, NatsSubscriber};
 use brokers::postgres::{self, Pattern, PostgresSubscriber};
 use inbox::Consumer;
 use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::service::reached;
 
 /// A broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +34,8 @@ pub enum BrokerError {
     /// The operator's: its address.
     #[error("broker: must begin with postgres:// or nats://")]
     Scheme,
-    /// The operator's: its address, or nobody answers there.
-    #[error("broker: NATS cannot be reached")]
+    /// The operator's: its address, or it does not let us in.
+    #[error("broker: NATS cannot be used")]
     Nats(#[from] nats::ConnectError),
     /// Ours: a consumer's name that is no group.
     #[error(transparent)]
@@ -80,10 +83,9 @@ impl Broker {
     pub async fn consumer(&self, name: &str, pool: PgPool, topics: &[&str]) -> Result<Consumer, BrokerError> {
         match self {
             Broker::Postgres { url } => {
-                let log = outbox::pool_options()
-                    .max_connections(LOG_CONNECTIONS)
-                    .connect_with(outbox::connect_options(url)?)
-                    .await?;
+                let options = outbox::connect_options(url)?;
+                reached("broker", &options).await?;
+                let log = outbox::pool_options().max_connections(LOG_CONNECTIONS).connect_lazy_with(options);
                 let topics = topics.iter().map(|topic| topic.parse()).collect::<Result<Vec<Pattern>, _>>()?;
                 let subscriber =
                     PostgresSubscriber::new(log, name.parse()?).with_topics(topics).with_lease(TAKEOVER);

@@ -2,12 +2,14 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use inbox::Consumer;
 use migrations::Schema;
-use sqlx::{Executor, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection, Executor, PgPool};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -114,13 +116,15 @@ pub async fn run(
     config: Config,
     stop: CancellationToken,
 ) -> Result<(), ServiceError> {
-    let pool = outbox::pool_options()
-        .max_connections(10)
-        .connect_with(outbox::connect_options(&config.database.0)?)
-        .await?;
+    let options = outbox::connect_options(&config.database.0)?;
+    let Some(()) = stop.run_until_cancelled(reached("database", &options)).await.transpose()? else {
+        return Ok(());
+    };
+    let pool = outbox::pool_options().max_connections(10).connect_with(options).await?;
     migrate(&pool, definition.schema).await?;
     let broker = Broker::parse(&config.broker.0)?;
-    let consumer = broker.consumer(definition.name, pool.clone(), definition.topics).await?;
+    let consumer = broker.consumer(definition.name, pool.clone(), definition.topics);
+    let Some(consumer) = stop.run_until_cancelled(consumer).await.transpose()? else { return Ok(()) };
     let consumer = (definition.react)(consumer);
     let counts = Counts::install();
     let router = (definition.routes)()
@@ -156,6 +160,41 @@ pub async fn run(
     pool.close().await;
     ended
 }
+
+/// Waits for a database that is down: the first failure is logged at once, with host, port and cause, the next ones more and
+/// more seldom.
+///
+/// # Errors
+/// What waiting does not mend: it does not let us in, there is no such database, or TLS does not come about.
+pub(crate) async fn reached(what: &str, options: &PgConnectOptions) -> Result<(), sqlx::Error> {
+    let (mut failures, mut next_line) = (0_u32, 0);
+    loop {
+        let connected = tokio::time::timeout(CONNECT, PgConnection::connect_with(options)).await;
+        let error = match connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
+            Ok(connection) => return connection.close().await,
+            Err(sqlx::Error::Io(error)) => error.to_string(),
+            Err(sqlx::Error::Database(error)) if !is_final(&*error) => error.message().to_owned(),
+            Err(error) => return Err(error),
+        };
+        if failures == next_line {
+            let server = format!("{}:{}", options.get_host(), options.get_port());
+            tracing::warn!(server, error, "the {what} cannot be reached, trying again");
+            next_line = failures * 2 + 4;
+        }
+        failures += 1;
+        tokio::time::sleep(BETWEEN_TRIES).await;
+    }
+}
+
+/// Password, authorization, no such database, no right to connect.
+fn is_final(error: &dyn sqlx::error::DatabaseError) -> bool {
+    matches!(error.code().as_deref(), Some("28P01" | "28000" | "3D000" | "42501"))
+}
+
+/// How long a database may take to answer at all.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long to wait between tries.
+const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
 /// Brings a service's database up to date: the outbox, the inbox, and tables of its own. Safe for several processes at
 /// once, and with nothing to do the second time.

@@ -128,6 +128,9 @@ pub enum MalformedReason {
     /// The structured form is not a JSON object.
     #[error("not a JSON object")]
     NotJson,
+    /// The broker's client cannot read it; what arrived is kept as it came, headers and body.
+    #[error("cannot be read: {0}")]
+    Unreadable(&'static str),
     /// The limits of [`limits`](crate::limits) do not hold.
     #[error(transparent)]
     Limit(#[from] crate::InvalidMessage),

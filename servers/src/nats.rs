@@ -21,6 +21,9 @@ const START: Duration = Duration::from_secs(30);
 
 const GIVEN: &str = "NATS_URL";
 
+/// The file in the server's folder.
+const CONFIGURATION: &str = "nats.conf";
+
 /// A running server. One of our own is gone, with its streams, when this is dropped or our process ends.
 ///
 /// ```no_run
@@ -47,6 +50,7 @@ struct Own {
     process: Process,
     program: Program,
     port: u16,
+    configured: bool,
 }
 
 /// Why no NATS server runs.
@@ -65,6 +69,9 @@ pub enum StartError {
     /// It did not come up.
     #[error("NATS did not start")]
     NotReady(#[from] NotReady),
+    /// Its configuration could not be written.
+    #[error("the configuration of NATS cannot be written")]
+    Configuration(#[source] std::io::Error),
     /// No port could be bound.
     #[error("no free port on 127.0.0.1")]
     NoPort,
@@ -93,9 +100,21 @@ impl Nats {
 
     /// A server of our own, even if `NATS_URL` is set: for tests that kill it.
     pub fn start_own() -> Result<Nats, StartError> {
+        Nats::start_with(None)
+    }
+
+    /// A server of our own with this configuration besides: who is let in, TLS. It must let anybody greet.
+    pub fn start_configured(configuration: &str) -> Result<Nats, StartError> {
+        Nats::start_with(Some(configuration))
+    }
+
+    fn start_with(configuration: Option<&str>) -> Result<Nats, StartError> {
         let program = find::find()?;
         let process = Process::new("outbox-nats", Signal::Terminate)?;
-        let mut own = Own { process, program, port: 0 };
+        if let Some(text) = configuration {
+            std::fs::write(process.folder().join(CONFIGURATION), text).map_err(StartError::Configuration)?;
+        }
+        let mut own = Own { process, program, port: 0, configured: configuration.is_some() };
         own.serve(None)?;
         Ok(Nats(Origin::Own(Box::new(own))))
     }
@@ -222,6 +241,9 @@ impl Own {
         let mut command = Command::new(&self.program.file);
         command.args(["--addr", "127.0.0.1", "--port", &self.port.to_string()]);
         command.args(["--jetstream", "--name", &name, "--store_dir"]).arg(folder.join("store"));
+        if self.configured {
+            command.arg("--config").arg(folder.join(CONFIGURATION));
+        }
         self.process.launch(&command)?;
         let port = self.port;
         Ok(self.process.ready(START, || answers(port, &name))?)

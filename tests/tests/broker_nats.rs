@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use brokers::nats::{Client, NatsPublisher, NatsSubscriber, StreamPolicy, connect};
+use brokers::nats::{Client, Connection, NatsPublisher, NatsSubscriber, StreamPolicy, connect};
 use message::{Message, Outgoing, PublishError, Publisher, Subscriber, publish_all};
 use tests::conformance::{PATIENCE, Setup, assert_in_order, keyed, receive_all};
 
@@ -19,14 +19,17 @@ fn url() -> String {
 
 /// A stream of its own, with a subject of its own.
 struct Nats {
+    connection: Connection,
+    /// The connection's.
     client: Client,
     name: String,
 }
 
 async fn nats() -> Nats {
-    let client = connect(&url()).await.expect("an address");
+    let connection = connect(&url()).await.expect("an address");
+    let client = connection.client();
     client.flush().await.expect("a NATS server at NATS_URL: run tests/run");
-    let nats = Nats { client, name: format!("test-{}", uuid::Uuid::new_v4()) };
+    let nats = Nats { connection, client, name: format!("test-{}", uuid::Uuid::new_v4()) };
     nats.publisher().check().await.expect("the stream is made");
     nats
 }
@@ -37,7 +40,7 @@ impl Nats {
     }
 
     fn publisher(&self) -> NatsPublisher {
-        NatsPublisher::new(self.client.clone()).with_stream(self.policy())
+        NatsPublisher::new(self.connection.clone()).with_stream(self.policy())
     }
 
     fn outgoing(&self, message: Message) -> Outgoing {
@@ -56,7 +59,7 @@ impl Setup for Nats {
     }
 
     async fn subscriber(&self, group: &str) -> Box<dyn Subscriber> {
-        let subscriber = NatsSubscriber::new(self.client.clone(), &self.name, group)
+        let subscriber = NatsSubscriber::new(self.connection.clone(), &self.name, group)
             .with_subjects([self.destination()])
             .with_ack_wait(ANSWER_WAIT)
             .with_takeover_after(Duration::from_secs(1));
@@ -77,16 +80,19 @@ impl Setup for Nats {
 
 /// As a client that is not ours writes it.
 async fn raw_publish(subject: &str, headers: &str, payload: &[u8]) {
+    raw_publish_to(&url(), subject.as_bytes(), headers.as_bytes(), payload).await;
+}
+
+/// The same to another server, with bytes that need not be text.
+async fn raw_publish_to(url: &str, subject: &[u8], headers: &[u8], payload: &[u8]) {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-    let address = url().rsplit(['/', '@']).next().expect("an address").to_owned();
+    let address = url.rsplit(['/', '@']).next().expect("an address").to_owned();
     let mut stream = BufReader::new(tokio::net::TcpStream::connect(address).await.expect("a NATS server"));
     let total = headers.len() + payload.len();
-    let mut bytes = format!(
-        "CONNECT {{\"verbose\":false,\"headers\":true}}\r\nHPUB {subject} {} {total}\r\n",
-        headers.len()
-    );
-    bytes.push_str(headers);
-    stream.write_all(bytes.as_bytes()).await.expect("written");
+    let connect = b"CONNECT {\"verbose\":false,\"headers\":true}\r\nHPUB ";
+    let lengths = format!(" {} {total}\r\n", headers.len());
+    let bytes = [connect, subject, lengths.as_bytes(), headers].concat();
+    stream.write_all(&bytes).await.expect("written");
     stream.write_all(payload).await.expect("written");
     stream.write_all(b"\r\nPING\r\n").await.expect("written");
     let mut line = String::new();
@@ -96,8 +102,14 @@ async fn raw_publish(subject: &str, headers: &str, payload: &[u8]) {
     }
 }
 
+#[path = "broker_nats/access.rs"]
+mod access;
 #[path = "broker_nats/faults.rs"]
 mod faults;
+#[path = "broker_nats/identity.rs"]
+mod identity;
+#[path = "broker_nats/unreadable.rs"]
+mod unreadable;
 
 mod conformance {
     tests::conformance_tests!(super::nats);
@@ -147,7 +159,7 @@ async fn a_subject_that_no_stream_takes_is_the_brokers_fault_and_named() {
 #[tokio::test]
 async fn another_stream_does_not_take_what_is_meant_for_one() {
     let nats = nats().await;
-    let other = NatsPublisher::new(nats.client.clone()).with_stream(StreamPolicy::check("elsewhere"));
+    let other = NatsPublisher::new(nats.connection.clone()).with_stream(StreamPolicy::check("elsewhere"));
     let results = publish_all(&other, &[nats.outgoing(Message::new("orders", "order.placed", "{}"))]).await;
     assert!(matches!(&results[0], Err(PublishError::Unavailable(_))), "{results:?}");
 }
@@ -157,7 +169,7 @@ async fn a_full_stream_is_unavailable_and_confirms_only_what_it_keeps() {
     let nats = nats().await;
     let name = format!("{}-full", nats.name);
     let policy = StreamPolicy::create(&name, [name.clone()]).with_max_bytes(20_000);
-    let publisher = NatsPublisher::new(nats.client.clone()).with_stream(policy);
+    let publisher = NatsPublisher::new(nats.connection.clone()).with_stream(policy);
     publisher.check().await.expect("the stream is made");
     let outgoing =
         |message: Message| Outgoing { destination: name.as_str().into(), message: Arc::new(message) };
@@ -168,7 +180,7 @@ async fn a_full_stream_is_unavailable_and_confirms_only_what_it_keeps() {
     assert!((1..10).contains(&confirmed), "{results:?}");
     let full = |result: &&Result<(), PublishError>| matches!(result, Err(PublishError::Unavailable(_)));
     assert_eq!(results.iter().filter(full).count(), 10 - confirmed, "{results:?}");
-    let mut subscriber = NatsSubscriber::new(nats.client.clone(), &name, "g");
+    let mut subscriber = NatsSubscriber::new(nats.connection.clone(), &name, "g");
     assert_eq!(receive_all(&mut subscriber, confirmed).await.len(), confirmed);
 }
 
@@ -195,26 +207,30 @@ async fn a_second_copy_within_the_window_is_confirmed_and_stored_once() {
 #[tokio::test]
 async fn a_missing_stream_is_named_by_both_ends() {
     let nats = nats().await;
-    let publisher = NatsPublisher::new(nats.client.clone()).with_stream(StreamPolicy::check("absent"));
+    let publisher = NatsPublisher::new(nats.connection.clone()).with_stream(StreamPolicy::check("absent"));
     let error = publisher.check().await.expect_err("it is missing");
     assert_eq!(error, PublishError::Unavailable("stream absent: is missing".to_owned()));
-    let error =
-        NatsSubscriber::new(nats.client.clone(), "absent", "g").receive(1).await.expect_err("it is missing");
+    let error = NatsSubscriber::new(nats.connection.clone(), "absent", "g")
+        .receive(1)
+        .await
+        .expect_err("it is missing");
     assert!(error.to_string().contains("stream absent: is missing"), "{error}");
 }
 
 #[tokio::test]
 async fn a_group_whose_name_would_be_a_subject_is_refused() {
     let nats = nats().await;
-    let error =
-        NatsSubscriber::new(nats.client.clone(), &nats.name, "a.b").receive(1).await.expect_err("refused");
+    let error = NatsSubscriber::new(nats.connection.clone(), &nats.name, "a.b")
+        .receive(1)
+        .await
+        .expect_err("refused");
     assert!(matches!(error, message::SubscribeError::Refused(_)), "{error}");
 }
 
 #[tokio::test]
 async fn a_stream_that_is_not_what_was_asked_for_is_refused() {
     let nats = nats().await;
-    let publisher = |policy: StreamPolicy| NatsPublisher::new(nats.client.clone()).with_stream(policy);
+    let publisher = |policy: StreamPolicy| NatsPublisher::new(nats.connection.clone()).with_stream(policy);
     assert_eq!(publisher(nats.policy()).check().await, Ok(()));
     assert_eq!(publisher(StreamPolicy::check(&nats.name)).check().await, Ok(()));
     let longer = nats.policy().with_duplicate_window(Duration::from_secs(600));
@@ -232,14 +248,14 @@ async fn an_address_never_shows_its_password() {
     let error = connect("nats://user:s3cret@[::").await.expect_err("no address");
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
     // Nobody listens there: connecting goes on by itself, publishing says so.
-    let client = connect("nats://user:s3cret@127.0.0.1:9").await.expect("an address");
-    let publisher = NatsPublisher::new(client.clone());
+    let connection = connect("nats://user:s3cret@127.0.0.1:9").await.expect("an address");
+    let publisher = NatsPublisher::new(connection.clone());
     let error = publisher.check().await.expect_err("nobody there");
     assert!(
         matches!(error, PublishError::Unavailable(_)) && !error.to_string().contains("s3cret"),
         "{error}"
     );
-    let mut subscriber = NatsSubscriber::new(client, "s", "g");
+    let mut subscriber = NatsSubscriber::new(connection, "s", "g");
     let error = subscriber.receive(1).await.expect_err("nobody there");
     assert!(!error.to_string().contains("s3cret"), "{error}");
 }

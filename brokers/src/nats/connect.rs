@@ -1,48 +1,84 @@
 //! A connection that comes back by itself.
 
+use std::error::Error as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, rustls};
 use message::SubscribeError;
 use tokio::time::sleep;
 
+use super::access::Access;
+use super::connection::Connection;
+
 /// How long connecting and each request may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether the connection is another: a client tells that only to who made it.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
-/// The servers' addresses are no such thing. The text never shows them: they may hold a password.
+/// Why there is no connection, and why trying again will not help. The text shows no user, password or token.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// An address could not be understood.
     #[error("servers: addresses nats://host:port or tls://host:port, joined by commas")]
     Address,
+    /// One client has one identity.
+    #[error("servers: two addresses have different credentials")]
+    TwoCredentials,
+    /// The text of a credentials file could not be understood.
+    #[error("nats credentials: not the text of a credentials file")]
+    Credentials,
+    /// A certificate's or key's file could not be read.
+    #[error("{}: cannot be read", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A server was reached and does not let this client in, or this client does not trust it.
+    #[error("{servers}: {reason}")]
+    Refused {
+        /// The addresses, without credentials.
+        servers: String,
+        /// The cause.
+        reason: String,
+    },
     /// The client could not be set up.
     #[error("nats client: {0}")]
-    Client(async_nats::ConnectErrorKind),
+    Client(ConnectErrorKind),
 }
 
-/// Connects to one of `servers` (addresses joined by commas, with user and password if need be) and goes on trying, now
-/// and whenever the connection is lost. A server that is down is no error here: publishing says `Unavailable`.
+/// Connects to one of `servers` (addresses joined by commas, with `USER:PASSWORD@` or `TOKEN@` before the host if need be,
+/// percent-encoded) and goes on trying, now and whenever the connection is lost. A server that is down is no error here:
+/// publishing says `Unavailable`.
 ///
-/// For credentials files, certificates and the like, make an [`async_nats::ConnectOptions`] and hand its client to
-/// [`NatsPublisher::new`](super::NatsPublisher::new) or [`NatsSubscriber::new`](super::NatsSubscriber::new).
+/// [`Access`] takes credentials files, NKeys and certificates. A client with other options can be handed to
+/// [`NatsPublisher::new`](super::NatsPublisher::new) or [`NatsSubscriber::new`](super::NatsSubscriber::new), too.
 ///
 /// # Errors
-/// An address is not valid.
-pub async fn connect(servers: &str) -> Result<Client, ConnectError> {
-    let parse = |address: &str| address.trim().parse::<ServerAddr>().map_err(|_| ConnectError::Address);
-    let addresses: Vec<ServerAddr> = servers.split(',').map(parse).collect::<Result<_, _>>()?;
-    ConnectOptions::new()
-        .retry_on_initial_connect()
-        .connection_timeout(PATIENCE)
-        .request_timeout(Some(PATIENCE))
-        .event_callback(|event| async move { log(&event) })
-        .connect(addresses)
-        .await
-        .map_err(|error| ConnectError::Client(error.kind()))
+/// See [`Access::parse`] and [`Access::connect`].
+pub async fn connect(servers: &str) -> Result<Connection, ConnectError> {
+    Access::parse(servers)?.connect().await
+}
+
+/// Whether the next try would fail in the same way: credentials or certificates were not accepted. A host without an
+/// address is not among them, since a name appears when its service is started.
+pub(super) fn is_final(error: &async_nats::ConnectError) -> bool {
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation
+        | ConnectErrorKind::Authentication
+        | ConnectErrorKind::Tls
+        | ConnectErrorKind::ServerParse => true,
+        // A handshake that fails is an I/O error around one of TLS.
+        ConnectErrorKind::Io => {
+            let io = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+            io.and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
+        }
+        _ => false,
+    }
 }
 
 /// How often the client has connected.
@@ -76,15 +112,5 @@ pub(super) async fn answer<T>(
         answer = request => Ok(answer),
         () = lost => no_answer("the connection was lost"),
         () = sleep(PATIENCE) => no_answer("no answer in time"),
-    }
-}
-
-fn log(event: &Event) {
-    match event {
-        Event::Connected => tracing::info!("nats connected"),
-        Event::Disconnected => tracing::warn!("nats connection lost, connecting again"),
-        Event::ServerError(error) => tracing::warn!(%error, "nats server refused something"),
-        Event::ClientError(error) => tracing::warn!(%error, "nats client error"),
-        other => tracing::info!(event = %other, "nats"),
     }
 }

@@ -10,7 +10,7 @@
 //! that pinned somebody else in between. With the pin, what waits here is void; it is sent back, and so comes again soon
 //! if the server remembers it, and as new if not.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -33,7 +33,7 @@ pub(super) struct Hold<T> {
 }
 
 /// How many of them are remembered: more than can be under way.
-const REMEMBERED: usize = 10_000;
+pub(super) const REMEMBERED: usize = 10_000;
 
 /// Which message of the stream. The time tells from each other what has the same number: a stream that lost its end
 /// gives its numbers again.
@@ -128,9 +128,20 @@ impl<T> Hold<T> {
         awaited
     }
 
+    /// How many are here and not answered.
+    pub(super) fn unanswered(&self) -> usize {
+        self.arrived.len() + self.out.len()
+    }
+
     /// How many wait here.
     pub(super) fn waiting(&self) -> usize {
         self.arrived.len()
+    }
+
+    /// The sequences of what arrived, what is handed out, and what was acknowledged.
+    pub(super) fn sequences(&self) -> HashSet<u64> {
+        let here = self.arrived.keys().chain(self.out.keys()).chain(&self.acknowledged);
+        here.map(|place| place.number).collect()
     }
 
     /// It is being acknowledged. Whether or not that reaches the server, its effect is there, and a copy need not be
@@ -197,7 +208,7 @@ impl<T> Hold<T> {
     pub(super) fn settle(&mut self, pin: Option<&str>, unanswered: usize) {
         if pin != self.pin() {
             self.void();
-        } else if unanswered <= self.arrived.len() + self.out.len() {
+        } else if unanswered <= self.unanswered() {
             // What we hold is a part of what it counts: the same number means the same messages.
             self.in_doubt = false;
         }

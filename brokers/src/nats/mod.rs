@@ -10,20 +10,28 @@
 //! acknowledged messages when the server process alone was killed. `Nats-Msg-Id` removes copies only within the
 //! stream's duplicate window.
 
+mod access;
 mod answer;
 mod connect;
+mod connection;
 mod consumer;
 mod hold;
+mod identity;
+mod passing;
 mod publisher;
 mod pull;
 mod refusal;
 mod requests;
+mod stored;
 mod stream;
 mod subject;
 mod subscriber;
+mod unreadable;
 
+pub use access::Access;
 pub use async_nats::Client;
 pub use connect::{ConnectError, connect};
+pub use connection::Connection;
 pub use publisher::NatsPublisher;
 pub use stream::StreamPolicy;
 pub use subscriber::NatsSubscriber;

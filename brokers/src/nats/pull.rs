@@ -17,6 +17,8 @@ use super::requests::{Heard, Requests};
 
 /// What the server says of a request that ended.
 const UNSERVED: &str = "Nats-Pending-Messages";
+/// What the answer to a delivery is sent to begins with.
+const DELIVERY: &str = "$JS.ACK.";
 
 pub(super) struct Pull {
     client: Client,
@@ -55,8 +57,13 @@ impl Pull {
         unconstrained(self.next()).now_or_never().flatten()
     }
 
-    /// What `message` means.
+    /// What `message` means. A producer may have written a status, too: what has a place for its acknowledgement is a
+    /// message.
     pub(super) fn hear(&mut self, message: &Message) -> Heard {
+        let is_delivery = message.reply.as_ref().is_some_and(|reply| reply.starts_with(DELIVERY));
+        if is_delivery {
+            return self.requests.hear(None, None, None, Instant::now());
+        }
         let unserved = message.headers.as_ref().and_then(|headers| headers.get(UNSERVED));
         let unserved = unserved.and_then(|unserved| unserved.as_str().parse().ok());
         self.requests.hear(message.status, message.description.as_deref(), unserved, Instant::now())

@@ -14,8 +14,10 @@ use tokio::time::sleep;
 
 use super::answer::Answer;
 use super::connect::{answer, connected, connects};
+use super::connection::Connection;
 use super::consumer;
 use super::hold::{Hold, Place, Tell};
+use super::passing::{self, Passing};
 use super::pull::Pull;
 use super::requests::Heard;
 
@@ -47,10 +49,18 @@ const BATCH: usize = 200;
 /// ([`retry_after`](Delivery::retry_after)), or dropped without an answer, holds back the later ones of its key that
 /// were not handed out yet.
 ///
+/// **Whatever arrives is passed.** The client library cannot read some messages (a header that is not UTF-8, say): it drops
+/// the connection, or panics. Such a message is read in another way and handed out as malformed, with its header block and
+/// body as they came. For that the subscriber must be allowed to request `$JS.API.STREAM.MSG.GET.STREAM`; to live through
+/// the panic, it needs a [`Connection`] and not a [`Client`].
+///
 /// An acknowledgement waits for the server's word, since an acknowledgement that was only handed to the connection may
 /// be lost with it, and saying that it was taken would be wrong. Acknowledge several at once if the round trip matters.
 pub struct NatsSubscriber {
+    connection: Connection,
+    /// The connection's, with its number.
     client: Client,
+    number: u64,
     context: Context,
     wanted: consumer::Wanted,
     pull: Option<Pull>,
@@ -59,6 +69,7 @@ pub struct NatsSubscriber {
     /// What the server was asked and has not answered yet.
     asking: Option<BoxFuture<'static, Result<Info, SubscribeError>>>,
     hold: Shared,
+    passing: Passing,
     connects: u64,
 }
 
@@ -76,17 +87,26 @@ pub(super) fn lock(hold: &Shared) -> MutexGuard<'_, Hold<Arrived>> {
 }
 
 impl NatsSubscriber {
-    /// Receives all messages of `stream` over `client` for `group`, from the first one kept. The consumer is made, or
-    /// changed, at the first [`receive`](Subscriber::receive). Must be called within a tokio runtime.
-    pub fn new(client: Client, stream: impl Into<String>, group: impl Into<String>) -> Self {
+    /// Receives all messages of `stream` over `connection` (a [`Client`], too) for `group`, from the first one kept. The
+    /// consumer is made, or changed, at the first [`receive`](Subscriber::receive). Must be called within a tokio runtime.
+    pub fn new(
+        connection: impl Into<Connection>,
+        stream: impl Into<String>,
+        group: impl Into<String>,
+    ) -> Self {
+        let connection = connection.into();
+        let client = connection.client();
         NatsSubscriber {
             context: jetstream::new(client.clone()),
+            connection,
             client,
+            number: 0,
             wanted: consumer::Wanted::new(stream.into(), group.into()),
             pull: None,
             consumer: None,
             asking: None,
             hold: Arc::new(Mutex::new(Hold::new())),
+            passing: Passing::default(),
             connects: 0,
         }
     }
@@ -113,6 +133,18 @@ impl NatsSubscriber {
     pub fn with_max_ack_pending(mut self, messages: u32) -> Self {
         self.wanted.max_ack_pending = messages;
         self
+    }
+
+    /// Goes on with another client if the last one has ended.
+    async fn follow(&mut self) {
+        let (client, number) = self.connection.live().await;
+        if number != self.number {
+            self.context = jetstream::new(client.clone());
+            (self.client, self.number) = (client, number);
+            (self.pull, self.consumer, self.asking) = (None, None, None);
+            // Another client counts from the beginning.
+            self.connects = u64::MAX;
+        }
     }
 
     /// Makes what there must be before anything can be asked for. Cancelled half-way it starts again.
@@ -142,6 +174,9 @@ impl NatsSubscriber {
         let connects = connects(&self.client);
         let Some(pull) = &mut self.pull else { return Ok(()) };
         if connects != self.connects {
+            if self.connects != 0 {
+                self.passing.suspect();
+            }
             self.connects = connects;
             pull.forget_requests();
             lock(&self.hold).doubt();
@@ -192,6 +227,10 @@ impl NatsSubscriber {
         let headers = message.headers.as_ref();
         // The last: whoever published it may have written one, too.
         let pin = headers.and_then(|headers| headers.get_last(header::NATS_PIN_ID));
+        let Some(pin) = pin.map(async_nats::HeaderValue::as_str).filter(|pin| is_pin(pin)) else {
+            // Its headers have no end, and took in the server's.
+            return self.passing.suspect();
+        };
         let named = headers.into_iter().flat_map(async_nats::HeaderMap::iter);
         let pairs = named.flat_map(|(name, values)| {
             let name: &str = name.as_ref();
@@ -200,8 +239,37 @@ impl NatsSubscriber {
         let received = wire::binary::NATS.decode(pairs, message.payload.clone(), &message.subject);
         let key = received.as_ref().ok().and_then(|message| message.key.clone());
         let mut hold = lock(&self.hold);
-        hold.follow(pin.map(async_nats::HeaderValue::as_str), count);
+        hold.follow(Some(pin), count);
         hold.arrive(place, key, Arrived { received, reply });
+    }
+
+    /// Looks for what the client cannot read, if a connection was lost, and hands out what was found.
+    async fn pass(&mut self, max: usize) -> Result<Vec<Delivery>, SubscribeError> {
+        if let (true, Some(consumer)) = (self.passing.is_due(), &self.consumer) {
+            let (here, unanswered) = {
+                let hold = lock(&self.hold);
+                (hold.sequences(), hold.unanswered())
+            };
+            self.passing.begin(passing::Wanted {
+                client: self.client.clone(),
+                consumer: consumer.clone(),
+                stream: self.wanted.name().0.to_owned(),
+                subjects: self.wanted.subjects.clone(),
+                here,
+                unanswered,
+            });
+        }
+        if let Some(found) = self.passing.ended() {
+            let (here, active) = {
+                let hold = lock(&self.hold);
+                (hold.sequences(), found.pin.is_some() && hold.pin() == found.pin.as_deref())
+            };
+            let missing =
+                found.readable.iter().copied().filter(|sequence| active && !here.contains(sequence));
+            passing::send_back(&self.client, self.wanted.name(), &found, missing).await?;
+            self.passing.acknowledge_again(&self.client, self.wanted.name()).await?;
+        }
+        Ok(self.passing.take(&self.client, self.wanted.name(), max))
     }
 
     /// Asks the server how many messages are under way, if something here waits for that. Cancelled, it goes on awaiting
@@ -275,13 +343,23 @@ impl NatsSubscriber {
     }
 }
 
+/// Whether the server makes such pins.
+fn is_pin(pin: &str) -> bool {
+    !pin.is_empty() && pin.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
 #[async_trait]
 impl Subscriber for NatsSubscriber {
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscribeError> {
         loop {
+            self.follow().await;
             connected(&self.client)?;
             self.prepare().await?;
             self.take_in()?;
+            let malformed = self.pass(max.max(1)).await?;
+            if !malformed.is_empty() {
+                return Ok(malformed);
+            }
             self.settle().await?;
             self.tell().await?;
             self.ask().await?;

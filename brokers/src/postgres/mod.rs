@@ -11,6 +11,7 @@ mod fault;
 mod group;
 mod lanes;
 mod publisher;
+mod reach;
 mod session;
 mod subscriber;
 mod unreadable;

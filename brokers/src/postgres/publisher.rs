@@ -6,9 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use message::{Message, Outcomes, Outgoing, Pipelining, PublishError, Publisher};
 use outbox::log::{self, append, check_appendable};
-use sqlx::postgres::PgPool;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgPool, Postgres};
 
 use super::fault::{self, Fault};
+use super::reach;
 
 /// Appends to the log of the broker database behind a pool: what arrives is what was sent, byte for byte, with the
 /// destination as its topic.
@@ -42,6 +44,10 @@ impl PostgresPublisher {
         PostgresPublisher { pool }
     }
 
+    async fn connection(&self) -> Result<PoolConnection<Postgres>, PublishError> {
+        reach::acquire(&self.pool).await.map_err(|unreachable| PublishError::Unavailable(unreachable.text))
+    }
+
     /// Appends what is valid, and reports what is not taken. What came of those not reported is the answer.
     async fn append(&self, batch: &[Outgoing], outcomes: &Outcomes) -> Result<(), PublishError> {
         let mut failed = Failed { outcomes, keys: HashSet::new() };
@@ -60,7 +66,7 @@ impl PostgresPublisher {
         if messages.is_empty() {
             return Ok(());
         }
-        let mut connection = self.pool.acquire().await.map_err(|error| fault::unavailable(&error))?;
+        let mut connection = self.connection().await?;
         match append(&mut connection, &messages).await.map_err(|error| fault::of(&error)) {
             Ok(()) => return Ok(()),
             Err(Fault::Batch(error)) => return Err(error),
@@ -133,7 +139,7 @@ impl Publisher for PostgresPublisher {
     /// Whether the log is there, fits this build, and keeps what it is given. A server that does not wait for its disk
     /// is named in a warning and taken: whoever turned that off knew.
     async fn check(&self) -> Result<(), PublishError> {
-        let mut connection = self.pool.acquire().await.map_err(|error| fault::unavailable(&error))?;
+        let mut connection = self.connection().await?;
         match check_appendable(&mut connection).await {
             Ok(true) => Ok(()),
             Ok(false) => {
@@ -148,7 +154,7 @@ impl Publisher for PostgresPublisher {
     }
 
     async fn log(&self) -> Result<Option<String>, PublishError> {
-        let mut connection = self.pool.acquire().await.map_err(|error| fault::unavailable(&error))?;
+        let mut connection = self.connection().await?;
         log::name(&mut connection).await.map(Some).map_err(|error| fault::unavailable(&error))
     }
 

@@ -19,7 +19,9 @@ use uuid::Uuid;
 
 use super::group::Group;
 use super::publisher::chain;
+use super::reach::{self, Unreachable};
 use super::subscriber::{Settings, Shared};
+use crate::pace::Pace;
 
 /// Messages read at a time.
 const PAGE: usize = 500;
@@ -45,6 +47,26 @@ pub(super) struct Session {
 enum Ended {
     Stopped,
     LeaseLost,
+}
+
+/// Why a membership did not begin, or broke off.
+struct Trouble {
+    text: String,
+    /// It may be over without anybody changing something.
+    passes: bool,
+}
+
+impl From<Unreachable> for Trouble {
+    fn from(Unreachable { text, is_final }: Unreachable) -> Self {
+        Trouble { text, passes: !is_final }
+    }
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Self {
+        let passes = refusal.is_passing() || matches!(refusal, Refusal::Paused);
+        Trouble { text: chain(&refusal), passes }
+    }
 }
 
 /// Whether the lease was lost, or why it could not be kept.
@@ -95,9 +117,15 @@ impl Session {
     }
 
     async fn work(&self) {
-        let (mut begun, mut failures) = (false, 0);
+        let (mut begun, mut failures, mut lines) = (false, 0, Pace::default());
         loop {
-            let refusal = match self.take_part(&mut begun, &mut failures).await {
+            // First of all, and with its cause: what is read with would only say that the pool timed out.
+            let reached = reach::acquire(&self.pool).await.map(drop).map_err(Trouble::from);
+            let ended = match reached {
+                Ok(()) => self.take_part(&mut begun, &mut failures).await.map_err(Trouble::from),
+                Err(trouble) => Err(trouble),
+            };
+            let trouble = match ended {
                 Ok(Ended::Stopped) => return,
                 Ok(Ended::LeaseLost) => {
                     tracing::warn!(group = %self.group, "lease lost: others of the group have the shards");
@@ -105,27 +133,34 @@ impl Session {
                     continue;
                 }
                 Err(_) if self.stop.is_cancelled() => return,
-                Err(refusal) => refusal,
+                Err(trouble) => trouble,
             };
+            if failures == 0 {
+                lines.reset();
+            }
             failures += 1;
             let pause = RETRY.after(failures, chance());
-            let error = chain(&refusal);
-            tracing::warn!(group = %self.group, error, ?pause, "the subscription failed: starting over");
-            self.show_trouble(begun, &refusal, error);
+            if lines.is_due(std::time::Instant::now()) {
+                tracing::warn!(group = %self.group, error = trouble.text, "the subscription failed, starting over");
+            }
+            self.show_trouble(begun, trouble);
             if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return;
             }
         }
     }
 
-    fn show_trouble(&self, begun: bool, refusal: &Refusal, error: String) {
+    fn show_trouble(&self, begun: bool, trouble: Trouble) {
         let mut shown = self.shared.lock();
         // Somebody else may take the shards while we cannot see it.
         shown.desk.close();
         // A group that works already waits, for a paused one to go on or a replica to become the primary.
-        let waits = begun || refusal.is_passing() || matches!(refusal, Refusal::Paused);
-        shown.trouble =
-            Some(if waits { SubscribeError::Unavailable(error) } else { SubscribeError::Refused(error) });
+        let error = trouble.text;
+        shown.trouble = Some(if begun || trouble.passes {
+            SubscribeError::Unavailable(error)
+        } else {
+            SubscribeError::Refused(error)
+        });
         drop(shown);
         self.shared.arrived.notify_one();
     }

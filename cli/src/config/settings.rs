@@ -27,7 +27,7 @@ const fn setting(key: &'static str, variable: &'static str, flag: &'static str, 
 }
 
 /// Every setting, except the routes, which are a list. Those of the relay itself have the names of `outbox::Settings`.
-pub(super) const SETTINGS: [Setting; 28] = [
+pub(super) const SETTINGS: [Setting; 33] = [
     setting("database", crate::database::VARIABLE, "--database", Kind::Text),
     setting("databases", "OUTBOX_DATABASES", "--databases", Kind::Text),
     setting("connections", "OUTBOX_CONNECTIONS", "--connections", Kind::Count),
@@ -54,6 +54,11 @@ pub(super) const SETTINGS: [Setting; 28] = [
     setting("unavailable.ceiling", "OUTBOX_UNAVAILABLE_CEILING", "--unavailable-ceiling", Kind::Duration),
     setting("nats.stream", "OUTBOX_NATS_STREAM", "--nats-stream", Kind::Text),
     setting("nats.subjects", "OUTBOX_NATS_SUBJECTS", "--nats-subjects", Kind::Text),
+    setting("nats.credentials", "OUTBOX_NATS_CREDENTIALS", "--nats-credentials", Kind::Text),
+    setting("nats.nkey", "OUTBOX_NATS_NKEY", "--nats-nkey", Kind::Text),
+    setting("nats.ca", "OUTBOX_NATS_CA", "--nats-ca", Kind::Text),
+    setting("nats.certificate", "OUTBOX_NATS_CERTIFICATE", "--nats-certificate", Kind::Text),
+    setting("nats.key", "OUTBOX_NATS_KEY", "--nats-key", Kind::Text),
     setting("log", "OUTBOX_LOG", "--log", Kind::Text),
     setting("log_format", "OUTBOX_LOG_FORMAT", "--log-format", Kind::Text),
 ];

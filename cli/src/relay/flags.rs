@@ -51,6 +51,21 @@ pub(crate) struct Args {
     /// The subjects to create the stream with, joined by commas
     #[arg(long, value_name = "SUBJECTS")]
     nats_subjects: Option<String>,
+    /// A file with the NATS user's credentials: a JWT and its seed (.creds)
+    #[arg(long, value_name = "FILE", help_heading = "NATS")]
+    nats_credentials: Option<String>,
+    /// A file with the seed of the NATS user's NKey
+    #[arg(long, value_name = "FILE", help_heading = "NATS")]
+    nats_nkey: Option<String>,
+    /// A PEM file with the certificate authorities to trust, instead of the system's
+    #[arg(long, value_name = "FILE", help_heading = "NATS")]
+    nats_ca: Option<String>,
+    /// A PEM file with the certificate to present to NATS
+    #[arg(long, value_name = "FILE", help_heading = "NATS")]
+    nats_certificate: Option<String>,
+    /// A PEM file with the key of --nats-certificate
+    #[arg(long, value_name = "FILE", help_heading = "NATS")]
+    nats_key: Option<String>,
     /// Most messages handed to the broker at once
     #[arg(long, value_name = "MESSAGES", help_heading = "Pace")]
     batch: Option<String>,
@@ -143,8 +158,12 @@ the message that is given up; `outbox audit` lists them.
 SIGTERM and SIGINT finish what is on the wire, record it and hand over; a second signal ends the process at once, and
 what was on the wire may be published again. SIGHUP ends it at once too.
 
-Exit codes: 0 stopped when asked; 1 refused to run, or the broker refused it; 2 wrong usage or configuration; 3 the
-database cannot be reached at the start; 4 the schema is missing or does not fit this build.";
+A broker that is down is waited for: the first failure is logged at once, with its address and cause, the next ones more
+and more seldom. A broker that does not let the relay in, or that the relay does not trust, ends the start.
+
+Exit codes: 0 stopped when asked; 1 refused to run, or the broker refused it; 2 wrong usage or configuration; 3 at the
+start, the database cannot be reached, or database or broker does not let us in; 4 the schema is missing or does not fit
+this build.";
 
 impl Args {
     /// The whole configuration: file, environment, flags.
@@ -153,7 +172,7 @@ impl Args {
         Config::of_process(self.config.as_deref(), &self.given(), topics)
     }
 
-    fn given(&self) -> [(&'static str, Option<&str>); 28] {
+    fn given(&self) -> [(&'static str, Option<&str>); 33] {
         [
             ("database", self.database.as_deref()),
             ("databases", self.databases.as_deref()),
@@ -181,6 +200,11 @@ impl Args {
             ("retry.ceiling", self.retry_ceiling.as_deref()),
             ("unavailable.first", self.unavailable_first.as_deref()),
             ("unavailable.ceiling", self.unavailable_ceiling.as_deref()),
+            ("nats.credentials", self.nats_credentials.as_deref()),
+            ("nats.nkey", self.nats_nkey.as_deref()),
+            ("nats.ca", self.nats_ca.as_deref()),
+            ("nats.certificate", self.nats_certificate.as_deref()),
+            ("nats.key", self.nats_key.as_deref()),
             ("log", self.log.as_deref()),
             ("log_format", self.log_format.as_deref()),
         ]

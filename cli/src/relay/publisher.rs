@@ -3,24 +3,28 @@
 use async_trait::async_trait;
 use brokers::file::FilePublisher;
 use brokers::memory::Discard;
-use brokers::nats::{NatsPublisher, StreamPolicy};
+use brokers::nats::{Access, ConnectError, Connection, NatsPublisher, StreamPolicy};
 use brokers::postgres::PostgresPublisher;
 use message::{Outcomes, Outgoing, Pipelining, PublishError, Publisher};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Broker, Config, NatsStream};
-use crate::database;
+use crate::config::{Broker, Config, NatsAccess, NatsStream};
 use crate::exit::{Failure, chain};
+use crate::secret::SecretUrl;
+use crate::{database, text_file};
 
 /// Batches under way at once in a broker database.
 const BROKER_CONNECTIONS: u32 = 8;
+/// Longest file with credentials or a seed.
+const NATS_FILE_BYTES: usize = 65_536;
 
 /// Any broker's publisher, and what it publishes to.
 pub(crate) struct AnyPublisher(Box<dyn Publisher>, String);
 
-/// The publisher of the configuration's broker. One that is down is no failure: the relay waits for it. `stop` is
+/// The publisher of the configuration's broker. One that is down is no failure, the relay waits for it; one that does not let
+/// us in is. `stop` is
 /// cancelled when waiting has no sense: standard output does not come back.
 pub(crate) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyPublisher, Failure> {
     let publisher: Box<dyn Publisher> = match &config.broker {
@@ -30,17 +34,17 @@ pub(crate) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyP
         }
         Broker::Memory => Box::new(Discard),
         Broker::Nats(url) => {
-            let connected = brokers::nats::connect(url.expose()).await;
-            let client =
-                connected.map_err(|error| Failure::usage(format!("broker {url}: {}", chain(&error))))?;
-            let publisher = NatsPublisher::new(client);
+            let publisher =
+                NatsPublisher::new(nats(url, &config.nats_access).await?).with_relay(&config.relay);
             Box::new(match &config.nats_stream {
                 None => publisher,
                 Some(stream) => publisher.with_stream(policy(stream)),
             })
         }
         Broker::Postgres(url) => {
-            let options = database::options(url, &format!("relay {}", config.relay))?;
+            let purpose = format!("relay {}", config.relay);
+            let options = database::options(url, &purpose)?;
+            database::first_try(url, &purpose).await.map_err(|failure| failure.within("broker"))?;
             let pool = outbox::pool_options().max_connections(BROKER_CONNECTIONS).connect_lazy_with(options);
             Box::new(PostgresPublisher::new(pool))
         }
@@ -49,6 +53,28 @@ pub(crate) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyP
     let address = format!("{}{}", config.broker, stream.unwrap_or_default());
     let address = publisher.describe().unwrap_or(address);
     Ok(AnyPublisher(publisher, address))
+}
+
+/// A connection to NATS, with what the files hold.
+async fn nats(url: &SecretUrl, files: &NatsAccess) -> Result<Connection, Failure> {
+    let usage = |error: ConnectError| Failure::usage(format!("broker {url}: {}", chain(&error)));
+    let mut access = Access::parse(url.expose()).map_err(usage)?;
+    if let Some(path) = &files.credentials {
+        access = access.with_credentials(text_file::read(path, NATS_FILE_BYTES)?);
+    }
+    if let Some(path) = &files.nkey {
+        access = access.with_nkey(text_file::read(path, NATS_FILE_BYTES)?);
+    }
+    if let Some(path) = &files.ca {
+        access = access.with_root_certificates(path);
+    }
+    if let Some((certificate, key)) = &files.certificate {
+        access = access.with_client_certificate(certificate, key);
+    }
+    access.connect().await.map_err(|error| match error {
+        ConnectError::Refused { reason, .. } => Failure::unreachable(format!("broker {url}: {reason}")),
+        error => usage(error),
+    })
 }
 
 fn policy(NatsStream { name, subjects }: &NatsStream) -> StreamPolicy {

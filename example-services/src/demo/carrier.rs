@@ -82,7 +82,7 @@ impl Carrier {
             Carrier::Log { .. } => Ok(tally::copies(databases).await?.0),
             Carrier::Stream { server, name, .. } => {
                 let count = |error| CarrierError::Count(Box::new(error));
-                let context = async_nats::jetstream::new(nats::connect(server).await?);
+                let context = async_nats::jetstream::new(nats::connect(server).await?.client());
                 let stream = context.get_stream(name).await.map_err(count)?;
                 Ok(i64::try_from(stream.cached_info().state.messages).unwrap_or(i64::MAX))
             }
@@ -108,7 +108,7 @@ impl Carrier {
         if let Carrier::Stream { server, name, own } = self
             && own.is_none_or(|nats| nats.is_given())
         {
-            let context = async_nats::jetstream::new(nats::connect(&server).await?);
+            let context = async_nats::jetstream::new(nats::connect(&server).await?.client());
             context.delete_stream(name).await.map_err(|error| CarrierError::Remove(Box::new(error)))?;
         }
         Ok(())

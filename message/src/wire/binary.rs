@@ -13,19 +13,27 @@ pub struct Binding {
     attribute_prefix: &'static str,
     header_prefix: &'static str,
     percent_encoded: bool,
+    /// Whether `content-type` is, too.
+    content_type_encoded: bool,
 }
 
-/// HTTP, and NATS, whose binding follows it.
-pub const HTTP: Binding = Binding { attribute_prefix: "ce-", header_prefix: "", percent_encoded: true };
-/// NATS.
-pub const NATS: Binding = HTTP;
+const PLAIN: Binding = Binding {
+    attribute_prefix: "ce-",
+    header_prefix: "",
+    percent_encoded: false,
+    content_type_encoded: false,
+};
+
+/// HTTP. `Content-Type` is HTTP's own header and stays as it is.
+pub const HTTP: Binding = Binding { percent_encoded: true, ..PLAIN };
+/// NATS, which follows HTTP; but `content-type` is a header like the others there.
+pub const NATS: Binding = Binding { content_type_encoded: true, ..HTTP };
 /// Kafka.
-pub const KAFKA: Binding = Binding { attribute_prefix: "ce_", header_prefix: "", percent_encoded: false };
+pub const KAFKA: Binding = Binding { attribute_prefix: "ce_", ..PLAIN };
 /// AMQP, as RabbitMQ speaks it.
-pub const AMQP: Binding =
-    Binding { attribute_prefix: "cloudEvents:", header_prefix: "", percent_encoded: false };
+pub const AMQP: Binding = Binding { attribute_prefix: "cloudEvents:", ..PLAIN };
 /// Redis Streams: the fields of an entry.
-pub const REDIS: Binding = Binding { attribute_prefix: "ce-", header_prefix: "h-", percent_encoded: false };
+pub const REDIS: Binding = Binding { header_prefix: "h-", ..PLAIN };
 
 /// Outside printable ASCII, and space, `"` and `%`: the rule of the CloudEvents HTTP binding.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
@@ -49,7 +57,10 @@ impl Binding {
             .into_iter()
             .map(|(name, value)| (format!("{}{name}", self.attribute_prefix), self.escape(&value)))
             .collect();
-        headers.push((CONTENT_TYPE.to_owned(), message.headers.content_type().to_owned()));
+        let content_type = message.headers.content_type();
+        let content_type =
+            if self.content_type_encoded { self.escape(content_type) } else { content_type.to_owned() };
+        headers.push((CONTENT_TYPE.to_owned(), content_type));
         for (name, value) in message.headers.others() {
             headers.push((format!("{}{name}", self.header_prefix), self.escape(value)));
         }
@@ -77,7 +88,8 @@ impl Binding {
             if let Some(attribute) = name.strip_prefix(&prefix) {
                 attributes.set(attribute, self.unescape(value));
             } else if name == CONTENT_TYPE {
-                attributes.header(CONTENT_TYPE, value.to_owned());
+                let decoded = if self.content_type_encoded { self.unescape(value) } else { value.to_owned() };
+                attributes.header(CONTENT_TYPE, decoded);
             } else if let Some(name) = name.strip_prefix(self.header_prefix) {
                 attributes.header(name, self.unescape(value));
             }
@@ -124,6 +136,7 @@ mod tests {
             key in proptest::option::of("[^\\x00]{1,60}"),
             name in "x[a-z0-9._-]{0,20}",
             value in "[^\\x00-\\x1f\\x7f]{0,60}",
+            content_type in proptest::option::of("[^\\x00-\\x1f\\x7f]{0,60}"),
             payload in proptest::collection::vec(any::<u8>(), 0..200),
             micros in 0_i64..250_000_000_000_000_000,
             replay in "[a-z0-9][a-z0-9._-]{0,62}",
@@ -135,12 +148,17 @@ mod tests {
                 .with_occurred_at(chrono::DateTime::from_timestamp_micros(micros).unwrap())
                 .caused_by(&cause);
             message.key = key.map(Into::into);
+            if let Some(content_type) = content_type {
+                message = message.with_content_type(content_type);
+            }
             prop_assume!(message.validate().is_ok());
             message.headers.insert(crate::limits::REPLAY, replay);
             for binding in [HTTP, NATS, KAFKA, AMQP, REDIS] {
                 let headers = binding.encode(&message);
                 if binding.percent_encoded {
-                    prop_assert!(headers.iter().all(|(name, value)| name.is_ascii() && value.bytes().all(|b| (0x21..0x7f).contains(&b))));
+                    let plain = |value: &str| value.bytes().all(|byte| (0x21..0x7f).contains(&byte));
+                    let mut encoded = headers.iter().filter(|(name, _)| binding == NATS || name != CONTENT_TYPE);
+                    prop_assert!(encoded.all(|(name, value)| name.is_ascii() && plain(value)));
                 }
                 let again = binding.decode(
                     headers.iter().map(|(name, value)| (name.as_str(), value.as_str())),
@@ -148,7 +166,7 @@ mod tests {
                     "elsewhere",
                 );
                 let mut expected = message.clone();
-                expected.headers.insert("content-type", "application/json");
+                expected.headers.insert("content-type", message.headers.content_type());
                 prop_assert_eq!(again, Ok(expected));
             }
         }
@@ -171,6 +189,28 @@ mod tests {
         let headers: usize =
             NATS.encode(&message).iter().map(|(name, value)| name.len() + value.len() + 4).sum();
         assert!(headers + message.payload.len() < 1_048_576, "{headers}");
+    }
+
+    #[test]
+    fn a_content_type_of_any_characters_is_a_nats_header_and_comes_back() {
+        for content_type in ["text/plain; charset=utf-8", " padded ", "x/\u{e9}; 100%", "a/%41"] {
+            let message = Message::new("t", "k", "x").with_source("/s").with_content_type(content_type);
+            let headers = NATS.encode(&message);
+            let (_, value) = headers.iter().find(|(name, _)| name == CONTENT_TYPE).unwrap();
+            assert!(value.bytes().all(|byte| (0x21..0x7f).contains(&byte)), "{value}");
+            // As a server's client reads it.
+            let trimmed = headers.iter().map(|(name, value)| (name.as_str(), value.trim()));
+            let again = NATS.decode(trimmed, message.payload.clone(), "t").unwrap();
+            assert_eq!(again.headers.content_type(), content_type);
+        }
+        let foreign = [
+            ("ce-specversion", "1.0"),
+            ("ce-id", "1"),
+            ("ce-source", "/a"),
+            ("ce-type", "k"),
+            ("Content-Type", "text/plain; charset=utf-8"),
+        ];
+        assert_eq!(decode(&NATS, &foreign, "x").unwrap().headers.content_type(), "text/plain; charset=utf-8");
     }
 
     #[test]

@@ -10,17 +10,18 @@ use super::*;
 const FOR_EVER: Duration = Duration::from_secs(600);
 
 /// A server of this test's own, to be killed.
-async fn own() -> (servers::Nats, Nats) {
+pub(super) async fn own() -> (servers::Nats, Nats) {
     let server = servers::Nats::start_own().expect("a NATS server: run tests/run, which installs one");
-    let client = connect(&server.url()).await.expect("an address");
+    let connection = connect(&server.url()).await.expect("an address");
+    let client = connection.client();
     client.flush().await.expect("our own server answers");
-    let nats = Nats { client, name: "own".to_owned() };
+    let nats = Nats { connection, client, name: "own".to_owned() };
     nats.publisher().check().await.expect("the stream is made");
     (server, nats)
 }
 
 /// As a relay does: again until it is confirmed. Answers how often something was not.
-async fn publish_until_confirmed(publisher: &dyn Publisher, mut batch: Vec<Outgoing>) -> usize {
+pub(super) async fn publish_until_confirmed(publisher: &dyn Publisher, mut batch: Vec<Outgoing>) -> usize {
     let mut failures = 0;
     while !batch.is_empty() {
         let results = publish_all(publisher, &batch).await;
@@ -138,13 +139,13 @@ async fn what_was_unavailable_is_not_sent_later_behind_the_relays_back() {
 
 /// A subscriber that waits for nothing but what the server says.
 fn patient(nats: &Nats) -> NatsSubscriber {
-    NatsSubscriber::new(nats.client.clone(), &nats.name, "g")
+    NatsSubscriber::new(nats.connection.clone(), &nats.name, "g")
         .with_ack_wait(FOR_EVER)
         .with_takeover_after(FOR_EVER)
 }
 
 /// The next deliveries, whether or not the server is there at first.
-async fn receive(subscriber: &mut NatsSubscriber, max: usize) -> Vec<Delivery> {
+pub(super) async fn receive(subscriber: &mut NatsSubscriber, max: usize) -> Vec<Delivery> {
     let receiving = async {
         loop {
             match subscriber.receive(max).await {
@@ -168,7 +169,7 @@ async fn receive_and_acknowledge(subscriber: &mut NatsSubscriber, count: usize) 
     received
 }
 
-async fn publish(nats: &Nats, messages: &[Message]) {
+pub(super) async fn publish(nats: &Nats, messages: &[Message]) {
     for message in messages {
         publish_until_confirmed(&nats.publisher(), vec![nats.outgoing(message.clone())]).await;
     }
