@@ -86,9 +86,10 @@ async fn a_floor_that_a_clock_has_raised_is_described_and_lowered_only_with_go()
         sqlx::query_scalar(sql).fetch_one(database.pool()).await.unwrap()
     };
     let text = run(&["repair", "inbox"], &environment);
-    for line in
-        ["floor           2099-01-01 00:00:00 UTC", "nothing was changed: `outbox repair inbox --execute` does it"]
-    {
+    for line in [
+        "floor           2099-01-01 00:00:00 UTC",
+        "nothing was changed: `outbox repair inbox --execute` does it",
+    ] {
         assert!(text.succeeded().contains(line), "no {line:?} in {text:?}");
     }
     assert!(floor("select floor = '2099-01-01Z' from inbox.retention").await);
