@@ -146,7 +146,7 @@ begin
     end if;
     grant usage on schema inbox to outbox_consumer;
     grant select on inbox.schema_version to outbox_consumer;
-    grant select on inbox.message, inbox.consumer, inbox.process, inbox.retention, inbox.held_key
+    grant select on inbox.message, inbox.consumer, inbox.process, inbox.quarantine, inbox.retention, inbox.held_key
         to outbox_consumer, outbox_operator, outbox_monitor;
     -- The table's check calls it with the rights of whoever inserts.
     grant execute on function inbox.slot to outbox_consumer, outbox_operator;
@@ -161,6 +161,7 @@ begin
     grant update on inbox.retention to outbox_consumer;
     grant insert, update, delete on inbox.process, inbox.held_key to outbox_consumer;
     grant select, insert, delete on inbox.held_message to outbox_consumer;
+    grant insert, delete on inbox.quarantine to outbox_consumer;
 
     grant select (
         consumer, hold, arrival, received_at, message_id, correlation, causation, occurred_at, source, topic, kind, key,

@@ -11,9 +11,9 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::caution::Caution;
 use crate::handler::{Handle, IntoHandler};
 use crate::horizon::{Horizon, InvalidHorizon};
+use crate::process::Process;
 use crate::statement::{self, PgQuery};
 
 /// Receives messages and has them handled, each once, those of a key in order.
@@ -24,7 +24,7 @@ use crate::statement::{self, PgQuery};
 /// ([`admin`](crate::admin)). A kind without a handler is acknowledged and counted.
 ///
 /// Several processes may run a consumer of the same name; they share the work as their broker divides it. The pool needs
-/// a connection for each message under way (concurrency, a quarter more for retries) and two to spare. Make it with
+/// a connection for each message under way (the concurrency, which retries share) and three to spare. Make it with
 /// `outbox::pool_options()`: another may hand on a connection that is inside a transaction of nobody's, in which what the
 /// service writes is lost, and keeps those that a network has swallowed.
 ///
@@ -66,7 +66,7 @@ pub(crate) struct Core {
     pub(crate) contention: Backoff,
     /// Between tries while the database does not answer.
     pub(crate) outage: Backoff,
-    pub(crate) caution: Caution,
+    pub(crate) process: Process,
     pub(crate) stop: CancellationToken,
 }
 
@@ -169,7 +169,7 @@ impl Consumer {
                 outage: Backoff::default()
                     .with_first(Duration::from_millis(100))
                     .with_ceiling(Duration::from_secs(5)),
-                caution: Caution::default(),
+                process: Process::default(),
                 stop: CancellationToken::new(),
             },
             subscriber: Box::new(subscriber),
@@ -222,7 +222,8 @@ impl Consumer {
         self
     }
 
-    /// How many messages are handled at once, of different keys. 8 unless told otherwise, at least 1.
+    /// How many messages are handled at once, of different keys. 8 unless told otherwise, at least 1. Retries of held keys
+    /// share them: all while no first try waits, at most half otherwise.
     pub fn with_concurrency(mut self, messages: usize) -> Self {
         self.settings.concurrency = messages.max(1);
         self

@@ -1,11 +1,12 @@
 -- The first statement of a retry's transaction: locks the held key against other processes, which go on appending to
--- it, and admits its first message. No row: the try was counted anew meanwhile, by another process. It waits for the
--- lock: skipping a key that another process only looks whether to release would leave this try counted and not made.
+-- it, and admits its first message. No row: another process has claimed the key meanwhile. It waits for the lock:
+-- skipping a key that another process only looks whether to release would leave this try counted and not made.
 -- $1 consumer, $2 hold, $3 attempts, $4 arrival, $5 message id, $6 when the message was made (null: undated, or let in
--- late)
+-- late), $7 process
 with locked as materialized (
     select hold from inbox.held_key
     where consumer = $1::text and hold = $2::bigint and attempts = $3::integer and state = 'retrying'
+        and tried_by = $7::uuid
     for no key update
 ), waiting as materialized (
     select held_message.received_at from inbox.held_message
