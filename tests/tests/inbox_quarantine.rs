@@ -77,7 +77,7 @@ impl Deadly {
 
     /// How often it was tried, with this try.
     async fn tried(&self, note: &str, beside: usize) -> Result<i64, HandlerError> {
-        let sql = "with tried as (insert into tried (note, beside) values ($1, $2))
+        let sql = "with noted as (insert into tried (note, beside) values ($1, $2))
             select 1 + count(*) from tried where note = $1";
         let beside = i32::try_from(beside)?;
         Ok(sqlx::query_scalar(sql).bind(note).bind(beside).fetch_one(&self.notes).await?)
