@@ -155,8 +155,8 @@ begin
     end if;
     grant usage on schema inbox to outbox_consumer;
     grant select on inbox.schema_version to outbox_consumer;
-    grant select on inbox.message, inbox.consumer, inbox.consumer_kind, inbox.process, inbox.retention,
-        inbox.emptied_day, inbox.held_key
+    grant select on inbox.message, inbox.consumer, inbox.consumer_kind, inbox.process, inbox.quarantine,
+        inbox.retention, inbox.emptied_day, inbox.held_key
         to outbox_consumer, outbox_operator, outbox_monitor;
     -- The table's check calls the one with the rights of whoever inserts, the index of what is held the other.
     grant execute on function inbox.slot, inbox.source_hash to outbox_consumer, outbox_operator;
@@ -172,6 +172,7 @@ begin
     grant insert, update on inbox.emptied_day to outbox_consumer;
     grant insert, update, delete on inbox.process, inbox.held_key to outbox_consumer;
     grant select, insert, delete on inbox.held_message to outbox_consumer;
+    grant insert, delete on inbox.quarantine to outbox_consumer;
 
     grant select (
         consumer, hold, arrival, received_at, message_id, correlation, causation, occurred_at, source, topic, kind, key,

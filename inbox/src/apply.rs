@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use message::{Delivery, Malformed, MalformedReason, Message};
 use sqlx::Row;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::admit::comes_from_another_source;
 use crate::attempt::{Admitted, Failure, Setback, abandon, attempt, commit};
@@ -42,6 +42,8 @@ enum Step {
     Held,
     /// The key was held and is no longer: ask again.
     Again,
+    /// It was in hand when a process died: to be held, and tried alone.
+    Quarantined,
     Refused(Refusal),
 }
 
@@ -105,12 +107,6 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
         Ok(made_at) => made_at,
         Err(refusal) => return park_refused(core, message, refusal, received).await,
     };
-    if core.caution.is_due() {
-        // Held before it is tried for the first time, and due at once.
-        let error = "held because a process has died";
-        let held = Hold { key: message.key.as_deref(), attempts: 0, delay: Some(Duration::ZERO), error };
-        return insist(core, &held, Body::Message(message), received).await;
-    }
     let mut patience = Patience::default();
     loop {
         match once(core, handler, message, made_at, received).await {
@@ -127,6 +123,7 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
                 return Applied::Done;
             }
             Ok(Step::Again) => {}
+            Ok(Step::Quarantined) => return hold_quarantined(core, message, received).await,
             Ok(Step::Refused(refusal)) => return park_refused(core, message, refusal, received).await,
             Err(Setback::Failed(failure)) => return hold_failed(core, message, &failure, received).await,
             Err(Setback::Unstorable(error)) => {
@@ -180,6 +177,8 @@ async fn once(
                 Some(Found::AnotherSource) => Step::Refused(Refusal::AnotherSource),
                 None => Step::Again,
             }
+        } else if row.try_get("quarantined")? {
+            Step::Quarantined
         } else if core.in_time(comes_from_another_source(&mut tx, &core.name, message)).await? {
             Step::Refused(Refusal::AnotherSource)
         } else {
@@ -199,6 +198,15 @@ async fn once(
             Err(broken.setback)
         }
     }
+}
+
+/// Holds the key of a message that may kill its process: each of its tries is counted before it begins, and made alone.
+async fn hold_quarantined(core: &Core, message: &Message, received: Instant) -> Applied {
+    measure::count(&core.name, measure::QUARANTINED);
+    info!(consumer = %core.name, message = %message.id, "message was in hand when a process died; it is tried alone");
+    let error = "in hand when a process died; tried alone";
+    let held = Hold { key: message.key.as_deref(), attempts: 0, delay: Some(Duration::ZERO), error };
+    insist(core, &held, Body::Message(message), received).await
 }
 
 /// Holds the key of a message whose first try failed.

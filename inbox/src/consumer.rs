@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::caution::Caution;
 use crate::handler::{Handle, IntoHandler};
 use crate::horizon::{Horizon, InvalidHorizon};
 use crate::kinds::Kinds;
+use crate::process::Process;
 use crate::ready::Ready;
 use crate::statement::{self, Isolation, PgQuery};
 
@@ -31,7 +31,7 @@ use crate::statement::{self, Isolation, PgQuery};
 /// producers when those are [`ready`](Consumer::ready): then no message is dropped.
 ///
 /// Several processes may run a consumer of the same name; they share the work as their broker divides it. The pool needs
-/// a connection for each message under way (concurrency, a quarter more for retries) and two to spare. Make it with
+/// a connection for each message under way (the concurrency, which retries share) and three to spare. Make it with
 /// `outbox::pool_options()`: another may hand on a connection that is inside a transaction of nobody's, in which what the
 /// service writes is lost, and keeps those that a network has swallowed.
 ///
@@ -75,7 +75,7 @@ pub(crate) struct Core {
     pub(crate) contention: Backoff,
     /// Between tries while the database does not answer.
     pub(crate) outage: Backoff,
-    pub(crate) caution: Caution,
+    pub(crate) process: Process,
     /// What is known about the kinds that only other processes handle.
     pub(crate) other_kinds: Kinds,
     pub(crate) stop: CancellationToken,
@@ -186,7 +186,7 @@ impl Consumer {
                 outage: Backoff::default()
                     .with_first(Duration::from_millis(100))
                     .with_ceiling(Duration::from_secs(5)),
-                caution: Caution::default(),
+                process: Process::default(),
                 other_kinds: Kinds::default(),
                 stop: CancellationToken::new(),
             },
@@ -254,7 +254,8 @@ impl Consumer {
         self
     }
 
-    /// How many messages are handled at once, of different keys. 8 unless told otherwise, at least 1.
+    /// How many messages are handled at once, of different keys. 8 unless told otherwise, at least 1. Retries of held keys
+    /// share them: all while no first try waits, at most half otherwise.
     pub fn with_concurrency(mut self, messages: usize) -> Self {
         self.settings.concurrency = messages.max(1);
         self

@@ -46,6 +46,21 @@ impl<T> Lanes<T> {
         }
     }
 
+    /// What [`next`](Self::next) will give.
+    pub(crate) fn peek(&self) -> Option<&T> {
+        self.waiting.get(self.ready.front()?)?.front()
+    }
+
+    /// Up to `count` deliveries that come next: of lanes whose turn it is, then of lanes under way.
+    pub(crate) fn upcoming<'a>(
+        &'a self,
+        count: usize,
+        under_way: impl Iterator<Item = &'a Lane>,
+    ) -> impl Iterator<Item = &'a T> {
+        let lanes = self.ready.iter().chain(under_way);
+        lanes.filter_map(|lane| self.waiting.get(lane)?.front()).take(count)
+    }
+
     /// The next delivery of the lane whose turn it is; its lane gives no other until [`done`](Self::done).
     pub(crate) fn next(&mut self) -> Option<(Lane, T)> {
         let lane = self.ready.pop_front()?;
@@ -134,6 +149,15 @@ mod tests {
         assert_eq!(lanes.len(), 2);
         assert_eq!(lanes.next().unwrap().1, 4);
         assert_eq!(lanes.next().unwrap().1, 5);
+    }
+
+    #[test]
+    fn what_comes_next_is_known_before_its_turn() {
+        let mut lanes = lanes(&[("a", 1), ("a", 2), ("b", 3), ("c", 4), ("c", 5)]);
+        let (a, _) = lanes.next().unwrap();
+        assert_eq!(lanes.peek(), Some(&3));
+        assert_eq!(lanes.upcoming(9, [a.clone()].iter()).copied().collect::<Vec<_>>(), [3, 4, 2]);
+        assert_eq!(lanes.upcoming(2, [a].iter()).copied().collect::<Vec<_>>(), [3, 4]);
     }
 
     #[test]

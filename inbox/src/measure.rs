@@ -12,6 +12,7 @@ pub(crate) const HANDLED: &str = "handled";
 pub(crate) const REPEAT: &str = "repeat";
 pub(crate) const UNHANDLED: &str = "unhandled";
 pub(crate) const HELD: &str = "held";
+pub(crate) const QUARANTINED: &str = "quarantined";
 pub(crate) const MALFORMED: &str = "malformed";
 pub(crate) const REFUSED: &str = "refused";
 pub(crate) const UNSTORABLE: &str = "unstorable";

@@ -2,6 +2,8 @@
 //! begins.
 
 use std::sync::LazyLock;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -46,90 +48,131 @@ enum Step {
     Refused(Refusal),
 }
 
+/// What a claim found.
+#[derive(Debug, Default)]
+pub(crate) struct Claimed {
+    pub(crate) claims: Vec<Claim>,
+    /// Whether more keys may be due.
+    pub(crate) more: bool,
+    /// Whether a key is due that [`claim_alone`] takes.
+    pub(crate) quarantined: bool,
+}
+
 /// Takes up to `limit` held keys that are due.
-pub(crate) async fn claim(core: &Core, limit: usize) -> Result<Vec<Claim>, sqlx::Error> {
+pub(crate) async fn claim(core: &Core, limit: usize) -> Result<Claimed, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/claim.sql"))
         .bind(&*core.name)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .bind(milliseconds(core.try_time()))
-        .bind(&core.kinds);
-    let rows = statement::rows(&core.pool, query).await?;
-    rows.iter().map(Claim::from_row).collect()
+        .bind(&core.kinds)
+        .bind(core.process.id);
+    // A crash of the server that forgets the claim ends its tries, too.
+    let rows = statement::rows_without_flush(&core.pool, query).await?;
+    let mut claimed = Claimed::default();
+    for row in &rows {
+        (claimed.more, claimed.quarantined) = (row.try_get("more")?, row.try_get("quarantined")?);
+        if row.try_get::<Option<i64>, _>("hold")?.is_some() {
+            claimed.claims.push(Claim::from_row(row)?);
+        }
+    }
+    Ok(claimed)
 }
 
-/// Tries the messages of a held key, one after the other, until one fails, none is left, or the consumer stops.
-pub(crate) async fn drain(core: &Core, claim: Claim) {
-    let mut next = Some(claim);
-    while let Some(claim) = next.take() {
-        let Some(first) = &claim.first else {
-            if !release(core, claim.hold).await {
-                // Something has arrived since the claim, which was not a try of it.
-                postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
-            }
-            return;
-        };
-        let id = first.received.as_ref().map(|message| message.id.to_string()).unwrap_or_default();
-        let span = info_span!("handle", consumer = %core.name, message = id, attempt = claim.attempts);
-        next = one(core, claim).instrument(span).await;
+/// Takes one held key that is due and whose first message is in quarantine.
+pub(crate) async fn claim_alone(core: &Core) -> Result<Option<Claim>, sqlx::Error> {
+    let query = sqlx::query(include_str!("sql/claim_alone.sql"))
+        .bind(&*core.name)
+        .bind(milliseconds(core.try_time()))
+        .bind(&core.kinds)
+        .bind(core.process.id);
+    statement::rows_without_flush(&core.pool, query).await?.first().map(Claim::from_row).transpose()
+}
+
+/// What has become of a held key after a try.
+pub(crate) enum Tried {
+    /// Its next message is counted as tried.
+    Next(Box<Claim>),
+    /// Nothing waits in it: to be released.
+    Emptied(i64),
+    /// It waits, or another process has it.
+    Ended,
+}
+
+/// Tries the messages of a held key, one after the other, until one fails, none is left, the consumer stops, or one of
+/// `yields` is for it. Answers with the key if nothing waits in it.
+pub(crate) async fn drain(core: &Core, claim: Claim, yields: &AtomicUsize) -> Option<i64> {
+    let mut next = claim;
+    loop {
+        match try_first(core, next).await {
+            Tried::Next(claim) => next = *claim,
+            Tried::Emptied(hold) => return Some(hold),
+            Tried::Ended => return None,
+        }
+        if yields.fetch_update(Relaxed, Relaxed, |yields| yields.checked_sub(1)).is_ok() {
+            postpone(core, &next, Postponed::Uncounted(Duration::ZERO)).await;
+            return None;
+        }
     }
 }
 
-/// One message of a held key; the next, if this one is done with.
-async fn one(core: &Core, claim: Claim) -> Option<Claim> {
-    let first = claim.first.as_ref()?;
+/// Tries the first message of a held key.
+pub(crate) async fn try_first(core: &Core, claim: Claim) -> Tried {
+    let Some(first) = &claim.first else { return Tried::Emptied(claim.hold) };
+    let id = first.received.as_ref().map(|message| message.id.to_string()).unwrap_or_default();
+    let span = info_span!("handle", consumer = %core.name, message = id, attempt = claim.attempts);
+    one(core, &claim, first).instrument(span).await
+}
+
+async fn one(core: &Core, claim: &Claim, first: &HeldMessage) -> Tried {
     let mut patience = Patience::within(IN_PLACE);
     if core.stop.is_cancelled() {
-        postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
-        return None;
+        postpone(core, claim, Postponed::Uncounted(Duration::ZERO)).await;
+        return Tried::Ended;
     }
     let kind = first.received.as_ref().ok().map(|message| &*message.kind);
     if kind.is_some_and(|kind| !core.handlers.contains_key(kind)) {
         // A process that has the handler takes it now; this one claims no such key.
-        postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
-        return None;
+        postpone(core, claim, Postponed::Uncounted(Duration::ZERO)).await;
+        return Tried::Ended;
     }
     // The process has ended during the last try that it was granted, or fewer are granted now.
     if u32::try_from(claim.attempts).unwrap_or(0) > core.max_attempts {
-        let error = format!("attempts used up, or the last one did not end; before it: {}", claim.last_error);
-        postpone(core, &claim, Postponed::Parked(&Failure::new(measure::FAILED, &error))).await;
-        return None;
+        postpone(core, claim, Postponed::UsedUp).await;
+        return Tried::Ended;
     }
     loop {
-        match once(core, &claim, first).await {
-            Ok(Step::Next(Some(next))) => return Some(*next),
-            Ok(Step::Next(None)) => {
-                release(core, claim.hold).await;
-                return None;
-            }
+        match once(core, claim, first).await {
+            Ok(Step::Next(Some(next))) => return Tried::Next(next),
+            Ok(Step::Next(None)) => return Tried::Emptied(claim.hold),
             Ok(Step::Lost) => {
                 debug!(consumer = %core.name, hold = claim.hold, "another process has the held key");
-                return None;
+                return Tried::Ended;
             }
             Ok(Step::Refused(refusal)) => {
                 let failure = Failure::new(measure::REFUSED, &refusal.to_string());
-                postpone(core, &claim, Postponed::Parked(&failure)).await;
-                return None;
+                postpone(core, claim, Postponed::Parked(&failure)).await;
+                return Tried::Ended;
             }
             Err(Setback::Failed(failure)) => {
                 let parks = failure.parks || u32::try_from(claim.attempts).unwrap_or(0) >= core.max_attempts;
                 let next = if parks { Postponed::Parked(&failure) } else { Postponed::Retrying(&failure) };
-                postpone(core, &claim, next).await;
-                return None;
+                postpone(core, claim, next).await;
+                return Tried::Ended;
             }
             Err(Setback::Unstorable(error)) => {
                 let failure = Failure::new(measure::UNSTORABLE, &error);
-                postpone(core, &claim, Postponed::Parked(&failure)).await;
-                return None;
+                postpone(core, claim, Postponed::Parked(&failure)).await;
+                return Tried::Ended;
             }
             Err(setback) => {
                 patience::count(core, &setback);
                 if patience.is_over(&setback) {
-                    postpone(core, &claim, Postponed::Again(&setback, first.received_at)).await;
-                    return None;
+                    postpone(core, claim, Postponed::Again(&setback, first.received_at)).await;
+                    return Tried::Ended;
                 }
                 if !patience.wait(core, &setback).await {
-                    postpone(core, &claim, Postponed::Uncounted(Duration::ZERO)).await;
-                    return None;
+                    postpone(core, claim, Postponed::Uncounted(Duration::ZERO)).await;
+                    return Tried::Ended;
                 }
             }
         }
@@ -161,6 +204,7 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
         .bind(made_at)
         .bind(first.late)
         .bind(message.source.as_deref())
+        .bind(core.process.id)
         .persistent(is_named(&tx));
     let Some(row) = core.in_time(retry.fetch_optional(&mut *tx)).await? else {
         core.in_time(tx.rollback()).await?;
@@ -205,37 +249,33 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
     Ok(Step::Next(next.map(Box::new)))
 }
 
-/// The key is free again, unless something has arrived for it meanwhile (`false`): then it is to be found due again.
-async fn release(core: &Core, hold: i64) -> bool {
+/// Releases held keys in which nothing waits. Those to which something has been appended meanwhile are due at once.
+pub(crate) async fn release(core: &Core, holds: &[i64]) {
     let release = async {
-        // Not in the drain's transaction: appenders would wait for its handler.
-        let mut tx = core.pool.begin_bounded(SILENCE).await?;
-        sqlx::query(include_str!("sql/release_lock.sql"))
+        // Not in a try's transaction: appenders would wait for its handler.
+        let mut tx = statement::begin_without_flush(&core.pool).await?;
+        let lock = sqlx::query_scalar(include_str!("sql/release_lock_all.sql")).bind(&*core.name).bind(holds);
+        let locked: Vec<i64> = lock.persistent(false).fetch_all(&mut *tx).await?;
+        let release = sqlx::query_scalar(include_str!("sql/release_all.sql"))
             .bind(&*core.name)
-            .bind(hold)
-            .persistent(false)
-            .execute(&mut *tx)
-            .await?;
-        let release = sqlx::query(include_str!("sql/release.sql")).bind(&*core.name).bind(hold);
-        let released = release.persistent(false).execute(&mut *tx).await?.rows_affected() > 0;
+            .bind(locked)
+            .bind(core.process.id);
+        let released: i64 = release.persistent(false).fetch_one(&mut *tx).await?;
+        // What a crash of the server forgets is found due, and released then.
         tx.commit().await?;
-        Ok::<bool, sqlx::Error>(released)
+        Ok::<i64, sqlx::Error>(released)
     };
     match core.in_time(release).await {
-        Ok(released) => {
-            info!(consumer = %core.name, hold, released, "held messages are done with");
-            released
-        }
-        Err(error) => {
-            debug!(consumer = %core.name, hold, error = report(&error), "a held key is released later");
-            false
-        }
+        Ok(released) => info!(consumer = %core.name, keys = holds.len(), released, "held keys are done with"),
+        Err(error) => debug!(consumer = %core.name, error = report(&error), "held keys are released later"),
     }
 }
 
 enum Postponed<'f> {
     Retrying(&'f Failure),
     Parked(&'f Failure),
+    /// More tries than are granted have begun, and the last one did not end.
+    UsedUp,
     /// No end of setbacks that are nobody's fault, for a message that has waited since then: not counted.
     Again(&'f Setback, DateTime<Utc>),
     /// The try did not come to an end: it is not counted.
@@ -244,6 +284,8 @@ enum Postponed<'f> {
 
 async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
     let attempts = claim.attempts;
+    let used_up = format!("attempts used up, or the last one did not end; before it: {}", claim.last_error);
+    let used_up = Failure::new(measure::FAILED, &used_up);
     let (kept, state, delay, error) = match &next {
         Postponed::Retrying(failure) => {
             let delay = core.backoff.delay(u32::try_from(attempts).unwrap_or(0), chance());
@@ -257,6 +299,13 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             measure::count(&core.name, measure::PARKED);
             (attempts, "parked", None, Some(failure.error.as_str()))
         }
+        Postponed::UsedUp => {
+            let error = used_up.error.as_str();
+            warn!(consumer = %core.name, hold = claim.hold, attempts = attempts - 1, error, "message parked");
+            measure::count(&core.name, used_up.result);
+            measure::count(&core.name, measure::PARKED);
+            (attempts - 1, "parked", None, Some(error))
+        }
         Postponed::Again(setback, since) => {
             let waited = (Utc::now() - since).to_std().unwrap_or_default();
             let (error, delay) = (setback.error(), core.backoff.as_long_again(waited, chance()));
@@ -266,6 +315,9 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
         }
         Postponed::Uncounted(delay) => (attempts - 1, "retrying", Some(*delay), None),
     };
+    // A try that ended did not kill its process.
+    let ended = matches!(next, Postponed::Retrying(_) | Postponed::Parked(_) | Postponed::Again(..));
+    let cleared = claim.first.as_ref().filter(|_| ended).and_then(|first| first.received.as_ref().ok());
     let mut patience = Patience::default();
     let mut error = error.map(str::to_owned);
     loop {
@@ -276,7 +328,9 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             .bind(kept)
             .bind(state)
             .bind(delay.map(milliseconds))
-            .bind(error.as_deref());
+            .bind(error.as_deref())
+            .bind(core.process.id)
+            .bind(cleared.map(|message| *message.id.as_uuid()));
         // If it cannot be written, the key is due when the time of this try has passed.
         match core.last_word(query).await.map_err(Setback::from) {
             Ok(_) => return,

@@ -2,38 +2,52 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use message::{Delivery, SubscribeError, Subscriber};
 use migrations::Schema;
+use tokio::sync::Mutex;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
+use uuid::Uuid;
 
 use crate::admit::check_consumer;
 use crate::apply::{Applied, deliver};
 use crate::attempt::Setback;
-use crate::backoff::{Backoff, chance};
-use crate::caution::HEARTBEAT;
 use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
+use crate::declared::Declared;
 use crate::encoding::check_encoding;
 use crate::horizon::Horizon;
+use crate::jobs::{self, Ended, Job, beat};
 use crate::kinds;
-use crate::lanes::{Lane, Lanes};
+use crate::lanes::Lanes;
+use crate::outage::Outage;
 use crate::outcome::{Blame, blame};
 use crate::patience::Patience;
-use crate::prune::{Pruned, prune};
+use crate::process::HEARTBEAT;
 use crate::report::report;
-use crate::retry::{Claim, claim, drain};
+use crate::retry::{Claim, Claimed, Tried, drain, release};
+use crate::slots::{Due, Slots};
 use crate::statement;
 
+/// How often rows past the horizon are removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 /// A broker that takes longer to hear that we are still at work will not be waited for.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// After the first failure; doubled with each further one.
-const RECEIVE_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest that a stop waits to leave the other processes in good order.
+const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most held keys that one transaction releases.
+const RELEASED_TOGETHER: usize = 200;
+/// How long a lone try waits for that of another consumer in the same process.
+const ANOTHER_ALONE: Duration = Duration::from_millis(100);
+
+/// Consumers that run in one process make their lone tries one at a time: a message that kills it would be taken for
+/// another consumer's.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 impl Consumer {
     /// Runs until `stop`, or until its pool is closed: then it receives no more, finishes and acknowledges what is in hand, as
@@ -84,9 +98,11 @@ impl Consumer {
         listening.shutdown().await;
         drop(ready);
         subscriber.close().await;
-        if let Err(error) = within(HEARTBEAT, work.core.last_word(work.core.caution.goodbye())).await {
-            // Then it is taken for dead, and others are cautious for a while.
-            debug!(consumer = %work.core.name, error = report(&error), "could not say goodbye");
+        if let Err(error) =
+            within(DEREGISTER_TIMEOUT, work.core.last_word(work.core.process.deregister())).await
+        {
+            // Then it is taken for dead, and the others declare what they try for a while.
+            debug!(consumer = %work.core.name, error = report(&error), "could not deregister");
         }
         info!(consumer = %work.core.name, "consumer stopped");
         ended
@@ -107,37 +123,22 @@ async fn register(core: &Core) -> Result<bool, ConsumerError> {
     Ok(kinds::register(core).await?)
 }
 
-async fn beat(core: &Core) -> Result<(), sqlx::Error> {
-    let dead = core.in_time(core.caution.beat(&core.pool, &core.name)).await?;
-    if dead > 0 {
-        warn!(consumer = %core.name, dead, "a process has died; first tries are counted before they begin for a while");
-    }
-    Ok(())
-}
-
-/// What a task answers.
-enum Ended {
-    Delivered(Applied),
-    Claimed(Vec<Claim>),
-    Drained,
-    Pruned,
-    Beaten,
-}
-
 struct Work {
     core: Arc<Core>,
     lanes: Lanes<(Delivery, std::time::Instant)>,
     /// Owned here: none outlives the loop.
     tasks: JoinSet<Ended>,
-    /// The tasks that work at a delivery.
-    under_way: HashMap<Id, Lane>,
-    /// Tasks that try held keys. Their number has a limit of its own, so that neither starves the other.
-    drains: usize,
-    most_drains: usize,
-    claiming: bool,
+    jobs: HashMap<Id, Job>,
+    slots: Slots,
+    /// How many retries are to end after the message they are at.
+    yields: Arc<AtomicUsize>,
     next_claim: Instant,
     claim_every: Duration,
-    beating: bool,
+    more_due: bool,
+    /// Held keys in which nothing waits.
+    emptied: Vec<i64>,
+    declared: Declared,
+    declares: bool,
 }
 
 impl Work {
@@ -148,13 +149,15 @@ impl Work {
             core,
             lanes: Lanes::default(),
             tasks: JoinSet::new(),
-            under_way: HashMap::new(),
-            drains: 0,
-            most_drains: (settings.concurrency / 4).max(1),
-            claiming: false,
+            jobs: HashMap::new(),
+            slots: Slots::new(settings.concurrency),
+            yields: Arc::default(),
             next_claim: Instant::now(),
             claim_every,
-            beating: false,
+            more_due: false,
+            emptied: Vec::new(),
+            declared: Declared::new(settings.concurrency),
+            declares: false,
         }
     }
 
@@ -171,8 +174,9 @@ impl Work {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         let stop = self.core.stop.clone();
         while !stop.is_cancelled() && refused.is_none() {
-            self.begin(settings.concurrency);
-            let room = settings.prefetch.saturating_sub(self.lanes.len() + self.under_way.len());
+            self.begin();
+            let room = settings.prefetch.saturating_sub(self.lanes.len() + self.slots.first_tries());
+            let claims = self.slots.retries_may_begin(self.lanes.peek().is_some());
             let receives = room > 0 && outage.is_over();
             // Told to stop, it does not even look.
             let receive = async {
@@ -194,7 +198,7 @@ impl Work {
                     Err(error) => outage.go_on(&self.core, &error),
                 },
                 () = tokio::time::sleep_until(outage.until), if !outage.is_over() => {}
-                () = tokio::time::sleep_until(self.next_claim), if self.may_claim() => self.claim(),
+                () = tokio::time::sleep_until(self.next_claim), if claims > 0 => self.claim(claims),
                 _ = extend.tick() => self.extend().await,
                 _ = prune.tick() => self.prune(),
                 _ = heartbeat.tick() => self.beat(),
@@ -215,104 +219,171 @@ impl Work {
     }
 
     /// Begins what may begin.
-    fn begin(&mut self, concurrency: usize) {
-        while self.under_way.len() < concurrency {
-            let Some((lane, (delivery, received))) = self.lanes.next() else { return };
-            let core = self.core.clone();
-            let task =
-                self.tasks.spawn(async move { Ended::Delivered(deliver(&core, delivery, received).await) });
-            self.under_way.insert(task.id(), lane);
+    fn begin(&mut self) {
+        if self.slots.lone_may_begin() {
+            self.try_alone();
         }
+        let declares = self.core.process.declares();
+        if declares != self.declares {
+            self.declares = declares;
+            self.declared.clear();
+        }
+        let due = match self.more_due {
+            true => Due::Many,
+            false if self.next_claim <= Instant::now() => Due::Perhaps,
+            false => Due::No,
+        };
+        while self.slots.first_may_begin(due)
+            && let Some(next) = self.lanes.peek()
+        {
+            let message = id(next);
+            if self.declares && message.is_some_and(|message| !self.declared.contains(&message)) {
+                break;
+            }
+            let Some((lane, (delivery, received))) = self.lanes.next() else { break };
+            self.slots.begin_first();
+            self.spawn(Job::Delivery(lane, message), async move |core| {
+                Ended::Delivered(deliver(&core, delivery, received).await)
+            });
+        }
+        if self.declares {
+            self.declare();
+        }
+        self.release();
+        self.yields.store(self.slots.retries_to_yield(self.lanes.peek().is_some()), Ordering::Relaxed);
+    }
+
+    fn spawn<F: Future<Output = Ended> + Send + 'static>(
+        &mut self,
+        job: Job,
+        work: impl FnOnce(Arc<Core>) -> F,
+    ) {
+        let task = self.tasks.spawn(work(Arc::clone(&self.core)));
+        self.jobs.insert(task.id(), job);
+    }
+
+    fn is_under_way(&self, wanted: fn(&Job) -> bool) -> bool {
+        self.jobs.values().any(wanted)
     }
 
     async fn settle(&mut self, ended: Result<(Id, Ended), JoinError>) {
-        match ended {
-            Ok((id, Ended::Delivered(applied))) => {
-                let Some(lane) = self.under_way.remove(&id) else { return };
-                match applied {
-                    Applied::Done => self.lanes.done(lane),
-                    // What waits behind it must not pass it.
-                    Applied::GivenUp => give_back(self.lanes.close(&lane)).await,
+        let (job, ended) = match ended {
+            Ok((id, ended)) => (self.jobs.remove(&id), Ok(ended)),
+            Err(failed) => (self.jobs.remove(&failed.id()), Err(failed)),
+        };
+        let Some(job) = job else { return };
+        match job {
+            Job::Delivery(..) => self.slots.end_first(),
+            Job::Retry => self.slots.end_retry(),
+            Job::Claim => self.slots.end_claim(),
+            Job::Alone => self.slots.end_lone(std::time::Instant::now()),
+            Job::Release | Job::Declare | Job::Beat | Job::Prune => {}
+        }
+        match (job, ended) {
+            (Job::Delivery(lane, _), Ok(Ended::Delivered(Applied::Done))) => self.lanes.done(lane),
+            // What waits behind it must not pass it.
+            (Job::Delivery(lane, _), Ok(_)) => give_back(self.lanes.close(&lane)).await,
+            (_, Ok(Ended::Claimed(claimed))) => self.claimed(claimed),
+            (_, Ok(Ended::Drained(emptied))) => self.emptied.extend(emptied),
+            (_, Ok(Ended::Alone(tried))) => match tried {
+                Some(Tried::Next(claim)) => self.retry(*claim),
+                Some(Tried::Emptied(hold)) => self.emptied.push(hold),
+                Some(Tried::Ended) | None => {}
+            },
+            (_, Ok(Ended::Declared(written))) => {
+                self.declared.end(written);
+                if !written && self.core.stop.is_cancelled() {
+                    give_back(self.lanes.clear()).await;
                 }
             }
-            Ok((_, Ended::Claimed(claims))) => {
-                self.claiming = false;
-                // A full hand may have left some behind.
-                let full = self.drains + claims.len() >= self.most_drains;
-                self.next_claim = Instant::now() + if full { Duration::ZERO } else { self.claim_every };
-                for claim in claims {
-                    self.drains += 1;
-                    let core = self.core.clone();
-                    self.tasks.spawn(async move {
-                        drain(&core, claim).await;
-                        Ended::Drained
-                    });
-                }
-            }
-            Ok((_, Ended::Drained)) => self.drains = self.drains.saturating_sub(1),
-            Ok((_, Ended::Beaten)) => self.beating = false,
-            Ok((_, Ended::Pruned)) => {}
-            Err(failed) => {
+            (_, Ok(Ended::Delivered(_) | Ended::Released | Ended::Pruned | Ended::Beaten)) => {}
+            (job, Err(failed)) => {
                 // Ours, not a handler's: those are caught. Unanswered, its delivery comes again.
                 error!(consumer = %self.core.name, error = %failed, "a task of the consumer panicked");
-                match self.under_way.remove(&failed.id()) {
-                    Some(lane) => drop(self.lanes.close(&lane)),
-                    None => {
-                        (self.claiming, self.beating) = (false, false);
-                        self.drains = self.drains.saturating_sub(1);
-                    }
+                match job {
+                    Job::Delivery(lane, _) => drop(self.lanes.close(&lane)),
+                    Job::Declare => self.declared.end(false),
+                    _ => {}
                 }
             }
         }
     }
 
-    fn may_claim(&self) -> bool {
-        !self.claiming && self.drains < self.most_drains
+    fn claim(&mut self, limit: usize) {
+        self.slots.begin_claim(limit);
+        self.spawn(Job::Claim, async move |core| jobs::claim(&core, limit).await);
     }
 
-    fn claim(&mut self) {
-        self.claiming = true;
-        let (core, limit) = (self.core.clone(), self.most_drains - self.drains);
-        self.tasks.spawn(async move {
-            Ended::Claimed(core.in_time(claim(&core, limit)).await.unwrap_or_else(|error| {
-                debug!(consumer = %core.name, error = report(&error), "held keys could not be claimed");
-                Vec::new()
-            }))
+    fn claimed(&mut self, claimed: Claimed) {
+        let now = Instant::now();
+        self.more_due = claimed.more;
+        self.next_claim = now + if claimed.more { Duration::ZERO } else { self.claim_every };
+        if claimed.quarantined
+            && let Some(later) = self.slots.await_lone(now.into_std())
+        {
+            self.next_claim = self.next_claim.min(later.into());
+        }
+        for claim in claimed.claims {
+            self.retry(claim);
+        }
+    }
+
+    fn retry(&mut self, claim: Claim) {
+        self.slots.begin_retry();
+        let yields = Arc::clone(&self.yields);
+        self.spawn(Job::Retry, async move |core| Ended::Drained(drain(&core, claim, &yields).await));
+    }
+
+    /// Tries a message in quarantine while nothing else is under way.
+    fn try_alone(&mut self) {
+        let Ok(alone) = ALONE.try_lock() else {
+            self.slots.end_lone(std::time::Instant::now());
+            self.next_claim = Instant::now() + ANOTHER_ALONE;
+            return;
+        };
+        self.slots.begin_lone();
+        // There may be another.
+        self.next_claim = Instant::now();
+        self.spawn(Job::Alone, async move |core| {
+            let ended = jobs::try_alone(&core).await;
+            drop(alone);
+            ended
         });
+    }
+
+    fn release(&mut self) {
+        if self.emptied.is_empty() || self.is_under_way(|job| matches!(job, Job::Release)) {
+            return;
+        }
+        let rest = self.emptied.split_off(self.emptied.len().min(RELEASED_TOGETHER));
+        let holds = std::mem::replace(&mut self.emptied, rest);
+        self.spawn(Job::Release, async move |core| {
+            release(&core, &holds).await;
+            Ended::Released
+        });
+    }
+
+    /// Declares what comes next, so that it may begin.
+    fn declare(&mut self) {
+        let jobs = || self.jobs.values();
+        let lanes = jobs().filter_map(|job| if let Job::Delivery(lane, _) = job { Some(lane) } else { None });
+        let in_hand =
+            jobs().filter_map(|job| if let Job::Delivery(_, message) = job { *message } else { None });
+        let in_hand: Vec<Uuid> = in_hand.collect();
+        let upcoming: Vec<Uuid> = self.lanes.upcoming(self.declared.ahead(), lanes).filter_map(id).collect();
+        if let Some(messages) = self.declared.begin(&in_hand, &upcoming) {
+            self.spawn(Job::Declare, async move |core| jobs::declare(&core, &messages).await);
+        }
     }
 
     fn prune(&mut self) {
-        let core = self.core.clone();
-        self.tasks.spawn(async move {
-            match within(PRUNE_EVERY, prune(&core.pool)).await {
-                Ok(Pruned { clock_difference: Some(difference), .. }) => {
-                    let ahead_by_seconds = difference.num_seconds();
-                    warn!(
-                        consumer = %core.name, ahead_by_seconds,
-                        "the database's clock differs from this process's; nothing is pruned until they agree"
-                    )
-                }
-                Ok(pruned) => debug!(consumer = %core.name, ?pruned, "pruned"),
-                Err(error) => {
-                    warn!(consumer = %core.name, error = report(&error), "could not prune; rows past the horizon stay")
-                }
-            }
-            Ended::Pruned
-        });
+        self.spawn(Job::Prune, async |core| jobs::prune(&core).await);
     }
 
     fn beat(&mut self) {
-        if std::mem::replace(&mut self.beating, true) {
-            return;
+        if !self.is_under_way(|job| matches!(job, Job::Beat)) {
+            self.spawn(Job::Beat, async |core| jobs::beat_again(&core).await);
         }
-        let core = self.core.clone();
-        self.tasks.spawn(async move {
-            if let Err(error) = beat(&core).await {
-                debug!(consumer = %core.name, error = report(&error), "no heartbeat could be written");
-            }
-            kinds::refresh(&core).await;
-            Ended::Beaten
-        });
     }
 
     /// The broker shall not deliver to another what waits here, least of all a message whose key is under way.
@@ -327,10 +398,11 @@ impl Work {
     /// by the handler's timeout.
     async fn finish(&mut self, settings: &Settings, extend: &mut tokio::time::Interval) {
         self.core.stop.cancel();
+        self.slots.give_up_lone();
         let grace = Instant::now() + settings.grace;
         let end = grace + self.core.try_time();
         loop {
-            self.begin(settings.concurrency);
+            self.begin();
             if self.tasks.is_empty() {
                 return;
             }
@@ -347,6 +419,11 @@ impl Work {
     }
 }
 
+/// What the message of a delivery is called; `None`: it is none, and is not tried.
+fn id((delivery, _): &(Delivery, std::time::Instant)) -> Option<Uuid> {
+    delivery.received.as_ref().ok().map(|message| *message.id.as_uuid())
+}
+
 async fn give_back(deliveries: impl IntoIterator<Item = (Delivery, std::time::Instant)>) {
     // In order, so that the broker has them in order.
     for (delivery, _) in deliveries {
@@ -354,39 +431,5 @@ async fn give_back(deliveries: impl IntoIterator<Item = (Delivery, std::time::In
             // Then it comes again when the broker has waited enough, and so do those after it.
             return;
         }
-    }
-}
-
-/// A broker that does not answer.
-struct Outage {
-    errors: u32,
-    until: Instant,
-}
-
-impl Default for Outage {
-    fn default() -> Self {
-        Outage { errors: 0, until: Instant::now() }
-    }
-}
-
-impl Outage {
-    fn is_over(&self) -> bool {
-        self.until <= Instant::now()
-    }
-
-    fn go_on(&mut self, core: &Core, error: &SubscribeError) {
-        if self.errors == 0 {
-            warn!(consumer = %core.name, %error, "the broker does not answer; trying again");
-        }
-        self.errors = self.errors.saturating_add(1);
-        let backoff = Backoff::default().with_first(RECEIVE_BACKOFF).with_ceiling(Duration::from_secs(5));
-        self.until = Instant::now() + backoff.delay(self.errors, chance());
-    }
-
-    fn end(&mut self, core: &Core) {
-        if self.errors > 0 {
-            info!(consumer = %core.name, "the broker answers again");
-        }
-        self.errors = 0;
     }
 }

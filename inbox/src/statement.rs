@@ -141,6 +141,28 @@ pub(crate) async fn read(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Vec<P
     Ok(rows)
 }
 
+/// A statement before one whose commit need not wait for the disk.
+pub(crate) const NO_FLUSH: &str = include_str!("sql/no_flush.sql");
+
+/// Begins a transaction whose commit does not wait for the disk: for what a crash of the server may forget.
+pub(crate) async fn begin_without_flush(pool: &PgPool) -> Result<PgTransaction<'static>, sqlx::Error> {
+    let AssertSqlSafe(begin) = begin_writing(SILENCE);
+    pool.begin_with(AssertSqlSafe(format!("{begin};\n{NO_FLUSH}"))).await
+}
+
+/// Runs one statement alone, without a wait for the disk; its rows.
+pub(crate) async fn rows_without_flush(pool: &PgPool, query: PgQuery<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut tx = begin_without_flush(pool).await?;
+    let rows = query.persistent(false).fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(rows)
+}
+
+/// Runs one statement alone, without a wait for the disk; its row.
+pub(crate) async fn row_without_flush(pool: &PgPool, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
+    rows_without_flush(pool, query).await?.into_iter().next().ok_or(sqlx::Error::RowNotFound)
+}
+
 /// Whether a statement of ours may be named on somebody else's connection: as theirs are, which saves a round trip and the
 /// planning. Somebody whose statements must not be named, because of a pooler, has none there.
 pub(crate) fn is_named(connection: &PgConnection) -> bool {

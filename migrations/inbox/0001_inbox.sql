@@ -56,7 +56,9 @@ $$;
 create table inbox.consumer (
     name text primary key check (octet_length(name) between 1 and 100),
     horizon interval not null,
-    started_at timestamptz not null default clock_timestamp()
+    started_at timestamptz not null default clock_timestamp(),
+    -- When one of its processes was last found dead.
+    died_at timestamptz
 );
 
 -- The kinds that processes of a consumer handle. What any of them has registered is held for it by the others; only what
@@ -69,14 +71,25 @@ create table inbox.consumer_kind (
     primary key (consumer, kind)
 ) with (fillfactor = 50);
 
--- A running process of a consumer. One that expires has died: its consumer then counts first tries before they begin, for
--- a while, since one of them may be what kills it.
+-- A running process of a consumer. One whose row expires has died. For a while after a death each process declares which
+-- messages it is about to try for the first time (`in_hand`), so that the next death names the messages that may have
+-- caused it.
 create table inbox.process (
     id uuid primary key,
     consumer text not null references inbox.consumer (name),
     started_at timestamptz not null default clock_timestamp(),
-    expires_at timestamptz not null
+    expires_at timestamptz not null,
+    in_hand uuid[] not null default '{}'
 ) with (fillfactor = 50);
+
+-- Messages suspected of killing their process, since they were in hand when one died. Each is held and tried while its
+-- process tries nothing else; a try that ends, whatever its result, takes it out.
+create table inbox.quarantine (
+    consumer text not null check (octet_length(consumer) between 1 and 100),
+    message_id uuid not null,
+    quarantined_at timestamptz not null default clock_timestamp(),
+    primary key (consumer, message_id)
+);
 
 -- Rows of messages made before `floor` may be gone, so no message made before it is admitted. It rises before the rows go:
 -- a horizon that is made longer later cannot let a copy through whose row was pruned under the shorter one. Only a repair
@@ -94,7 +107,7 @@ create table inbox.emptied_day (
 );
 
 -- A key that a consumer holds back. A message without a key is held alone. `attempts` counts the tries of its first
--- message, each written before it begins.
+-- message, each written before it begins. `tried_by` is the process that tries it now, or that died while it did.
 create table inbox.held_key (
     consumer text not null check (octet_length(consumer) between 1 and 100),
     hold bigint not null generated always as identity,
@@ -104,6 +117,7 @@ create table inbox.held_key (
     next_attempt_at timestamptz,
     last_error text not null check (octet_length(last_error) <= 4096),
     held_at timestamptz not null default clock_timestamp(),
+    tried_by uuid,
     primary key (consumer, hold),
     constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null))
 );

@@ -235,17 +235,26 @@ async fn a_process_that_dies_in_every_try_parks_its_message_in_the_end() {
     service.acknowledged().await;
     service.parked(1).await;
     running.stop().await;
-    // As the last of three claims leaves it behind, its process killed: counted, and due again later.
-    sqlx::raw_sql("update inbox.held_key set state = 'retrying', attempts = 3, next_attempt_at = now()")
-        .execute(&service.pool)
-        .await
-        .unwrap();
+    // As the last of three lone tries leaves it behind, its process killed.
+    sqlx::raw_sql(
+        "update inbox.held_key
+            set state = 'retrying', attempts = 3, next_attempt_at = now(), tried_by = gen_random_uuid();
+        insert into inbox.quarantine (consumer, message_id)
+            select consumer, message_id from inbox.held_message order by arrival limit 1",
+    )
+    .execute(&service.pool)
+    .await
+    .unwrap();
     fragile.good.store(true, Ordering::SeqCst);
     let running = start(service.consumer().with_max_attempts(3).on(KIND, fragile));
     let parked = service.parked(1).await;
     running.stop().await;
     assert!(parked[0].last_error.starts_with("attempts used up"), "{}", parked[0].last_error);
+    // The fourth was not made, and is not counted.
+    assert_eq!(parked[0].attempts, 3);
     assert!(service.notes().await.is_empty());
+    // It is known to kill: a person's redrive has it tried alone, too.
+    assert_eq!(service.count("select count(*) from inbox.quarantine").await, 1);
 }
 
 #[tokio::test]

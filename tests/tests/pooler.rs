@@ -93,6 +93,10 @@ async fn services_a_relay_and_a_consumer_lose_nothing_and_keep_every_key_in_orde
         insert into account select 'k' || n, 0 from generate_series(0, 9) n;
         create table effect (place bigserial, message uuid not null, key text not null, number int not null)";
     database.pool().execute(sqlx::raw_sql(schema)).await.unwrap();
+    // A process of the consumer has died, so messages are declared before they are tried.
+    let dead = "insert into inbox.consumer (name, horizon) values ('stock', '7 days');
+        insert into inbox.process (id, consumer, expires_at) values (gen_random_uuid(), 'stock', now())";
+    database.pool().execute(sqlx::raw_sql(dead)).await.unwrap();
     let pooler = Pgbouncer::start(&Postgres::start().unwrap(), SERVER_CONNECTIONS).unwrap();
     let url = pooler.url(&database.name);
 

@@ -74,6 +74,7 @@ outbox_consumer: inbox.held_message adr
 outbox_consumer: inbox.message ar
 outbox_consumer: inbox.message leaf Ddr
 outbox_consumer: inbox.process adrw
+outbox_consumer: inbox.quarantine adr
 outbox_consumer: inbox.retention rw
 outbox_consumer: inbox.schema_version r
 outbox_consumer: inbox.slot() X
@@ -87,6 +88,7 @@ outbox_monitor: inbox.held_key r
 outbox_monitor: inbox.held_message r*
 outbox_monitor: inbox.message r
 outbox_monitor: inbox.process r
+outbox_monitor: inbox.quarantine r
 outbox_monitor: inbox.retention r
 outbox_monitor: inbox.schema_version r
 outbox_monitor: outbox u
@@ -115,6 +117,7 @@ outbox_operator: inbox.held_key drw*
 outbox_operator: inbox.held_message drw*
 outbox_operator: inbox.message a*r
 outbox_operator: inbox.process r
+outbox_operator: inbox.quarantine r
 outbox_operator: inbox.retention r
 outbox_operator: inbox.schema_version r
 outbox_operator: inbox.slot() X
@@ -247,6 +250,8 @@ const WORK: [(&str, &[&str]); 7] = [
         "insert into inbox.process (id, consumer, expires_at) values (gen_random_uuid(), 'c', now())",
         "update inbox.process set expires_at = now()",
         "delete from inbox.process",
+        "insert into inbox.quarantine (consumer, message_id) values ('c', gen_random_uuid()) on conflict do nothing",
+        "delete from inbox.quarantine",
         "insert into inbox.message (message_id, source_hash, slot, consumer)
          select id, inbox.source_hash('/a'), inbox.slot(id), 'c' from gen_random_uuid() as id on conflict do nothing returning message_id",
         "insert into inbox.held_key (consumer, key, state, attempts, next_attempt_at, last_error)

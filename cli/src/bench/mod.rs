@@ -9,6 +9,7 @@ mod load;
 mod pages;
 mod place;
 mod polls;
+mod restart;
 mod retention;
 mod server;
 
@@ -25,6 +26,7 @@ pub(crate) enum Command {
     Held(held::Args),
     Idle(idle::Args),
     Isolation(isolation::Args),
+    ConsumerRestart(restart::Args),
     Retention(retention::Args),
 }
 
@@ -38,6 +40,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Held(args) => held::run(args).await,
         Command::Idle(args) => idle::run(args).await,
         Command::Isolation(args) => isolation::run(args).await,
+        Command::ConsumerRestart(args) => restart::run(args).await,
         Command::Retention(args) => retention::run(args).await,
     }
 }

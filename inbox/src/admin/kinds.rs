@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
-use crate::statement;
+use crate::statement::{self, Begin, SILENCE};
 
 /// Processes register their kinds again every minute.
 const HANDLED: Duration = Duration::from_secs(120);
@@ -92,12 +92,8 @@ pub async fn forget_kind(
     who: &str,
     reason: &str,
 ) -> Result<ForgottenKind, ForgetKindError> {
-    let mut tx = if connection.is_in_transaction() {
-        connection.begin().await?
-    } else {
-        // Each statement sees what the lock has waited for.
-        connection.begin_with("begin isolation level read committed").await?
-    };
+    // Each statement sees what the lock has waited for.
+    let mut tx = connection.begin_bounded(SILENCE).await?;
     let locked = sqlx::query_scalar(include_str!("../sql/lock_kind.sql")).bind(consumer).bind(kind);
     let holds: Vec<i64> = locked.persistent(false).fetch_all(&mut *tx).await?;
     let row = sqlx::query(include_str!("../sql/forget_kind.sql"))
@@ -115,7 +111,7 @@ pub async fn forget_kind(
         return Err(ForgetKindError::Handled);
     }
     let heads: Vec<i64> = row.try_get("heads")?;
-    let released = sqlx::query_scalar(include_str!("../sql/release_all.sql")).bind(consumer).bind(&holds);
+    let released = sqlx::query_scalar(include_str!("../sql/release_emptied.sql")).bind(consumer).bind(&holds);
     let keys: i64 = released.persistent(false).fetch_one(&mut *tx).await?;
     let redriven = sqlx::query(include_str!("../sql/redrive_these.sql")).bind(consumer).bind(&heads);
     redriven.persistent(false).execute(&mut *tx).await?;

@@ -1,15 +1,15 @@
 -- The first statement of a retry's transaction: locks the held key against other processes, which go on appending to
--- it, and admits its first message. No row: the try was counted anew meanwhile, by another process. It waits for the
--- lock: skipping a key that another process only looks whether to release would leave this try counted and not made.
--- An id that is held since before for a message from another source is left to that one. `day` and `locked_floor` as in
--- admit.sql.
+-- it, and admits its first message. No row: another process has claimed the key meanwhile. It waits for the lock:
+-- skipping a key that another process only looks whether to release would leave this try counted and not made. An id that
+-- is held since before for a message from another source is left to that one. `day` and `locked_floor` as in admit.sql.
 -- $1 consumer, $2 hold, $3 attempts, $4 arrival, $5 message id, $6 when the message was made (null: undated), $7 whether
--- a person lets it in late, $8 source (null: unknown). {day}: the partition of the message's day
+-- a person lets it in late, $8 source (null: unknown), $9 process. {day}: the partition of the message's day
 with day as (
     select from {day} where false
 ), locked as materialized (
     select hold from inbox.held_key
     where consumer = $1::text and hold = $2::bigint and attempts = $3::integer and state = 'retrying'
+        and tried_by = $9::uuid
     for no key update
 ), waiting as materialized (
     select held_message.received_at from inbox.held_message

@@ -1,3 +1,3 @@
--- A process of a consumer ends in good order.
+-- A process of a consumer leaves it in good order.
 -- $1 process
 delete from inbox.process where id = $1::uuid
