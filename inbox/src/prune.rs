@@ -155,7 +155,7 @@ async fn empty_undated(pool: &PgPool, slot: usize, pruned: &mut Pruned) -> Resul
 }
 
 /// A transaction that waits for no lock longer than 50 milliseconds.
-async fn begin(pool: &PgPool) -> Result<PgTransaction<'static>, sqlx::Error> {
+async fn begin(pool: &PgPool) -> Result<PgTransaction<'_>, sqlx::Error> {
     let mut tx = pool.begin_bounded(SILENCE).await?;
     sqlx::raw_sql(include_str!("sql/lock_timeout.sql")).execute(&mut *tx).await?;
     Ok(tx)

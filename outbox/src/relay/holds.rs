@@ -234,7 +234,7 @@ impl<P: Publisher> Holds<P> {
 
     async fn give_up(&self, due: &Due, position: i64, error: &PublishError) -> Result<(), sqlx::Error> {
         tracing::warn!(relay = self.relay, position, %error, "given up: its topic's policy is to skip");
-        self.settle(due, position, Some(shorten(&error.to_string()))).await
+        self.settle(due, position, Some(&shorten(&error.to_string()))).await
     }
 
     /// Records that a message is done with: published, or given up for an error.
