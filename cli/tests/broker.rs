@@ -113,7 +113,7 @@ async fn nats_that_is_down_is_named_at_once_and_seldom_and_waited_for() {
     let relay = Relay::start(&database, &secret, &stream);
     relay.until_logged(&["nats cannot be reached", &address, "refused"]);
     until("ten failed tries", || relay.lines(&["DEBUG", "nats client error"]) >= 10);
-    let told = relay.lines(&["WARN", "nats"]);
+    let told = relay.lines(&["WARN", "brokers::nats"]);
     assert!((1..5).contains(&told), "{}", relay.log());
     tokio::task::block_in_place(|| server.restart()).unwrap();
     until_stored(&server, "ALL", serde_json::json!({ "orders": 1 })).await;

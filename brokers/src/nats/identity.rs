@@ -90,6 +90,7 @@ mod tests {
             subject: outgoing.destination.to_string(),
             headers: format!("NATS/1.0\r\n{lines}Nats-Msg-Id: x\r\nNats-Expected-Stream: S\r\n\r\n").into(),
             payload: outgoing.message.payload.clone(),
+            time: String::new(),
         }
     }
 

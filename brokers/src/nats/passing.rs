@@ -72,13 +72,16 @@ pub(super) struct Passing {
     failures: Pace,
 }
 
-/// The sequences of what was handed out.
+/// What was found.
 #[derive(Default)]
 struct Known {
-    unanswered: HashSet<u64>,
+    unanswered: HashSet<Place>,
     /// The latest.
-    acknowledged: BTreeSet<u64>,
+    acknowledged: BTreeSet<Place>,
 }
+
+/// A sequence, and when it was stored: a stream that is made again gives its sequences again.
+type Place = (u64, String);
 
 impl Passing {
     /// A connection was lost: perhaps by something that cannot be read.
@@ -101,13 +104,14 @@ impl Passing {
     pub(super) fn ended(&mut self) -> Option<Found> {
         match self.look.try_join_next()? {
             Ok(Ok(mut found)) => {
-                let known = lock(&self.known);
+                self.failures.reset();
+                let mut known = lock(&self.known);
                 let had_some = !found.unreadable.is_empty();
                 for unreadable in found.unreadable.drain(..) {
-                    let sequence = unreadable.stored.sequence;
-                    if known.acknowledged.contains(&sequence) {
-                        self.again.push((sequence, unreadable.delivery));
-                    } else if !known.unanswered.contains(&sequence) {
+                    let place = unreadable.stored.place();
+                    if known.acknowledged.contains(&place) {
+                        self.again.push((place.0, unreadable.delivery));
+                    } else if known.unanswered.insert(place) {
                         self.found.push_back(unreadable);
                     }
                 }
@@ -133,7 +137,6 @@ impl Passing {
     pub(super) fn take(&mut self, client: &Client, group: (&str, &str), max: usize) -> Vec<Delivery> {
         let count = self.found.len().min(max);
         let deliver = |Unreadable { stored, reason, delivery }| {
-            lock(&self.known).unanswered.insert(stored.sequence);
             tracing::warn!(
                 stream = group.0,
                 group = group.1,
@@ -144,7 +147,7 @@ impl Passing {
             let answer = Answer {
                 client: client.clone(),
                 reply: reply(group, stored.sequence, delivery),
-                sequence: stored.sequence,
+                place: stored.place(),
                 known: Arc::clone(&self.known),
             };
             let bytes = [stored.headers, stored.payload].concat();
@@ -244,7 +247,7 @@ fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
 struct Answer {
     client: Client,
     reply: Subject,
-    sequence: u64,
+    place: Place,
     known: Arc<Mutex<Known>>,
 }
 
@@ -263,7 +266,7 @@ impl Acknowledge for Answer {
         {
             // Whether or not that reaches the server: its effect is there.
             let mut known = lock(&self.known);
-            known.acknowledged.insert(self.sequence);
+            known.acknowledged.insert(self.place.clone());
             if known.acknowledged.len() > REMEMBERED {
                 known.acknowledged.pop_first();
             }
@@ -283,6 +286,6 @@ impl Acknowledge for Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         // What is not acknowledged comes again and is found again.
-        lock(&self.known).unanswered.remove(&self.sequence);
+        lock(&self.known).unanswered.remove(&self.place);
     }
 }

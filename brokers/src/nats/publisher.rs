@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::{ContextBuilder, GetStreamErrorKind, PublishAckFuture};
@@ -23,6 +23,7 @@ use super::refusal::meaning;
 use super::stored;
 use super::stream::StreamPolicy;
 use super::subject::is_subject;
+use crate::pace::Pace;
 
 /// Unacknowledged messages of one batch on the wire.
 const WINDOW: usize = 1_000;
@@ -58,6 +59,8 @@ pub struct NatsPublisher {
     relay: String,
     ack_wait: Duration,
     stream: Option<StreamPolicy>,
+    /// The lines about copies that cannot be looked at.
+    lines: Mutex<Pace>,
 }
 
 /// The connection's client, with its number and what belongs to it.
@@ -75,7 +78,14 @@ impl NatsPublisher {
         let (connection, ack_wait) = (connection.into(), Duration::from_secs(5));
         let client = connection.client();
         let live = Mutex::new(Live { context: context(&client, ack_wait), client, number: 0 });
-        NatsPublisher { connection, live, relay: String::new(), ack_wait, stream: None }
+        NatsPublisher {
+            connection,
+            live,
+            relay: String::new(),
+            ack_wait,
+            stream: None,
+            lines: Mutex::default(),
+        }
     }
 
     /// For the relay of this name: what another relay sends to the same subject is no copy of it. Without a name, two
@@ -151,13 +161,41 @@ impl NatsPublisher {
             let answer = acknowledgement.await;
             let answer =
                 answer.map_err(|error| meaning(&error, &outgoing.destination, self.stream_name()))?;
-            if !answer.duplicate || is_kept(live, outgoing, &answer.stream, answer.sequence).await {
+            if !answer.duplicate || self.is_kept(live, outgoing, &answer.stream, answer.sequence).await {
                 return Ok(());
             }
             acknowledgement = self.send(live, outgoing, &id).await?;
         }
         let answer = acknowledgement.await;
         answer.map(drop).map_err(|error| meaning(&error, &outgoing.destination, self.stream_name()))
+    }
+
+    /// Whether what the stream keeps, or kept, under the sequence that it calls the copy of is this message.
+    async fn is_kept(&self, live: &Live, outgoing: &Outgoing, stream: &str, sequence: u64) -> bool {
+        let found = match stored::message(&live.client, stream, sequence).await {
+            Ok(None) => return true,
+            Ok(Some(stored)) => identity::compare(&stored, outgoing),
+            Err(error) => {
+                let due = self.lines.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now());
+                if due {
+                    tracing::warn!(
+                        stream,
+                        sequence,
+                        error,
+                        "cannot read what a message is a copy of, publishing it again"
+                    );
+                }
+                return false;
+            }
+        };
+        match found {
+            Found::Same => true,
+            Found::Other => false,
+            Found::SameElsewhere => {
+                let stream = live.context.get_stream(stream).await;
+                stream.is_ok_and(|stream| stream.cached_info().config.subject_transform.is_some())
+            }
+        }
     }
 
     async fn check_stream(&self, context: &Context, policy: &StreamPolicy) -> Result<(), PublishError> {
@@ -202,31 +240,6 @@ fn connected(client: &Client) -> Result<(), PublishError> {
     match client.connection_state() {
         State::Connected => Ok(()),
         _ => Err(PublishError::Unavailable("nats: not connected".to_owned())),
-    }
-}
-
-/// Whether what the stream keeps, or kept, under the sequence that it calls the copy of is this message.
-async fn is_kept(live: &Live, outgoing: &Outgoing, stream: &str, sequence: u64) -> bool {
-    let found = match stored::message(&live.client, stream, sequence).await {
-        Ok(None) => return true,
-        Ok(Some(stored)) => identity::compare(&stored, outgoing),
-        Err(error) => {
-            tracing::warn!(
-                stream,
-                sequence,
-                error,
-                "cannot read what a message is a copy of, publishing it again"
-            );
-            return false;
-        }
-    };
-    match found {
-        Found::Same => true,
-        Found::Other => false,
-        Found::SameElsewhere => {
-            let stream = live.context.get_stream(stream).await;
-            stream.is_ok_and(|stream| stream.cached_info().config.subject_transform.is_some())
-        }
     }
 }
 

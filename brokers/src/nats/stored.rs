@@ -19,6 +19,15 @@ pub(super) struct Stored {
     /// The block, from its first line to the empty one.
     pub(super) headers: Bytes,
     pub(super) payload: Bytes,
+    /// When it was stored, as the server writes it.
+    pub(super) time: String,
+}
+
+impl Stored {
+    /// Which message it is: a stream that is made again gives its sequences again.
+    pub(super) fn place(&self) -> (u64, String) {
+        (self.sequence, self.time.clone())
+    }
 }
 
 /// The message with that sequence; `None`: the stream does not hold it any more.
@@ -66,6 +75,8 @@ struct Raw {
     hdrs: String,
     #[serde(default)]
     data: String,
+    #[serde(default)]
+    time: String,
 }
 
 /// The server's code for a sequence that the stream does not hold.
@@ -86,6 +97,7 @@ fn parse(answer: &[u8]) -> Result<Option<Stored>, String> {
                 subject: raw.subject,
                 headers: bytes(&raw.hdrs)?,
                 payload: bytes(&raw.data)?,
+                time: raw.time,
             }))
         }
         (None, None) => Err("the answer to a message's sequence holds no message".to_owned()),

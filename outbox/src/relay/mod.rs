@@ -243,8 +243,11 @@ impl<P: Publisher + 'static> Relay<P> {
                 Err(error) => {
                     failures += 1;
                     let pause = self.settings.unavailable.after(failures, backoff::chance());
-                    tracing::warn!(relay = self.name, %error, ?pause, "the broker is not ready");
-                    waiting.because(&chain(&error));
+                    // More and more seldom.
+                    if u32::is_power_of_two(failures) {
+                        tracing::warn!(relay = self.name, error = chain(&error), failures, "the broker is not ready, trying again");
+                    }
+                    waiting.because(\&chain(&error));
                     if self.rests(pause, stop).await {
                         return Ok(None);
                     }
