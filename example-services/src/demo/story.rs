@@ -139,8 +139,12 @@ impl Stage<'_> {
         tokio::time::sleep(BETWEEN_LOOKS).await;
         self.fleet.alive()?;
         let progress = Progress::read(self.databases).await?;
-        let messages = Messages::read(self.databases, self.broker_is_a_log).await?;
-        if watch.saw(progress, messages) {
+        let due = watch.saw(progress);
+        // They are counted over whole logs, so seldom while there is no end to be waited for.
+        if due || watch.all_placed {
+            watch.counted(Messages::read(self.databases, self.broker_is_a_log).await?);
+        }
+        if due {
             self.say.now(watch.line());
         }
         Ok(progress)
@@ -173,11 +177,7 @@ impl Watch {
     }
 
     /// Takes note; whether it is time for a line.
-    fn saw(&mut self, progress: Progress, messages: Messages) -> bool {
-        if messages != self.messages {
-            self.messages = messages;
-            self.moved = Instant::now();
-        }
+    fn saw(&mut self, progress: Progress) -> bool {
         if progress != self.seen {
             self.seen = progress;
             self.changed = Instant::now();
@@ -187,6 +187,13 @@ impl Watch {
             self.printed = Some(Instant::now());
         }
         due
+    }
+
+    fn counted(&mut self, messages: Messages) {
+        if messages != self.messages {
+            self.messages = messages;
+            self.moved = Instant::now();
+        }
     }
 
     /// Whether no message has moved for too long.
