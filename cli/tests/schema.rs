@@ -45,6 +45,34 @@ fn a_wrong_password_is_exit_3_and_never_printed() {
     run(&["status"], &[("DATABASE_URL", &url)]).failed(3, &["no_such_database", "does not exist"]);
 }
 
+#[test]
+fn a_password_that_the_driver_cannot_send_is_named_and_no_character_of_it_is_printed() {
+    let server = servers::Postgres::start_own().unwrap();
+    let url = server.url("postgres");
+    let address = url.rsplit_once('@').unwrap().1;
+    let url = format!("postgres://postgres:{MARKER}%F0%9F%98%80@{address}");
+    for command in
+        [&["status"][..], &["migrate"], &["doctor"], &["relay", "--broker", "memory:", "--log", "error"]]
+    {
+        let ran = run(command, &[("DATABASE_URL", &url)]);
+        assert_ne!(ran.code, Some(0), "{ran:?}");
+        assert!(ran.err.contains("the password holds a character that the driver cannot send"), "{ran:?}");
+        assert!(!ran.err.contains('\u{1f600}') && !ran.out.contains('\u{1f600}'), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_server_is_reached_by_its_address_of_ipv6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return;
+    }
+    let server =
+        servers::PostgresOptions::new().with_setting("listen_addresses", "127.0.0.1,::1").start().unwrap();
+    let url = server.url("postgres").replace("127.0.0.1", "[::1]");
+    let ran = run(&["migrate"], &[("DATABASE_URL", &url)]);
+    assert!(ran.succeeded().contains("outbox: migrated"), "{ran:?}");
+}
+
 #[tokio::test]
 async fn a_missing_schema_is_exit_4_until_migrate_has_run() {
     let database = Database::empty("a_missing_schema").await;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use inbox::{Consumer, ConsumerError, HandlerError};
+use inbox::{Consumer, ConsumerError, HandlerError, Isolation};
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, placed, start};
 use message::Message;
 use sqlx::PgTransaction;
@@ -188,10 +188,6 @@ async fn a_serialization_failure_is_retried_and_not_counted() {
         .execute(&service.pool)
         .await
         .unwrap();
-    let name: String =
-        sqlx::query_scalar("select current_database()::text").fetch_one(&service.pool).await.unwrap();
-    let serializable = format!("alter database {name} set default_transaction_isolation = 'serializable'");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(serializable)).execute(&service.pool).await.unwrap();
     let pool = sqlx::postgres::PgPoolOptions::new()
         .max_connections(20)
         .connect(service.database.url())
@@ -201,7 +197,9 @@ async fn a_serialization_failure_is_retried_and_not_counted() {
     let messages: Vec<Message> = (0..40).map(|n| placed(&format!("key-{n}"), "")).collect();
     service.publish(&messages).await;
     let consumer = Consumer::new(CONSUMER, pool, service.broker.subscriber(CONSUMER, ["orders"]));
-    let running = start(consumer.with_max_attempts(1).on(KIND, Takes(tries.clone())));
+    let running = start(
+        consumer.with_isolation(Isolation::Serializable).with_max_attempts(1).on(KIND, Takes(tries.clone())),
+    );
     service.acknowledged().await;
     running.stop().await;
     assert!(service.held().await.is_empty());

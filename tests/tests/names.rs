@@ -7,12 +7,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod inbox_support;
+mod relay_support;
 #[path = "names/scan.rs"]
 mod scan;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use std::time::Duration;
+
+use brokers::memory::Broker;
+use inbox::Consumer;
+use inbox_support::{KIND, effect, placed};
+use migrations::Schema;
+use outbox::replay::Replay;
+use outbox::{admin, enqueue_all, enqueue_all_at};
+use relay_support::{message, start, until, until_published};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tests::Database;
 
@@ -177,6 +188,97 @@ async fn types(connection: &mut PgConnection, sql: &str) -> Vec<String> {
     let types = sqlx::query_scalar(types).persistent(false).fetch_one(&mut *connection).await.unwrap();
     connection.execute("deallocate probe").await.unwrap();
     types
+}
+
+/// Functions of `pg_catalog` that take anything, in the form for what our statements give them, which fits better.
+const POLYMORPHIC: [&str; 20] = [
+    "format(text, integer, numeric)",
+    "format(text, integer)",
+    "format(text, text)",
+    "format(text, text, text)",
+    "unnest(uuid[])",
+    "unnest(text[])",
+    "unnest(xid8[])",
+    "array_agg(smallint)",
+    "array_agg(bigint)",
+    "array_agg(text)",
+    "count(bigint)",
+    "generate_series(integer, bigint)",
+    "make_interval(secs text)",
+    "make_interval(secs numeric)",
+    "setval(text, bigint)",
+    "uuid_hash_extended(uuid, integer)",
+    "hashtextextended(text, integer)",
+    "jsonb_path_exists(jsonb, text)",
+    "regexp_replace(name, text, text, text)",
+    "encode(bytea, name)",
+];
+
+/// Migrated, with roles, by an administrator in whose path the traps stand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_that_others_put_into_public_is_called_by_a_migration_a_relay_a_consumer_or_an_administrator()
+{
+    let database = Database::empty("names_at_work").await;
+    let (pool, mut connection) = (database.pool(), database.connect().await);
+    set_traps(&mut connection).await;
+    for trap in POLYMORPHIC {
+        let create = format!("create function public.{trap} returns integer language sql as 'select 1 / 0'");
+        connection.execute(AssertSqlSafe(create)).await.expect(trap);
+    }
+    for schema in [Schema::Outbox, Schema::Inbox] {
+        schema.migrate(&mut connection).await.expect("it migrates");
+    }
+    connection.execute(sqlx::raw_sql(migrations::roles())).await.expect("the roles");
+    connection
+        .execute("create table effect (number bigserial primary key, message uuid, note text)")
+        .await
+        .unwrap();
+
+    let broker = Broker::new();
+    broker.reject_key("held");
+    let relay = start(pool, broker.publisher(), relay_support::settings());
+    let mut tx = pool.begin().await.unwrap();
+    outbox::lock_keys(&mut tx, &["a", "b"]).await.unwrap();
+    enqueue_all(&mut tx, &[message("a", 1), message("held", 1), placed("", "2")]).await.unwrap();
+    let due = enqueue_all_at(&mut tx, &[message("b", 1), message("c", 1)], chrono::Utc::now()).await.unwrap();
+    assert!(outbox::cancel(&mut tx, due[1]).await.unwrap());
+    outbox::commit(tx).await.unwrap();
+    until_published(&broker, 3).await;
+    until("the key is parked", || async {
+        admin::held_keys(pool, "default").await.unwrap().iter().any(admin::HeldKey::is_parked)
+    })
+    .await;
+    broker.accept_key("held");
+    let held = admin::held_keys(pool, "default").await.unwrap();
+    assert!(admin::redrive(pool, "default", held[0].position, "ada", None).await.unwrap());
+    until_published(&broker, 4).await;
+    admin::pause(pool, "default", "ada", None).await.unwrap();
+    admin::resume(pool, "default", "ada", None).await.unwrap();
+    admin::status(pool).await.expect("status");
+    admin::scheduled(pool).await.expect("scheduled");
+    admin::audit(pool, None, 10).await.expect("audit");
+    admin::examine(pool, Duration::from_secs(60)).await.expect("examine");
+    admin::survey(pool).await.expect("survey");
+    outbox::prune(pool).await.expect("prune");
+    relay.stop().await.expect("it ends in order");
+    let replay =
+        Replay::new("again", pool.clone(), broker.publisher(), "ada").with_filter(Default::default());
+    replay.run(tokio_util::sync::CancellationToken::new()).await.expect("a replay");
+
+    let consumer = Consumer::new("c", pool.clone(), broker.subscriber("c", ["orders"]));
+    let consumer = inbox_support::start(consumer.on(KIND, effect));
+    let published = [::message::Outgoing { destination: "orders".into(), message: placed("k", "3").into() }];
+    for result in ::message::publish_all(&broker.publisher(), &published).await {
+        result.unwrap();
+    }
+    until("it has its effect", || async {
+        sqlx::query_scalar::<_, i64>("select count(*) from effect").fetch_one(pool).await.unwrap() > 0
+    })
+    .await;
+    consumer.stop().await;
+    inbox::prune(pool).await.expect("prune");
+    inbox::admin::status(&mut connection).await.expect("status");
+    inbox::admin::held_keys(&mut connection, None, 10).await.expect("held keys");
 }
 
 #[tokio::test]
