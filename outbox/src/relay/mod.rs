@@ -247,7 +247,7 @@ impl<P: Publisher + 'static> Relay<P> {
                     if u32::is_power_of_two(failures) {
                         tracing::warn!(relay = self.name, error = chain(&error), failures, "the broker is not ready, trying again");
                     }
-                    waiting.because(\&chain(&error));
+                    waiting.because(&chain(&error));
                     if self.rests(pause, stop).await {
                         return Ok(None);
                     }
