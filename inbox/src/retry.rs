@@ -68,12 +68,21 @@ pub(crate) async fn claim(core: &Core, limit: usize) -> Result<Claimed, sqlx::Er
         .bind(core.process.id);
     // A crash of the server that forgets the claim ends its tries, too.
     let rows = statement::rows_without_flush(&core.pool, query).await?;
-    let mut claimed = Claimed::default();
+    let (mut claimed, mut suspects) = (Claimed::default(), false);
     for row in &rows {
-        (claimed.more, claimed.quarantined) = (row.try_get("more")?, row.try_get("quarantined")?);
+        (claimed.more, claimed.quarantined) = (row.try_get("more")?, row.try_get("unfinished")?);
+        suspects = row.try_get("suspects")?;
         if row.try_get::<Option<i64>, _>("hold")?.is_some() {
             claimed.claims.push(Claim::from_row(row)?);
         }
+    }
+    if suspects && !claimed.quarantined {
+        let query = sqlx::query(include_str!("sql/quarantine_due.sql")).bind(&*core.name).bind(&core.kinds);
+        // What was claimed is to be tried all the same; the next claim asks again.
+        claimed.quarantined = match statement::row_without_flush(&core.pool, query).await {
+            Ok(row) => row.try_get("due")?,
+            Err(_) => false,
+        };
     }
     Ok(claimed)
 }

@@ -5,6 +5,7 @@
 mod inbox_support;
 
 use std::collections::HashSet;
+use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -88,6 +89,11 @@ impl Deadly {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_of_the_consumer() {
     let Ok(url) = std::env::var(CHILD) else { return };
+    // It ends with the test that started it, however that ends.
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
     let connect =
         |connections| outbox::pool_options().max_connections(connections).connect_lazy(&url).unwrap();
     let subscriber =
@@ -111,6 +117,7 @@ impl Killed {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_process_of_the_consumer", "--nocapture", "--test-threads", "1"])
             .env(CHILD, database.url())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn();
         Killed(child.unwrap())

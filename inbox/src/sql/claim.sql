@@ -3,8 +3,8 @@
 -- A key whose last try did not end was in hand when its process died, beside others. That try is not counted; its message
 -- goes to the quarantine and is left to `claim_alone`, as is each message that is there already. A try by this process,
 -- which lives, that did not end is made again and counted once.
--- Returns a row for each key that is taken, or one row without a key; each says whether more may be due, and whether a
--- quarantined message is.
+-- Returns a row for each key that is taken, or one row without a key; each says whether more may be due, whether a message
+-- was sent to the quarantine, and whether one was there.
 -- $1 consumer, $2 how many, $3 milliseconds a try may last, $4 the kinds that this process handles, $5 process
 with due as materialized (
     select
@@ -52,19 +52,8 @@ with due as materialized (
 )
 select
     (select count(*) from due) >= $2::bigint as more,
-    exists (select from due where unfinished) or exists (
-        select from inbox.quarantine
-        join inbox.held_message as suspect
-            on suspect.consumer = quarantine.consumer and suspect.message_id = quarantine.message_id
-        join inbox.held_key on held_key.consumer = suspect.consumer and held_key.hold = suspect.hold
-        where quarantine.consumer = $1::text and suspect.kind = any ($4::text[])
-            and held_key.state = 'retrying' and held_key.next_attempt_at <= clock_timestamp()
-            and not exists (
-                select from inbox.held_message as earlier
-                where earlier.consumer = suspect.consumer and earlier.hold = suspect.hold
-                    and earlier.arrival < suspect.arrival
-            )
-    ) as quarantined,
+    exists (select from due where unfinished) as unfinished,
+    exists (select from inbox.quarantine where consumer = $1::text) as suspects,
     claimed.hold, claimed.attempts, claimed.last_error, message.arrival, message.received_at, message.message_id,
     message.correlation, message.causation, message.occurred_at, message.source, message.topic, message.kind,
     message.key, message.headers::text as headers, message.payload, message.late
