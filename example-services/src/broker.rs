@@ -6,7 +6,6 @@ use brokers::nats::{self, NatsSubscriber};
 use brokers::postgres::{self, Pattern, PostgresSubscriber};
 use inbox::Consumer;
 use sqlx::PgPool;
-use sqlx::postgres::PgConnectOptions;
 
 use crate::service::reached;
 

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, body::Bytes};
 use inbox::Ready;
-use message::sqlstate::{Fault, fault};
+use message::sqlstate;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
@@ -69,8 +69,8 @@ impl Problem {
     /// The database failed before anything was committed.
     pub fn database(error: sqlx::Error) -> Problem {
         let code = error.as_database_error().and_then(|error| error.code());
-        match (code.map(|code| fault(&code)), &error) {
-            (Some(Fault::Contention | Fault::Outage), _)
+        match (code.map(|code| sqlstate::fault(&code)), &error) {
+            (Some(sqlstate::Fault::Contention | sqlstate::Fault::Outage), _)
             | (None, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => {
                 Problem::Unavailable(Box::new(error))
             }

@@ -21,7 +21,7 @@ use crate::horizon::Refusal;
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::report;
-use crate::statement::{self, Begin, SILENCE, begin_on_pool, is_named};
+use crate::statement::{self, begin_on_pool, is_named};
 use crate::stored::HeldMessage;
 use crate::unstorable::plain;
 

@@ -245,7 +245,12 @@ impl<P: Publisher + 'static> Relay<P> {
                     let pause = self.settings.unavailable.after(failures, backoff::chance());
                     // More and more seldom.
                     if u32::is_power_of_two(failures) {
-                        tracing::warn!(relay = self.name, error = chain(&error), failures, "the broker is not ready, trying again");
+                        tracing::warn!(
+                            relay = self.name,
+                            error = chain(&error),
+                            failures,
+                            "the broker is not ready, trying again"
+                        );
                     }
                     waiting.because(&chain(&error));
                     if self.rests(pause, stop).await {
