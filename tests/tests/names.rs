@@ -257,7 +257,7 @@ async fn nothing_that_others_put_into_public_is_called_by_a_migration_a_relay_a_
     admin::status(pool).await.expect("status");
     admin::scheduled(pool).await.expect("scheduled");
     admin::audit(pool, None, 10).await.expect("audit");
-    admin::examine(pool, Duration::from_secs(60)).await.expect("examine");
+    admin::examine(pool, Duration::from_secs(60), Duration::from_secs(86_400)).await.expect("examine");
     admin::survey(pool).await.expect("survey");
     outbox::prune(pool).await.expect("prune");
     relay.stop().await.expect("it ends in order");
