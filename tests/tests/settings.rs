@@ -128,7 +128,8 @@ async fn three_relays_started_together_beside_serializable_writers_publish_each_
         }
     }
     admin::status(database.pool()).await.expect("it is looked at");
-    admin::examine(database.pool(), std::time::Duration::from_secs(60)).await.expect("it is examined");
+    let minute = std::time::Duration::from_secs(60);
+    admin::examine(database.pool(), minute, minute).await.expect("it is examined");
     outbox::prune(database.pool()).await.expect("it is pruned");
 }
 

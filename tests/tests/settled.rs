@@ -210,7 +210,7 @@ async fn a_retired_relay_keeps_nothing_as_settled() {
     until_nothing_is_held(pool).await;
     relay.stop().await.unwrap();
     assert_eq!(settled(pool).await, [2, 3]);
-    assert!(admin::retire(pool, "default", "ada", Some("replaced")).await.unwrap());
+    assert!(admin::retire(pool, "default", "ada", "replaced").await.unwrap());
     assert_eq!(settled(pool).await, [0_i64; 0]);
 }
 
