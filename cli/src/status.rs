@@ -370,8 +370,8 @@ held     paused   12       1.2s  0         1       3     0          0 of 16
 new      stopped  12       1.2s  0         1       3     0          0 of 16
 two      running  12       1.2s  0         1       3     2          15 of 16
 processes of relay two differ in what they publish to, and each gets a part of the log: pid 1: nats://a; pid 2: nats://b\\u{1b}[2J
-group old pins 2 of the 16 leaves of the log, and no process has run it for 26h00m: start a process of it; if it is not needed any more, outbox relays retire old says what giving it up would lose
-group held pins 2 of the 16 leaves of the log, and no process has run it for 26h00m: outbox audit --relay held says who paused it, and why; outbox relays resume held has it go on
+group old pins 2 of the 16 leaves of the log, and no process has run it for 1d02h: start a process of it; if it is not needed any more, outbox relays retire old says what giving it up would lose
+group held pins 2 of the 16 leaves of the log, and no process has run it for 1d02h: outbox audit --relay held says who paused it, and why; outbox relays resume held has it go on
 scheduled: 10000+ messages; the next is due in 1m30s
 
 consumer  started    processes  retrying  parked  held  oldest

@@ -135,7 +135,7 @@ async fn terminate(database: &Database, pid: i32) {
 /// Waits until the relay has not looked for so long.
 async fn until_silent(database: &Database, seconds: f64) {
     let query = "select coalesce(min(clock_timestamp() - state_change) > make_interval(secs => $2), false)
-        from pg_stat_activity where datname = $1 and query like '%message_position_seq%'";
+        from pg_stat_activity where datname = $1 and query like '%pg_current_snapshot()::text as snapshot%'";
     let silent = async {
         while !sqlx::query_scalar::<_, bool>(query)
             .bind(&database.name)

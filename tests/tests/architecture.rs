@@ -82,6 +82,17 @@ fn each_file_of_sql_says_first_what_it_promises() {
 }
 
 /// What stands between backticks.
+
+/// A database of another encoding refuses a statement that has other characters, in a comment too, before it can be asked
+/// what its encoding is.
+#[test]
+fn each_file_of_sql_is_ascii() {
+    let rooms = ["migrations", "outbox", "inbox", "brokers", "cli", "example-services"];
+    for file in rooms.iter().flat_map(|room| files(&root().join(room), ".sql")) {
+        assert!(std::fs::read_to_string(&file).unwrap().is_ascii(), "{}", file.display());
+    }
+}
+
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }

@@ -3,7 +3,7 @@
 --
 -- Delivered is what is visible in `seen`, and what is visible in `until` up to `after`. Said the other way round, so that
 -- each part is a short walk along an index: what began after the later snapshot, what was running when it was taken, and,
--- with a window open, what lies above `after` and began after `seen` or was running then. `order by … limit 1` keeps the
+-- with a window open, what lies above `after` and began after `seen` or was running then. `order by ... limit 1` keeps the
 -- planner on the index on (tx, position), and so does the comparison of rows: it cannot know how little lies above the
 -- snapshots, and would scan the leaf. It overrates the cost, too: interpret.sql goes first.
 -- Through the parent, on which everybody who may look has that right, and with the leaf in a condition, so that no other
