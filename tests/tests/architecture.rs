@@ -81,8 +81,6 @@ fn each_file_of_sql_says_first_what_it_promises() {
     }
 }
 
-/// What stands between backticks.
-
 /// A database of another encoding refuses a statement that has other characters, in a comment too, before it can be asked
 /// what its encoding is.
 #[test]
@@ -93,6 +91,7 @@ fn each_file_of_sql_is_ascii() {
     }
 }
 
+/// What stands between backticks.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
