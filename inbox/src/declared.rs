@@ -37,7 +37,10 @@ impl Declared {
     /// What to declare now, if it is time: half of what comes next is not declared.
     pub(crate) fn begin(&mut self, in_hand: &[Uuid], upcoming: &[Uuid]) -> Option<Vec<Uuid>> {
         let declared = upcoming.iter().filter(|message| self.contains(message)).count();
-        if self.next.is_some() || declared == upcoming.len() || declared > self.ahead / 2 {
+        // Enough is declared only if what comes next is: it may be what came last, and nothing passes it.
+        let is_next_declared = upcoming.first().is_none_or(|message| self.contains(message));
+        let is_enough = is_next_declared && declared > self.ahead / 2;
+        if self.next.is_some() || declared == upcoming.len() || is_enough {
             return None;
         }
         let next: HashSet<Uuid> = in_hand.iter().chain(upcoming).copied().collect();

@@ -16,5 +16,6 @@ pub(crate) async fn check_encoding(connection: &mut PgConnection) -> Result<(), 
 /// # Errors
 /// The database's.
 pub async fn encoding(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
-    statement::row(connection, sqlx::query(include_str!("sql/encoding.sql"))).await?.try_get("encoding")
+    let rows = statement::read(connection, sqlx::query(include_str!("sql/encoding.sql"))).await?;
+    rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("encoding")
 }

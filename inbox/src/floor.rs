@@ -89,8 +89,8 @@ pub async fn floor(connection: &mut PgConnection) -> Result<FloorStatus, sqlx::E
 
 pub(crate) async fn read(on: impl Begin<'_>) -> Result<FloorStatus, sqlx::Error> {
     let asked = Utc::now();
-    let row = statement::row(on, sqlx::query(include_str!("sql/floor_status.sql"))).await?;
-    FloorStatus::from_row(&row, asked)
+    let rows = statement::read(on, sqlx::query(include_str!("sql/floor_status.sql"))).await?;
+    FloorStatus::from_row(rows.first().ok_or(sqlx::Error::RowNotFound)?, asked)
 }
 
 /// Lowers the floor to where the longest horizon puts it, but not below the end of the newest day of which rows were

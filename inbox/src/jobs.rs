@@ -31,6 +31,7 @@ pub(crate) enum Job {
     Release,
     Declare,
     Beat,
+    Refresh,
     Prune,
 }
 
@@ -46,6 +47,7 @@ pub(crate) enum Ended {
     /// Whether it was written.
     Declared(bool),
     Pruned,
+    Refreshed,
     Beaten,
 }
 
@@ -67,8 +69,13 @@ pub(crate) async fn beat_again(core: &Core) -> Ended {
     if let Err(error) = within(2 * HEARTBEAT, beat(core)).await {
         debug!(consumer = %core.name, error = report(&error), "no heartbeat could be written");
     }
-    kinds::refresh(core).await;
     Ended::Beaten
+}
+
+/// Registers this process's kinds again: not with the heartbeat, which must wait for no lock and for no disk.
+pub(crate) async fn refresh_kinds(core: &Core) -> Ended {
+    kinds::refresh(core).await;
+    Ended::Refreshed
 }
 
 /// Takes held keys that are due.

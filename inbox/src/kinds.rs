@@ -82,7 +82,7 @@ pub(crate) async fn register(core: &Core) -> Result<bool, sqlx::Error> {
     statement::row(&core.pool, query).await?.try_get("is_new")
 }
 
-/// With each heartbeat.
+/// From time to time.
 pub(crate) async fn refresh(core: &Core) {
     if let Err(error) = core.in_time(register(core)).await {
         debug!(consumer = %core.name, error = report(&error), "kinds could not be registered again");

@@ -34,6 +34,8 @@ use crate::retry::{Claim, Claimed, Tried, drain, release};
 use crate::slots::{Due, Slots};
 use crate::statement;
 
+/// Less than the time after which the kinds of a process count as handled by none.
+const REFRESH_KINDS_EVERY: Duration = Duration::from_secs(30);
 /// How often rows past the horizon are removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 /// A broker that takes longer to hear that we are still at work will not be waited for.
@@ -172,6 +174,7 @@ impl Work {
         extend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut prune = tokio::time::interval(PRUNE_EVERY);
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut kinds = tokio::time::interval(REFRESH_KINDS_EVERY);
         let stop = self.core.stop.clone();
         while !stop.is_cancelled() && refused.is_none() {
             self.begin();
@@ -202,9 +205,10 @@ impl Work {
                 _ = extend.tick() => self.extend().await,
                 _ = prune.tick() => self.prune(),
                 _ = heartbeat.tick() => self.beat(),
+                _ = kinds.tick() => self.refresh_kinds(),
             }
         }
-        self.finish(settings, &mut extend).await;
+        self.finish(settings, &mut extend, &mut heartbeat).await;
         // A subscriber on the same pool may say first that it is closed.
         let refused = refused.filter(|_| !self.core.pool.is_closed());
         refused.map_or(Ok(()), |error| Err(ConsumerError::Subscription(error)))
@@ -229,6 +233,8 @@ impl Work {
             self.declared.clear();
         }
         let due = match self.more_due {
+            // None is claimed any more.
+            _ if self.core.stop.is_cancelled() => Due::No,
             true => Due::Many,
             false if self.next_claim <= Instant::now() => Due::Perhaps,
             false => Due::No,
@@ -277,7 +283,7 @@ impl Work {
             Job::Retry => self.slots.end_retry(),
             Job::Claim => self.slots.end_claim(),
             Job::Alone => self.slots.end_lone(std::time::Instant::now()),
-            Job::Release | Job::Declare | Job::Beat | Job::Prune => {}
+            Job::Release | Job::Declare | Job::Beat | Job::Refresh | Job::Prune => {}
         }
         match (job, ended) {
             (Job::Delivery(lane, _), Ok(Ended::Delivered(Applied::Done))) => self.lanes.done(lane),
@@ -296,7 +302,7 @@ impl Work {
                     give_back(self.lanes.clear()).await;
                 }
             }
-            (_, Ok(Ended::Delivered(_) | Ended::Released | Ended::Pruned | Ended::Beaten)) => {}
+            (_, Ok(Ended::Delivered(_) | Ended::Released | Ended::Pruned | Ended::Refreshed | Ended::Beaten)) => {}
             (job, Err(failed)) => {
                 // Ours, not a handler's: those are caught. Unanswered, its delivery comes again.
                 error!(consumer = %self.core.name, error = %failed, "a task of the consumer panicked");
@@ -380,6 +386,17 @@ impl Work {
         self.spawn(Job::Prune, async |core| jobs::prune(&core).await);
     }
 
+    /// Whether a task is under way that others could take for unfinished.
+    fn is_at_work(&self) -> bool {
+        self.is_under_way(|job| !matches!(job, Job::Beat | Job::Refresh | Job::Prune))
+    }
+
+    fn refresh_kinds(&mut self) {
+        if !self.is_under_way(|job| matches!(job, Job::Refresh)) {
+            self.spawn(Job::Refresh, async |core| jobs::refresh_kinds(&core).await);
+        }
+    }
+
     fn beat(&mut self) {
         if !self.is_under_way(|job| matches!(job, Job::Beat)) {
             self.spawn(Job::Beat, async |core| jobs::beat_again(&core).await);
@@ -396,7 +413,12 @@ impl Work {
 
     /// Finishes what is in hand. What has not begun within the grace is left to be delivered again; what has begun ends
     /// by the handler's timeout.
-    async fn finish(&mut self, settings: &Settings, extend: &mut tokio::time::Interval) {
+    async fn finish(
+        &mut self,
+        settings: &Settings,
+        extend: &mut tokio::time::Interval,
+        heartbeat: &mut tokio::time::Interval,
+    ) {
         self.core.stop.cancel();
         self.slots.give_up_lone();
         let grace = Instant::now() + settings.grace;
@@ -404,11 +426,13 @@ impl Work {
         loop {
             self.begin();
             if self.tasks.is_empty() {
-                return;
+                return give_back(self.lanes.clear()).await;
             }
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => self.settle(ended).await,
                 _ = extend.tick() => self.extend().await,
+                // Otherwise others would take it for dead, and what it finishes for what has killed it.
+                _ = heartbeat.tick(), if self.is_at_work() => self.beat(),
                 () = tokio::time::sleep_until(grace), if self.lanes.len() > 0 => give_back(self.lanes.clear()).await,
                 () = tokio::time::sleep_until(end) => {
                     warn!(consumer = %self.core.name, tasks = self.tasks.len(), "stopped without an answer from the database");

@@ -77,7 +77,7 @@ pub async fn kinds(
             messages: row.try_get("messages")?,
         })
     };
-    statement::rows(connection, query).await?.iter().map(status).collect()
+    statement::read(connection, query).await?.iter().map(status).collect()
 }
 
 /// Forgets a kind that no process of the consumer handles any more. Later messages of it are acknowledged; those that are

@@ -1,5 +1,6 @@
 -- Forgets a kind, unless a running process handles it: removes its registration and the messages of it that are held,
--- writes down that they count as handled, and who decided it. After `lock_kind`, in its transaction. `heads` are the holds
+-- writes down that they count as handled, and who decided it. An id that is held since before for a message from another
+-- source is left to that one. After `lock_kind`, in its transaction. `heads` are the holds
 -- whose first message was one of them.
 -- $1 consumer, $2 kind, $3 the holds that are locked, $4 who, $5 why, $6 seconds since the last registration after which
 -- no process is taken to handle it
@@ -12,7 +13,7 @@ with handled as materialized (
     where consumer = $1::text and kind = $2::text and not exists (select from handled)
     returning 1
 ), given_up as materialized (
-    select arrival, hold, received_at, message_id
+    select arrival, hold, received_at, message_id, source
     from inbox.held_message
     where consumer = $1::text and kind = $2::text and hold = any ($3::bigint[]) and not exists (select from handled)
 ), heads as materialized (
@@ -30,10 +31,15 @@ with handled as materialized (
     delete from inbox.held_message using given_up
     where held_message.consumer = $1::text and held_message.arrival = given_up.arrival
 ), admitted as (
-    insert into inbox.message (message_id, received_at, slot, consumer)
-    select message_id, received_at, inbox.slot(message_id), $1::text
+    insert into inbox.message (message_id, received_at, source_hash, slot, consumer)
+    select message_id, received_at, inbox.source_hash(source), inbox.slot(message_id), $1::text
     from given_up
     where message_id is not null
+        and not exists (
+            select from inbox.held_message as earlier
+            where earlier.consumer = $1::text and earlier.message_id = given_up.message_id
+                and earlier.arrival < given_up.arrival
+        )
     order by message_id
     on conflict do nothing
 ), written_down as (
