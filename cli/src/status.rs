@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::duration::passed;
 use crate::exit::Failure;
-use crate::output::{self, Format};
+use crate::output::{self, Format, plain};
 use crate::{database, schema};
 
 /// Show how far behind each relay is, and what relays and consumers hold back
@@ -30,6 +30,7 @@ Examples:
 pending: messages committed and not recorded as published, without those held back. lag: the age of the oldest of
 them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs.
 scheduled: messages that are not due yet, counted up to 10,000.
+A destination that takes nothing now is named, with the keys that wait for it.
 retrying and parked count keys; held counts the messages behind them. `outbox parked` lists them.
 
 Exit codes: 0 printed; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 4 the schema is
@@ -52,11 +53,23 @@ struct Relay {
     retrying: i64,
     parked: i64,
     held: i64,
+    held_bytes: i64,
+    set_aside: i64,
+    waits: Vec<Wait>,
     processes: i64,
     shards: i16,
     owned_shards: i64,
     pins: Vec<i64>,
     unattended_since: Option<DateTime<Utc>>,
+}
+
+/// A destination that keys wait for.
+#[derive(Clone, Serialize)]
+struct Wait {
+    destination: String,
+    keys: i64,
+    since: DateTime<Utc>,
+    error: String,
 }
 
 /// Up to 10,000 are counted; `more`: there are more.
@@ -110,6 +123,7 @@ fn text(status: &Status, now: DateTime<Utc>) -> String {
         let rows: Vec<Vec<String>> = status.relays.iter().map(Relay::cells).collect();
         let head = ["relay", "state", "pending", "lag", "retrying", "parked", "held", "processes", "shards"];
         text.push_str(&output::table(&head, &rows));
+        text.extend(status.relays.iter().flat_map(|relay| relay.waits(now)));
         text.extend(status.relays.iter().filter_map(|relay| relay.abandoned(now)));
     }
     text.extend(status.scheduled.line(now));
@@ -157,6 +171,31 @@ impl Relay {
 }
 
 impl Relay {
+    /// What its held keys wait for, if it is not a time or a person.
+    fn waits(&self, now: DateTime<Utc>) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .waits
+            .iter()
+            .map(|wait| {
+                format!(
+                    "relay {}: {} keys wait for destination {}, for {}: {}\n",
+                    self.relay,
+                    wait.keys,
+                    plain(&wait.destination),
+                    passed(now - wait.since),
+                    plain(&wait.error),
+                )
+            })
+            .collect();
+        if self.set_aside > 0 {
+            lines.push(format!(
+                "relay {}: {} keys are set aside: the backlog of each took more than half of what the relay reads ahead\n",
+                self.relay, self.set_aside
+            ));
+        }
+        lines
+    }
+
     /// What to say of a relay that nobody runs and that keeps leaves of the log from being emptied.
     fn abandoned(&self, now: DateTime<Utc>) -> Option<String> {
         let since = self.unattended_since.filter(|_| !self.pins.is_empty())?;
@@ -201,12 +240,21 @@ impl From<RelayStatus> for Relay {
             retrying: status.retrying,
             parked: status.parked,
             held: status.held_messages,
+            held_bytes: status.held_bytes,
+            set_aside: status.set_aside,
+            waits: status.waits.into_iter().map(Wait::from).collect(),
             processes: status.processes,
             shards: status.shards,
             owned_shards: status.owned_shards,
             pins: status.pins,
             unattended_since: status.unattended_since,
         }
+    }
+}
+
+impl From<outbox::admin::Wait> for Wait {
+    fn from(wait: outbox::admin::Wait) -> Self {
+        Wait { destination: wait.destination, keys: wait.keys, since: wait.since, error: wait.error }
     }
 }
 
@@ -239,6 +287,14 @@ mod tests {
             retrying: 0,
             parked: 1,
             held: 3,
+            held_bytes: 300,
+            set_aside: 0,
+            waits: vec![Wait {
+                destination: "shop.orders".to_owned(),
+                keys: 2,
+                since: now - TimeDelta::seconds(90),
+                error: "no stream takes it".to_owned(),
+            }],
             processes: 2,
             shards: 16,
             owned_shards: 15,
@@ -249,10 +305,13 @@ mod tests {
             relay: "old".to_owned(),
             owned_shards: 0,
             processes: 0,
+            set_aside: 1,
+            waits: Vec::new(),
             unattended_since: Some(now - TimeDelta::hours(2)),
             ..relay.clone()
         };
-        let paused = Relay { relay: "held".to_owned(), state: "paused".to_owned(), ..abandoned.clone() };
+        let paused =
+            Relay { relay: "held".to_owned(), state: "paused".to_owned(), set_aside: 0, ..abandoned.clone() };
         let consumer = Consumer {
             consumer: "stock".to_owned(),
             started_at: Some(now - TimeDelta::seconds(90)),
@@ -266,6 +325,8 @@ relay    state    pending  lag   retrying  parked  held  processes  shards
 default  running  12       1.2s  0         1       3     2          15 of 16
 old      running  12       1.2s  0         1       3     0          0 of 16
 held     paused   12       1.2s  0         1       3     0          0 of 16
+relay default: 2 keys wait for destination shop.orders, for 1m30s: no stream takes it
+relay old: 1 keys are set aside: the backlog of each took more than half of what the relay reads ahead
 relay old pins 2 of the 16 leaves of the log, and nobody has run it for 2h00m: run it, or outbox relays retire old
 relay held pins 2 of the 16 leaves of the log, and nobody has run it for 2h00m: outbox relays resume held, or outbox relays retire held
 scheduled: 10000+ messages; the next is due in 1m30s

@@ -6,6 +6,7 @@
 mod append;
 mod connection;
 mod eras;
+mod holding;
 mod lease;
 mod pace;
 mod progress;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use append::{append, check_appendable, name};
 pub use connection::{LogConnection, LogError};
 pub use eras::{Era, Eras};
+pub use holding::{HoldReason, NewHold};
 pub use lease::Lease;
 pub use progress::{CursorRecord, Progress};
 pub use reader::{Reader, RecordCommand};
@@ -37,7 +39,7 @@ pub(crate) use snapshot::{LEAVES, leaf, leaf_end};
 pub use snapshot::{NotSnapshot, Snapshot};
 pub use start::Start;
 pub(crate) use start::position_at;
-pub use store::{Cursor, NewHold, Record, Store};
+pub use store::{Cursor, Record, Store};
 pub(crate) use store::{faults, preflight};
 pub use window::{Look, PageRange, Reading, Seen, Window};
 

@@ -1,7 +1,9 @@
 //! The relay: reads the log, publishes, records. One process of it; any number may run.
 
+mod availability;
 mod backoff;
 mod busy;
+mod hearing;
 mod holds;
 mod lanes;
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub(super) struct Left {
     pub(super) expiries: u8,
     pub(super) unanswered: u8,
     pub(super) rejections: u8,
+    pub(super) outages: u8,
+    pub(super) set_aside: u8,
     pub(super) stops: u8,
     pub(super) server_crashes: u8,
 }
@@ -91,6 +93,8 @@ impl World {
                 expiries: bounds.expiries,
                 unanswered: bounds.unanswered,
                 rejections: bounds.rejections,
+                outages: bounds.outages,
+                set_aside: bounds.set_aside,
                 stops: bounds.stops,
                 server_crashes: bounds.server_crashes,
             },

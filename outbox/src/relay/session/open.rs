@@ -1,6 +1,6 @@
 //! The way to the first shards: joining the relay, standing by, acquiring.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::super::holds::Holds;
+use super::super::availability::SharedAvailability;
+use super::super::holds::{Holds, Loaded};
 use super::super::lanes::Lanes;
 use super::super::routes::Router;
 use super::super::{Broker, Relay};
@@ -114,8 +115,14 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let suspects: BTreeMap<_, _> = suspects.map(|cursor| (cursor.shard, cursor.crashes)).collect();
         let progress = cursors.iter().map(|cursor| cursor.shard).zip(Reader::progress(cursors)).collect();
         let mut lanes = Lanes::new(relay.publisher.pipelining());
-        let held: BTreeMap<_, _> =
-            Holds::<P>::load(&relay.pool, &relay.name, shards, &owned).await?.into_iter().collect();
+        let Loaded { keys: held, destinations } =
+            Holds::<P>::load(&relay.pool, &relay.name, shards, &owned).await?;
+        let availability = Arc::new(SharedAvailability::new(settings.unavailable));
+        let now = Instant::now();
+        availability.with(|state| {
+            destinations.into_iter().for_each(|destination| state.has_waited(destination, now))
+        });
+        let changes = availability.subscribe();
         for (position, key) in &held {
             key.iter().for_each(|key| lanes.hold(Arc::clone(key), *position));
         }
@@ -138,6 +145,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             shards,
             epochs: epochs.clone(),
             notices: notice_sender,
+            availability: Arc::clone(&availability),
             stop: holds_stop.clone(),
         };
         tasks.spawn(async move {
@@ -164,8 +172,11 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             records: Some(records),
             notices,
             writing: None,
+            writing_copies: HashSet::new(),
+            writing_waits: HashSet::new(),
             new_holds: Vec::new(),
             copies: Vec::new(),
+            copied_bytes: 0,
             held,
             releasing: BTreeSet::new(),
             held_count,
@@ -175,8 +186,11 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             moved: false,
             quiet_since: Instant::now(),
             resting: Vec::new(),
-            paused_until: None,
-            failures: 0,
+            availability,
+            changes,
+            read_to: 0,
+            looking: JoinSet::new(),
+            look_beyond_at: now,
             publishing: JoinSet::new(),
             tasks,
             holds_stop,
