@@ -46,7 +46,8 @@ impl Session {
             }
             return true;
         }
-        let on_the_way = self.copies.iter().any(|(of, _)| *of == hold) || self.lanes.has_copies(hold);
+        let on_the_way =
+            self.copies.iter().any(|(of, _)| *of == hold) || self.lanes.copied_to().any(|of| of == hold);
         if on_the_way && plant != Some(Plant::ReleasedTooEarly) {
             return false;
         }
