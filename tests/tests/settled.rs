@@ -7,7 +7,7 @@ mod relay_support;
 use std::time::Duration;
 
 use brokers::memory::{Broker, Fault};
-use outbox::log::{CursorRecord, LogConnection, LogMessage, NewHold, Record, Seen, Start, Store};
+use outbox::log::{CursorRecord, HoldReason, LogConnection, LogMessage, NewHold, Record, Seen, Start, Store};
 use outbox::replay::{Filter, Replay};
 use outbox::{Backoff, Policies, Policy, Settings, admin};
 use relay_support::{Running, message, numbers, settings, start, start_named, until, until_published, write};
@@ -210,7 +210,7 @@ async fn a_retired_relay_keeps_nothing_as_settled() {
     until_nothing_is_held(pool).await;
     relay.stop().await.unwrap();
     assert_eq!(settled(pool).await, [2, 3]);
-    assert!(admin::retire(pool, "default", "ada", Some("replaced")).await.unwrap());
+    assert!(admin::retire(pool, "default", "ada", "replaced").await.unwrap());
     assert_eq!(settled(pool).await, [0_i64; 0]);
 }
 
@@ -232,6 +232,8 @@ async fn a_copy_of_a_message_that_is_being_skipped_waits_and_copies_nothing() {
         retry_in: None,
         attempts: 1,
         error: "no".to_owned(),
+        reason: HoldReason::Failed,
+        destination: None,
     };
     let copy = |position: i64| {
         let mut message = message("bad", usize::try_from(position).unwrap());
