@@ -104,7 +104,7 @@ fn statements() -> Vec<(String, String)> {
             // The services' tables are made here as a part of the test.
             if !fixed && !own && !name.ends_with("/schema.sql") {
                 let sql = std::fs::read_to_string(&file).unwrap();
-                let sql = sql.replace("/*leaf*/", "3").replace("/*leaves*/", "3, 4").replace("{slot}", "3");
+                let sql = sql.replace("/*leaf*/", "3").replace("/*leaves*/", "3, 4").replace("{slot}", "3").replace("{day}", "inbox.message_3");
                 statements.push((name, sql));
             }
         }
@@ -260,7 +260,7 @@ async fn nothing_that_others_put_into_public_is_called_by_a_migration_a_relay_a_
     admin::status(pool).await.expect("status");
     admin::scheduled(pool).await.expect("scheduled");
     admin::audit(pool, None, 10).await.expect("audit");
-    admin::examine(pool, Duration::from_secs(60)).await.expect("examine");
+    admin::examine(pool, Duration::from_secs(60), Duration::from_secs(60)).await.expect("examine");
     admin::survey(pool).await.expect("survey");
     outbox::prune(pool).await.expect("prune");
     relay.stop().await.expect("it ends in order");

@@ -4,13 +4,13 @@
 with registered as (
     insert into inbox.consumer_kind (consumer, kind)
     select $1::text, handled.kind
-    from unnest($2::text[]) as handled (kind)
+    from pg_catalog.unnest($2::text[]) as handled (kind)
     order by handled.kind
     on conflict (consumer, kind) do update set last_seen_at = clock_timestamp()
     where consumer_kind.last_seen_at < clock_timestamp() - interval '1 minute'
 )
 select exists (
-    select from unnest($2::text[]) as handled (kind)
+    select from pg_catalog.unnest($2::text[]) as handled (kind)
     where not exists (
         select from inbox.consumer_kind as known
         where known.consumer = $1::text and known.kind = handled.kind
