@@ -123,7 +123,7 @@ begin
         on outbox.message to outbox_operator, outbox_monitor;
     grant select (due_at, number, id, correlation, causation, occurred_at, source, topic, kind, key)
         on outbox.scheduled_message to outbox_operator, outbox_monitor;
-    grant select (relay, position, held, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key)
+    grant select (relay, position, held, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, bytes)
         on outbox.held_message to outbox_monitor;
 
     -- An operator asks, and the shard's owner does it: the next attempt is brought forward, or a message is dropped.
@@ -131,7 +131,7 @@ begin
     -- enqueued.
     grant select, delete on outbox.held_message to outbox_operator;
     grant insert, delete on outbox.settled_message to outbox_operator;
-    grant update (state, attempts, next_attempt_at, last_error), delete on outbox.held_key to outbox_operator;
+    grant update (state, attempts, next_attempt_at, last_error, destination), delete on outbox.held_key to outbox_operator;
     grant update (state, changes) on outbox.relay to outbox_operator;
     -- It asks for replays, and sees what one would publish. To run it is to read payloads, which takes outbox_relay, too.
     for leaf in select inhrelid::regclass from pg_catalog.pg_inherits where inhparent = 'outbox.message'::regclass loop

@@ -38,6 +38,7 @@ pending: messages committed and not recorded as published, without those held ba
 them. shards: how many have a living owner; fewer than all for longer than a lease means that no process runs. A process that
 waits for its broker at its start is named below the table (json: waiting, waiting_for).
 scheduled: messages that are not due yet, counted up to 10,000.
+A destination that takes nothing now is named, with the keys that wait for it.
 retrying and parked count keys; held counts the messages behind them. `outbox parked` lists them.
 
 Exit codes: 0 printed; 1 the database refused; 2 wrong usage; 3 the database cannot be reached; 4 the schema is
@@ -62,6 +63,9 @@ struct Relay {
     retrying: i64,
     parked: i64,
     held: i64,
+    held_bytes: i64,
+    set_aside: i64,
+    waits: Vec<Wait>,
     processes: i64,
     waiting: i64,
     waiting_for: Option<String>,
@@ -75,6 +79,15 @@ struct Relay {
     destination: Option<String>,
     /// Where living processes publish to, if that differs.
     split: Vec<String>,
+}
+
+/// A destination that keys wait for.
+#[derive(Clone, Serialize)]
+struct Wait {
+    destination: String,
+    keys: i64,
+    since: DateTime<Utc>,
+    error: String,
 }
 
 /// Up to 10,000 are counted; `more`: there are more.
@@ -137,7 +150,8 @@ fn text(status: &Status, abandoned: Duration, now: DateTime<Utc>) -> String {
         let rows: Vec<Vec<String>> = status.relays.iter().map(Relay::cells).collect();
         let head = ["relay", "state", "pending", "lag", "retrying", "parked", "held", "processes", "shards"];
         text.push_str(&output::table(&head, &rows));
-        text.extend(status.relays.iter().filter_map(Relay::waits));
+        text.extend(status.relays.iter().filter_map(Relay::waits_for_broker));
+        text.extend(status.relays.iter().flat_map(|relay| relay.waits_for_destinations(now)));
         text.extend(status.relays.iter().filter_map(Relay::differs));
         text.extend(status.relays.iter().filter_map(|relay| relay.abandoned(abandoned, now)));
     }
@@ -189,10 +203,35 @@ impl Relay {
 
 impl Relay {
     /// What to say of a relay of which processes wait for their broker before they take part.
-    fn waits(&self) -> Option<String> {
+    fn waits_for_broker(&self) -> Option<String> {
         let reason = self.waiting_for.as_deref().filter(|_| self.waiting > 0)?;
         let (relay, waiting) = (&self.relay, self.waiting);
         Some(format!("relay {relay}: processes that wait for their broker: {waiting} ({reason})\n"))
+    }
+
+    /// What its held keys wait for, if it is not a time or a person.
+    fn waits_for_destinations(&self, now: DateTime<Utc>) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .waits
+            .iter()
+            .map(|wait| {
+                format!(
+                    "relay {}: {} keys wait for destination {}, for {}: {}\n",
+                    self.relay,
+                    wait.keys,
+                    plain(&wait.destination),
+                    passed(now - wait.since),
+                    plain(&wait.error),
+                )
+            })
+            .collect();
+        if self.set_aside > 0 {
+            lines.push(format!(
+                "relay {}: {} keys are set aside: the backlog of each took more than half of what the relay reads ahead\n",
+                self.relay, self.set_aside
+            ));
+        }
+        lines
     }
 
     fn kind(&self) -> &'static str {
@@ -265,6 +304,9 @@ impl From<RelayStatus> for Relay {
             retrying: status.retrying,
             parked: status.parked,
             held: status.held_messages,
+            held_bytes: status.held_bytes,
+            set_aside: status.set_aside,
+            waits: status.waits.into_iter().map(Wait::from).collect(),
             processes: status.processes,
             waiting: status.waiting,
             waiting_for: status.waiting_for,
@@ -276,6 +318,12 @@ impl From<RelayStatus> for Relay {
             destination: status.destination,
             split: status.split,
         }
+    }
+}
+
+impl From<outbox::admin::Wait> for Wait {
+    fn from(wait: outbox::admin::Wait) -> Self {
+        Wait { destination: wait.destination, keys: wait.keys, since: wait.since, error: wait.error }
     }
 }
 
@@ -311,6 +359,14 @@ mod tests {
             retrying: 0,
             parked: 1,
             held: 3,
+            held_bytes: 300,
+            set_aside: 0,
+            waits: vec![Wait {
+                destination: "shop.orders".to_owned(),
+                keys: 2,
+                since: now - TimeDelta::seconds(90),
+                error: "no stream takes it".to_owned(),
+            }],
             processes: 2,
             waiting: 0,
             waiting_for: None,
@@ -326,6 +382,8 @@ mod tests {
             relay: "old".to_owned(),
             owned_shards: 0,
             processes: 0,
+            set_aside: 1,
+            waits: Vec::new(),
             state: "stopped".to_owned(),
             unattended_since: Some(now - TimeDelta::hours(26)),
             is_group: true,
@@ -334,10 +392,12 @@ mod tests {
         let just_stopped = Relay {
             relay: "new".to_owned(),
             unattended_since: Some(now - TimeDelta::seconds(1)),
+            set_aside: 0,
             ..abandoned.clone()
         };
         let split = Relay {
             relay: "two".to_owned(),
+            waits: Vec::new(),
             split: vec!["pid 1: nats://a".to_owned(), "pid 2: nats://b\u{1b}[2J".to_owned()],
             ..relay.clone()
         };
@@ -348,11 +408,12 @@ mod tests {
             ..relay.clone()
         };
         assert_eq!(
-            waits.waits().unwrap(),
+            waits.waits_for_broker().unwrap(),
             "relay default: processes that wait for their broker: 1 (broker unavailable: refused)\n"
         );
-        assert_eq!(relay.waits(), None);
-        let paused = Relay { relay: "held".to_owned(), state: "paused".to_owned(), ..abandoned.clone() };
+        assert_eq!(relay.waits_for_broker(), None);
+        let paused =
+            Relay { relay: "held".to_owned(), state: "paused".to_owned(), set_aside: 0, ..abandoned.clone() };
         let consumer = Consumer {
             consumer: "stock".to_owned(),
             started_at: Some(now - TimeDelta::seconds(90)),
@@ -369,6 +430,8 @@ old      stopped  12       1.2s  0         1       3     0          0 of 16
 held     paused   12       1.2s  0         1       3     0          0 of 16
 new      stopped  12       1.2s  0         1       3     0          0 of 16
 two      running  12       1.2s  0         1       3     2          15 of 16
+relay default: 2 keys wait for destination shop.orders, for 1m30s: no stream takes it
+relay old: 1 keys are set aside: the backlog of each took more than half of what the relay reads ahead
 processes of relay two differ in what they publish to, and each gets a part of the log: pid 1: nats://a; pid 2: nats://b\\u{1b}[2J
 group old pins 2 of the 16 leaves of the log, and no process has run it for 1d02h: start a process of it; if it is not needed any more, outbox relays retire old says what giving it up would lose
 group held pins 2 of the 16 leaves of the log, and no process has run it for 1d02h: outbox audit --relay held says who paused it, and why; outbox relays resume held has it go on

@@ -302,7 +302,10 @@ impl Work {
                     give_back(self.lanes.clear()).await;
                 }
             }
-            (_, Ok(Ended::Delivered(_) | Ended::Released | Ended::Pruned | Ended::Refreshed | Ended::Beaten)) => {}
+            (
+                _,
+                Ok(Ended::Delivered(_) | Ended::Released | Ended::Pruned | Ended::Refreshed | Ended::Beaten),
+            ) => {}
             (job, Err(failed)) => {
                 // Ours, not a handler's: those are caught. Unanswered, its delivery comes again.
                 error!(consumer = %self.core.name, error = %failed, "a task of the consumer panicked");

@@ -31,9 +31,17 @@ pub enum Pipelining {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The broker's: it cannot be reached or takes nothing now. Tried again; nothing counts against the message.
+    /// The broker's: it cannot be reached or takes nothing now, for any destination. Tried again; nothing counts against the
+    /// message.
     #[error("broker unavailable: {0}")]
     Unavailable(String),
+    /// The destination's: the broker answers, and this destination is missing, full or closed. Messages to other
+    /// destinations go on. Tried again; nothing counts against the message.
+    #[error("destination unavailable: {0}")]
+    DestinationUnavailable(String),
+    /// The predecessor's: an earlier message of the key was not kept, so this one was not sent. Tried again after it.
+    #[error("not sent: {0}")]
+    NotSent(String),
     /// The message's: the broker will not take it. Its key is held back, others go on.
     #[error("message rejected: {0}")]
     Rejected(String),

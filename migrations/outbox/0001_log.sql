@@ -168,6 +168,8 @@ create table outbox.cursor (
 ) with (fillfactor = 10);
 
 -- A key that a relay holds back, named by the position of the message that failed. A message without a key is held alone.
+-- `reason`: its message failed; or is suspected of having ended the relay's process; or its destination is unavailable; or its
+-- backlog takes too much of what the relay reads ahead. With a `destination` it waits for that, and not for a time.
 create table outbox.held_key (
     relay text not null references outbox.relay (name),
     position bigint not null,
@@ -178,13 +180,19 @@ create table outbox.held_key (
     next_attempt_at timestamptz,
     last_error text not null check (octet_length(last_error) <= 4096),
     held_at timestamptz not null default clock_timestamp(),
+    reason text not null default 'failed' check (reason in ('failed', 'suspected', 'destination', 'backlog')),
+    destination text,
     primary key (relay, position),
     constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null)),
     constraint held_key_next_attempt_at check (
         next_attempt_at >= '1970-01-01 00:00:00+00' and next_attempt_at < '10000-01-01 00:00:00+00'
-    )
+    ),
+    constraint held_key_destination check (destination is null or (reason = 'destination' and state = 'retrying'))
 );
 create unique index held_key_key on outbox.held_key (relay, key) where key is not null;
+-- However many keys wait for a destination, what else is due is found without them, and they in their order.
+create index held_key_due on outbox.held_key (relay, next_attempt_at) where state = 'retrying' and destination is null;
+create index held_key_waiting on outbox.held_key (relay, destination, position) where destination is not null;
 
 -- The messages of a held key, copied out of the log as the cursor meets them. What the log has, this table takes: also a
 -- row that is no message, from before a constraint, is held, so that a person sees it.
@@ -203,6 +211,8 @@ create table outbox.held_message (
     key text,
     headers jsonb,
     payload bytea,
+    -- Of the payload, for who may not read that.
+    bytes integer not null default 0,
     primary key (relay, position),
     foreign key (relay, held) references outbox.held_key (relay, position)
 );

@@ -34,6 +34,12 @@ pub trait Setup: Send + Sync {
     /// How long the broker waits for an answer before it delivers again: short, for the claims wait for it.
     fn answer_wait(&self) -> Duration;
 
+    /// A destination that takes nothing now, though the broker works. `None`: this broker has none of that kind.
+    async fn closed_destination(&self) -> Option<String>;
+
+    /// A publisher to a broker of this kind that cannot be reached.
+    async fn unreachable(&self) -> Box<dyn Publisher>;
+
     /// Puts what another producer may send on the destination, headers as CloudEvents over HTTP spells them. `false`:
     /// only we write to this broker.
     async fn put_foreign(&self, headers: &[(&str, &str)], payload: &'static [u8]) -> bool;
@@ -45,6 +51,7 @@ macro_rules! conformance_tests {
     ($setup:path) => {
         $crate::conformance_tests!(@ $setup:
             every_confirmed_message_arrives_as_it_was_sent,
+            a_broker_that_is_unavailable_is_told_apart_from_a_destination_that_is,
             messages_of_a_key_arrive_in_order,
             each_group_receives_everything,
             subscribers_of_a_group_share_without_doubles_and_in_order,

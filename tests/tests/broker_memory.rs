@@ -35,6 +35,17 @@ impl Setup for Memory {
         Duration::from_millis(300)
     }
 
+    async fn closed_destination(&self) -> Option<String> {
+        self.0.close_destination("closed");
+        Some("closed".to_owned())
+    }
+
+    async fn unreachable(&self) -> Box<dyn Publisher> {
+        let broker = Broker::new();
+        broker.go_down();
+        Box::new(broker.publisher())
+    }
+
     async fn put_foreign(&self, headers: &[(&str, &str)], payload: &'static [u8]) -> bool {
         self.0.put_foreign("orders", headers, payload);
         true
@@ -54,6 +65,8 @@ fn kinds(results: &[Result<(), PublishError>]) -> Vec<&'static str> {
     let kind = |result: &Result<(), PublishError>| match result {
         Ok(()) => "ok",
         Err(PublishError::Unavailable(_)) => "unavailable",
+        Err(PublishError::DestinationUnavailable(_)) => "destination",
+        Err(PublishError::NotSent(_)) => "not sent",
         Err(PublishError::Rejected(_)) => "rejected",
         Err(PublishError::Unknown(_)) => "unknown",
         Err(_) => "other",
@@ -65,14 +78,15 @@ fn kinds(results: &[Result<(), PublishError>]) -> Vec<&'static str> {
 async fn each_fault_meets_the_next_message_once() {
     let broker = Broker::new();
     broker.fail_next(1, Fault::Unavailable);
+    broker.fail_next(1, Fault::DestinationUnavailable);
     broker.fail_next(1, Fault::Rejected);
     broker.fail_next(1, Fault::Unknown);
     broker.fail_next(1, Fault::UnknownButKept);
-    let batch: Vec<Outgoing> = ["a", "b", "c", "d", "e"].map(outgoing).into();
+    let batch: Vec<Outgoing> = ["a", "b", "c", "d", "e", "f"].map(outgoing).into();
     let results = publish_all(&broker.publisher(), &batch).await;
-    assert_eq!(kinds(&results), ["unavailable", "rejected", "unknown", "unknown", "ok"]);
+    assert_eq!(kinds(&results), ["unavailable", "destination", "rejected", "unknown", "unknown", "ok"]);
     let kept: Vec<_> = broker.published().iter().map(|published| published.message.id).collect();
-    assert_eq!(kept, [batch[3].message.id, batch[4].message.id]);
+    assert_eq!(kept, [batch[4].message.id, batch[5].message.id]);
 }
 
 #[tokio::test]
@@ -80,7 +94,7 @@ async fn nothing_of_a_key_is_kept_after_a_failure_in_its_batch() {
     let broker = Broker::new();
     broker.fail_next(1, Fault::Rejected);
     let batch = ["a", "b", "a"].map(outgoing);
-    assert_eq!(kinds(&publish_all(&broker.publisher(), &batch).await), ["rejected", "ok", "unavailable"]);
+    assert_eq!(kinds(&publish_all(&broker.publisher(), &batch).await), ["rejected", "ok", "not sent"]);
     assert_eq!(broker.published().len(), 1);
 }
 

@@ -70,6 +70,14 @@ impl Setup for Nats {
         ANSWER_WAIT
     }
 
+    async fn closed_destination(&self) -> Option<String> {
+        Some("nobody.takes.this".to_owned())
+    }
+
+    async fn unreachable(&self) -> Box<dyn Publisher> {
+        Box::new(NatsPublisher::new(connect("nats://127.0.0.1:9").await.expect("an address")))
+    }
+
     async fn put_foreign(&self, headers: &[(&str, &str)], payload: &'static [u8]) -> bool {
         let pairs = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
         let block = format!("NATS/1.0\r\n{}\r\n", pairs.collect::<String>());
@@ -145,14 +153,14 @@ async fn a_destination_that_is_no_subject_is_rejected() {
 }
 
 #[tokio::test]
-async fn a_subject_that_no_stream_takes_is_the_brokers_fault_and_named() {
+async fn a_subject_that_no_stream_takes_is_a_destination_that_is_unavailable_and_named() {
     let nats = nats().await;
     let outgoing = Outgoing {
         destination: "nobody.takes.this".into(),
         message: Arc::new(Message::new("orders", "order.placed", "{}")),
     };
     let results = publish_all(&nats.publisher(), &[outgoing]).await;
-    let Err(PublishError::Unavailable(text)) = &results[0] else { panic!("{results:?}") };
+    let Err(PublishError::DestinationUnavailable(text)) = &results[0] else { panic!("{results:?}") };
     assert!(text.contains("nobody.takes.this") && text.contains(&nats.name), "{text}");
 }
 
@@ -161,11 +169,11 @@ async fn another_stream_does_not_take_what_is_meant_for_one() {
     let nats = nats().await;
     let other = NatsPublisher::new(nats.connection.clone()).with_stream(StreamPolicy::check("elsewhere"));
     let results = publish_all(&other, &[nats.outgoing(Message::new("orders", "order.placed", "{}"))]).await;
-    assert!(matches!(&results[0], Err(PublishError::Unavailable(_))), "{results:?}");
+    assert!(matches!(&results[0], Err(PublishError::DestinationUnavailable(_))), "{results:?}");
 }
 
 #[tokio::test]
-async fn a_full_stream_is_unavailable_and_confirms_only_what_it_keeps() {
+async fn a_full_stream_is_a_destination_that_is_unavailable_and_confirms_only_what_it_keeps() {
     let nats = nats().await;
     let name = format!("{}-full", nats.name);
     let policy = StreamPolicy::create(&name, [name.clone()]).with_max_bytes(20_000);
@@ -178,7 +186,8 @@ async fn a_full_stream_is_unavailable_and_confirms_only_what_it_keeps() {
     let results = publish_all(&publisher, &batch).await;
     let confirmed = results.iter().filter(|result| result.is_ok()).count();
     assert!((1..10).contains(&confirmed), "{results:?}");
-    let full = |result: &&Result<(), PublishError>| matches!(result, Err(PublishError::Unavailable(_)));
+    let full =
+        |result: &&Result<(), PublishError>| matches!(result, Err(PublishError::DestinationUnavailable(_)));
     assert_eq!(results.iter().filter(full).count(), 10 - confirmed, "{results:?}");
     let mut subscriber = NatsSubscriber::new(nats.connection.clone(), &name, "g");
     assert_eq!(receive_all(&mut subscriber, confirmed).await.len(), confirmed);

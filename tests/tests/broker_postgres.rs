@@ -114,6 +114,17 @@ impl Setup for Postgres {
         ANSWER_WAIT
     }
 
+    async fn closed_destination(&self) -> Option<String> {
+        // All destinations are topics of one log.
+        None
+    }
+
+    async fn unreachable(&self) -> Box<dyn Publisher> {
+        let pool = outbox::pool_options().acquire_timeout(Duration::from_secs(5));
+        let pool = pool.connect_lazy("postgres://nobody@127.0.0.1:9/none").expect("a URL");
+        Box::new(PostgresPublisher::new(pool))
+    }
+
     async fn put_foreign(&self, _: &[(&str, &str)], _: &'static [u8]) -> bool {
         false
     }

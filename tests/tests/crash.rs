@@ -13,7 +13,7 @@ use brokers::memory::Broker;
 use eras_support::proxy::Pooler;
 use eras_support::{Cluster, arrived, message, start_as};
 use message::Message;
-use outbox::log::{CursorRecord, LogConnection, LogError, NewHold, Record, Seen, Start, Store};
+use outbox::log::{CursorRecord, HoldReason, LogConnection, LogError, NewHold, Record, Seen, Start, Store};
 use outbox::{Settings, commit, enqueue_all};
 use relay_support::{settings, until, write};
 use servers::PostgresOptions;
@@ -165,8 +165,16 @@ async fn a_snapshot_taken_before_a_crash_is_not_recorded_after_it() {
     pooler.resume();
     let seen = Seen { era: 1, snapshot, bound: 0 };
     let cursor = CursorRecord { shard: 0, seen, until: None, after: 0 };
-    let hold =
-        NewHold { position: 1, slot: 0, key: None, retry_in: None, attempts: 1, error: "no".to_owned() };
+    let hold = NewHold {
+        position: 1,
+        slot: 0,
+        key: None,
+        retry_in: None,
+        attempts: 1,
+        error: "no".to_owned(),
+        reason: HoldReason::Failed,
+        destination: None,
+    };
     for holds in [vec![], vec![hold]] {
         let record = Record { cursors: vec![cursor.clone()], holds, ..Record::default() };
         let refused = log.record(&mut store, record).await.unwrap_err();

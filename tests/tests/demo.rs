@@ -130,8 +130,8 @@ async fn the_demo_adds_up_after_a_service_and_a_relay_were_killed() {
     }
     assert!(!said.contains("FAILED"), "{said}");
     // Whatever it waits for stands in its lines: the last of them has nothing left.
-    let lines = said.lines().filter_map(|line| line.split_once(" effects ")?.1.split_once(" held back "));
-    let (effects, held) = lines.rev().next().unwrap();
+    let mut lines = said.lines().filter_map(|line| line.split_once(" effects ")?.1.split_once(" held back "));
+    let (effects, held) = lines.next_back().unwrap();
     let (made, due) = effects.trim().split_once(" of ").unwrap();
     assert_eq!((made, held.trim()), (due, "0"), "{said}");
     assert_eq!(made.parse(), Ok(number(said, "effects, each exactly once")), "{said}");

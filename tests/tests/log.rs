@@ -11,7 +11,8 @@ use brokers::memory::Broker;
 use message::{Message, MessageId};
 use outbox::Upkeep;
 use outbox::log::{
-    CursorRecord, Eras, LogConnection, NewHold, PageRange, Reading, Record, Seen, Start, Store, Window,
+    CursorRecord, Eras, HoldReason, LogConnection, NewHold, PageRange, Reading, Record, Seen, Start, Store,
+    Window,
 };
 use relay_support::{message, patient, settings, start, until, until_published, write};
 use serde_json::Value;

@@ -7,7 +7,7 @@ mod relay_support;
 use std::time::Duration;
 
 use brokers::memory::{Broker, Fault};
-use outbox::log::{CursorRecord, LogConnection, LogMessage, NewHold, Record, Seen, Start, Store};
+use outbox::log::{CursorRecord, HoldReason, LogConnection, LogMessage, NewHold, Record, Seen, Start, Store};
 use outbox::replay::{Filter, Replay};
 use outbox::{Backoff, Policies, Policy, Settings, admin};
 use relay_support::{Running, message, numbers, settings, start, start_named, until, until_published, write};
@@ -232,6 +232,8 @@ async fn a_copy_of_a_message_that_is_being_skipped_waits_and_copies_nothing() {
         retry_in: None,
         attempts: 1,
         error: "no".to_owned(),
+        reason: HoldReason::Failed,
+        destination: None,
     };
     let copy = |position: i64| {
         let mut message = message("bad", usize::try_from(position).unwrap());

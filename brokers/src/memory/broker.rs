@@ -83,7 +83,7 @@ impl Shared {
 impl State {
     /// Keeps the message or not, as the faults have it.
     pub(super) fn keep(&mut self, outgoing: &Outgoing) -> Result<(), PublishError> {
-        let fate = self.faults.meet(&outgoing.message);
+        let fate = self.faults.meet(outgoing);
         if fate.kept {
             self.log.push(Entry {
                 destination: outgoing.destination.clone(),
@@ -202,6 +202,22 @@ impl Broker {
     /// Messages of this key are no longer rejected.
     pub fn accept_key(&self, key: &str) {
         self.change(|state| state.faults.rejected_keys.remove(key));
+    }
+
+    /// This destination takes nothing until [`open_destination`](Self::open_destination): publishers hear
+    /// `DestinationUnavailable`.
+    pub fn close_destination(&self, destination: &str) {
+        self.change(|state| state.faults.closed_destinations.insert(destination.into()));
+    }
+
+    /// The destination takes messages again.
+    pub fn open_destination(&self, destination: &str) {
+        self.change(|state| state.faults.closed_destinations.remove(destination));
+    }
+
+    /// How many messages were refused because their destination was closed.
+    pub fn refused_by_destinations(&self) -> usize {
+        self.shared.lock().faults.refused_by_destinations
     }
 
     /// Nothing is taken and nothing delivered until [`come_up`](Self::come_up): publishers, subscribers and answers

@@ -71,7 +71,7 @@ fn keep_in_order(state: &mut State, batch: &[Outgoing]) -> Vec<Result<(), Publis
     for outgoing in batch {
         let key = outgoing.message.key.as_deref();
         let result = if key.is_some_and(|key| failed.contains(key)) {
-            Err(PublishError::Unavailable("an earlier message of the key failed".to_owned()))
+            Err(PublishError::NotSent("an earlier message of the key failed".to_owned()))
         } else {
             state.keep(outgoing)
         };

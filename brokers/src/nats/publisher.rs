@@ -34,7 +34,7 @@ const ACKNOWLEDGEMENTS: usize = 1 << 20;
 ///
 /// A message is confirmed by the acknowledgement of the stream that stored it; none within the
 /// [patience](Self::with_ack_wait) is `Unknown`. While the connection is down nothing is sent, and everything is
-/// `Unavailable`. A message is `Rejected` only for what it is itself: too long for the server, or a destination that is
+/// `Unavailable`; a subject that no stream takes, or whose stream is full, is `DestinationUnavailable`. A message is `Rejected` only for what it is itself: too long for the server, or a destination that is
 /// no subject.
 ///
 /// **A copy is known by its `Nats-Msg-Id`**, which is of the message's id and source, the destination, the

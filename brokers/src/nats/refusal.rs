@@ -9,7 +9,7 @@ use message::PublishError;
 /// What the answer to a publish means; `stream` is the stream it should have gone to.
 pub(super) fn meaning(error: &AckError, destination: &str, stream: Option<&str>) -> PublishError {
     match error.kind() {
-        PublishErrorKind::StreamNotFound => PublishError::Unavailable(match stream {
+        PublishErrorKind::StreamNotFound => PublishError::DestinationUnavailable(match stream {
             Some(stream) => format!("no stream takes subject {destination} (expected: stream {stream})"),
             None => format!("no stream takes subject {destination}"),
         }),
@@ -29,14 +29,23 @@ pub(super) fn meaning(error: &AckError, destination: &str, stream: Option<&str>)
     }
 }
 
-/// The server answered, so the message is not kept. Only what is known to lie with the message is its fault.
+/// The server answered, so the message is not kept. Only what is known to lie with the message is its fault, and only what
+/// is known to concern every stream is the broker's: a stream that is full, sealed or busy keeps no other from publishing.
 fn refused(answer: &jetstream::Error) -> PublishError {
     let text = answer.to_string();
     match answer.error_code() {
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
             PublishError::Rejected(text)
         }
-        _ => PublishError::Unavailable(text),
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+        | ErrorCode::CLUSTER_NOT_AVAILABLE
+        | ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::JETSTREAM_NOT_ENABLED
+        | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT
+        | ErrorCode::MEMORY_RESOURCES_EXCEEDED
+        | ErrorCode::NO_ACCOUNT
+        | ErrorCode::STORAGE_RESOURCES_EXCEEDED => PublishError::Unavailable(text),
+        _ => PublishError::DestinationUnavailable(text),
     }
 }
 
@@ -55,6 +64,14 @@ mod tests {
         assert!(matches!(of(400, 10054), PublishError::Rejected(_)));
         // Maximum bytes exceeded; wrong stream; too many requests.
         for (code, err_code) in [(503, 10077), (400, 10060), (429, 10167)] {
+            assert!(matches!(of(code, err_code), PublishError::DestinationUnavailable(_)), "{err_code}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_every_stream_is_the_brokers() {
+        // Insufficient resources; JetStream not enabled, for the server or the account; storage exceeded.
+        for (code, err_code) in [(503, 10023), (503, 10076), (503, 10039), (500, 10047)] {
             assert!(matches!(of(code, err_code), PublishError::Unavailable(_)), "{err_code}");
         }
     }
@@ -67,7 +84,7 @@ mod tests {
         assert!(matches!(error(PublishErrorKind::Other), PublishError::Unknown(_)));
         let missing = error(PublishErrorKind::StreamNotFound);
         assert!(
-            matches!(&missing, PublishError::Unavailable(text) if text.contains("stream ORDERS")),
+            matches!(&missing, PublishError::DestinationUnavailable(text) if text.contains("stream ORDERS")),
             "{missing}"
         );
     }

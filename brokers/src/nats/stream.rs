@@ -54,7 +54,8 @@ impl StreamPolicy {
         self.wanting(|wanted| wanted.num_replicas = replicas)
     }
 
-    /// Created with this limit. A full stream refuses new messages, and publishing waits (`Unavailable`).
+    /// Created with this limit. A full stream refuses new messages, and publishing to it waits
+    /// (`DestinationUnavailable`).
     pub fn with_max_bytes(self, bytes: i64) -> Self {
         self.wanting(|wanted| wanted.max_bytes = bytes)
     }

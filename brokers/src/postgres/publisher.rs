@@ -17,7 +17,7 @@ use super::reach;
 ///
 /// A batch is one statement and one transaction, and is confirmed when that is on the disk of the broker database. A
 /// message that the database refuses is `Rejected` and the others of its batch go; those of its key wait
-/// (`Unavailable`), so that none passes it. A commit whose answer is lost is `Unknown`, and a second copy may follow: the
+/// (`NotSent`), so that none passes it. A commit whose answer is lost is `Unknown`, and a second copy may follow: the
 /// log does not compare ids, the inbox does.
 ///
 /// The role needs what `outbox_publisher` may do in the broker database.
@@ -100,7 +100,7 @@ impl Failed<'_> {
         let behind = message.key.as_ref().is_some_and(|key| self.keys.contains(key));
         if behind {
             let reason = "an earlier message of its key was rejected".to_owned();
-            self.outcomes.report(index, Err(PublishError::Unavailable(reason)));
+            self.outcomes.report(index, Err(PublishError::NotSent(reason)));
         }
         !behind
     }

@@ -86,6 +86,8 @@ pub(super) struct Held {
     pub(super) held_at: DateTime<Utc>,
     pub(super) next_attempt_at: Option<DateTime<Utc>>,
     pub(super) last_error: String,
+    /// The destination that a relay's key waits for.
+    pub(super) destination: Option<String>,
 }
 
 /// Everything that one relay or consumer holds, oldest first.
@@ -133,6 +135,7 @@ async fn of_relay(pool: &PgPool, relay: &str) -> Result<Vec<Held>, sqlx::Error> 
         held_at: held.held_at,
         next_attempt_at: held.next_attempt_at,
         last_error: held.last_error,
+        destination: held.destination,
     });
     Ok(held.collect())
 }
@@ -155,6 +158,7 @@ async fn of_consumers(
         held_at: held.held_at,
         next_attempt_at: held.next_attempt_at,
         last_error: held.last_error,
+        destination: None,
     });
     Ok(held.collect())
 }

@@ -69,8 +69,11 @@ fn entry(held: &Held) -> String {
         Holder::Relay(_) => "position",
         Holder::Consumer(_) => "hold",
     };
-    let state = match held.next_attempt_at {
-        Some(at) if !held.parked => format!("retried, next at {} UTC", at.format("%Y-%m-%d %H:%M:%S")),
+    let state = match (&held.destination, held.next_attempt_at) {
+        (Some(destination), Some(_)) if !held.parked => {
+            format!("waits for destination {}", plain(destination))
+        }
+        (_, Some(at)) if !held.parked => format!("retried, next at {} UTC", at.format("%Y-%m-%d %H:%M:%S")),
         _ => "parked".to_owned(),
     };
     let key = held.key.as_deref().map_or_else(|| "no key".to_owned(), |key| format!("key {}", plain(key)));
@@ -112,6 +115,7 @@ mod tests {
             held_at: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
             next_attempt_at: None,
             last_error: "no\u{1b}[2J".to_owned(),
+            destination: None,
         };
         let expected = r"relay default, position 812: parked, held since 2023-11-14 22:13:20 UTC, 10 attempts
   key order-7\u{a}, 1 message, the first order.placed 00000000-0000-0000-0000-000000000007

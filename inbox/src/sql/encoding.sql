@@ -1,2 +1,2 @@
 -- The encoding of this database.
-select current_setting('server_encoding') as encoding
+select pg_catalog.current_setting('server_encoding') as encoding

@@ -18,7 +18,7 @@ with handled as materialized (
     where consumer = $1::text and kind = $2::text and hold = any ($3::bigint[]) and not exists (select from handled)
 ), heads as materialized (
     select locked.hold
-    from unnest($3::bigint[]) as locked (hold)
+    from pg_catalog.unnest($3::bigint[]) as locked (hold)
     where not exists (select from handled)
         and (
             select first.kind

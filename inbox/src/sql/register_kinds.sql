@@ -4,7 +4,7 @@
 with registered as (
     insert into inbox.consumer_kind (consumer, kind)
     select $1::text, handled.kind
-    from unnest($2::text[]) as handled (kind)
+    from pg_catalog.unnest($2::text[]) as handled (kind)
     where not exists (
         -- No row is locked that need not be written: another process would wait for it.
         select from inbox.consumer_kind as known
@@ -15,7 +15,7 @@ with registered as (
     on conflict (consumer, kind) do update set last_seen_at = clock_timestamp()
 )
 select exists (
-    select from unnest($2::text[]) as handled (kind)
+    select from pg_catalog.unnest($2::text[]) as handled (kind)
     where not exists (
         select from inbox.consumer_kind as known
         where known.consumer = $1::text and known.kind = handled.kind

@@ -10,6 +10,8 @@ mod relays;
 mod repair;
 mod scheduled;
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use message::MessageId;
 use sqlx::postgres::{PgPool, PgRow};
@@ -52,8 +54,14 @@ pub struct RelayStatus {
     pub retrying: i64,
     /// Keys that wait for a person.
     pub parked: i64,
+    /// Keys set aside because their backlog takes more than half of what the relay reads ahead; they count as retried.
+    pub set_aside: i64,
+    /// The destinations that keys wait for; these count as retried, too.
+    pub waits: Vec<Wait>,
     /// Messages held behind such keys.
     pub held_messages: i64,
+    /// Bytes of payload of these.
+    pub held_bytes: i64,
     /// Leaves of the log that hold messages it has not delivered, by number: they are not emptied.
     pub pins: Vec<i64>,
     /// When its last process stopped; `None` while one is running, or waits for its broker.
@@ -73,6 +81,20 @@ impl RelayStatus {
     }
 }
 
+/// A destination that takes nothing now, and the keys that wait for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wait {
+    /// The destination.
+    pub destination: String,
+    /// How many keys, or messages without a key, wait.
+    pub keys: i64,
+    /// Since when the first of them is held.
+    pub since: DateTime<Utc>,
+    /// What the broker said.
+    pub error: String,
+}
+
 /// How far each relay of the database is.
 ///
 /// # Errors
@@ -88,12 +110,22 @@ pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
 async fn status_within(tx: &mut PgTransaction<'_>) -> Result<Vec<RelayStatus>, sqlx::Error> {
     let mut pins = upkeep::pins(tx).await?;
     sqlx::query(include_str!("sql/no_jit.sql")).persistent(false).execute(&mut **tx).await?;
+    let mut waits: HashMap<String, Vec<Wait>> = HashMap::new();
+    for row in sqlx::query(include_str!("sql/waits.sql")).persistent(false).fetch_all(&mut **tx).await? {
+        waits.entry(row.try_get("relay")?).or_default().push(Wait {
+            destination: row.try_get("destination")?,
+            keys: row.try_get("keys")?,
+            since: row.try_get("since")?,
+            error: row.try_get("error")?,
+        });
+    }
     let rows = sqlx::query(include_str!("sql/status.sql")).persistent(false).fetch_all(&mut **tx).await?;
     rows.iter()
         .map(|row| {
             let relay: String = row.try_get("relay")?;
             Ok(RelayStatus {
                 pins: pins.remove(&relay).unwrap_or_default(),
+                waits: waits.remove(&relay).unwrap_or_default(),
                 relay,
                 state: row.try_get("state")?,
                 pending: row.try_get("pending")?,
@@ -106,7 +138,9 @@ async fn status_within(tx: &mut PgTransaction<'_>) -> Result<Vec<RelayStatus>, s
                 owned_shards: row.try_get("owned_shards")?,
                 retrying: row.try_get("retrying")?,
                 parked: row.try_get("parked")?,
+                set_aside: row.try_get("set_aside")?,
                 held_messages: row.try_get("held_messages")?,
+                held_bytes: row.try_get("held_bytes")?,
                 unattended_since: row.try_get("unattended_since")?,
                 is_group: row.try_get("is_group")?,
                 destination: row.try_get("destination")?,
@@ -126,6 +160,10 @@ pub struct HeldKey {
     pub key: Option<String>,
     /// `retrying` or `parked`.
     pub state: String,
+    /// `failed`, `suspected` (of having ended the relay's process), `destination` (which is unavailable), or `backlog`.
+    pub reason: String,
+    /// The destination that it waits for.
+    pub destination: Option<String>,
     /// Attempts at its first message.
     pub attempts: i32,
     /// When the next one is due; parked keys have none.
@@ -201,6 +239,8 @@ fn held_key(row: &PgRow) -> Result<HeldKey, sqlx::Error> {
         position: row.try_get("position")?,
         key: row.try_get("key")?,
         state: row.try_get("state")?,
+        reason: row.try_get("reason")?,
+        destination: row.try_get("destination")?,
         attempts: row.try_get("attempts")?,
         next_attempt_at: row.try_get("next_attempt_at")?,
         last_error: row.try_get("last_error")?,

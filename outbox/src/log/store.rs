@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::connection::LogConnection;
 use super::eras::{Era, Eras};
+use super::holding::{self, NewHold};
 use super::progress::CursorRecord;
 use super::row::LogMessage;
 use super::snapshot::{NotSnapshot, column};
@@ -35,23 +36,6 @@ pub struct Cursor {
     pub crashes: i32,
     /// Where its row lies (`ctid`).
     tid: String,
-}
-
-/// A key to hold back from now on, and the error that it met.
-#[derive(Debug, Clone)]
-pub struct NewHold {
-    /// The position of the message that failed.
-    pub position: i64,
-    /// The slot of the key.
-    pub slot: i16,
-    /// The key; a message without one is held alone.
-    pub key: Option<std::sync::Arc<str>>,
-    /// How long until the next attempt; `None`: parked.
-    pub retry_in: Option<Duration>,
-    /// Attempts made.
-    pub attempts: i32,
-    /// What the broker said.
-    pub error: String,
 }
 
 /// What is recorded in one transaction: cursors, and what they pass over because it is held.
@@ -233,8 +217,8 @@ impl Store {
             } else {
                 let mut tx = connection.begin().await?;
                 tx.execute(sqlx::raw_sql(statement::SPEECH)).await?;
-                self.hold(&mut tx, &record.holds).await?;
-                self.copy(&mut tx, &record.copies).await?;
+                holding::hold(&mut tx, &self.relay, &record.holds).await?;
+                holding::copy(&mut tx, &self.relay, &record.copies).await?;
                 tx.execute(sqlx::raw_sql(statement::SILENCE)).await?;
                 let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
                 self.forget(&mut tx, &record.forgotten, &lost).await?;
@@ -269,79 +253,6 @@ impl Store {
         record.holds.retain(|hold| ours(hold.slot % self.shards));
         record.copies.retain(|(_, copy)| ours(copy.slot % self.shards));
         lost
-    }
-
-    async fn hold(&self, connection: &mut PgConnection, holds: &[NewHold]) -> Result<(), LogError> {
-        for hold in holds {
-            let state = if hold.retry_in.is_some() { "retrying" } else { "parked" };
-            sqlx::query(sql!("hold_key"))
-                .bind(&self.relay)
-                .bind(hold.position)
-                .bind(hold.slot)
-                .bind(hold.key.as_deref())
-                .bind(state)
-                .bind(hold.attempts)
-                .bind(hold.retry_in.map(|delay| delay.as_secs_f64()))
-                .bind(&hold.error)
-                .persistent(false)
-                .execute(&mut *connection)
-                .await?;
-        }
-        Ok(())
-    }
-
-    async fn copy(
-        &self,
-        connection: &mut PgConnection,
-        copies: &[(i64, LogMessage)],
-    ) -> Result<(), LogError> {
-        fn column<'c, T>(copies: &[&'c (i64, LogMessage)], value: impl Fn(&'c LogMessage) -> T) -> Vec<T> {
-            copies.iter().map(|(_, copy)| value(copy)).collect()
-        }
-        if copies.is_empty() {
-            return Ok(());
-        }
-        let holds: BTreeSet<i64> = copies.iter().map(|(held, _)| *held).collect();
-        sqlx::query(sql!("lock_holds"))
-            .bind(&self.relay)
-            .bind(Vec::from_iter(holds))
-            .persistent(false)
-            .execute(&mut *connection)
-            .await?;
-        let (copies, unreadable): (Vec<_>, Vec<_>) =
-            copies.iter().partition(|(_, copy)| copy.fault.is_none());
-        if !unreadable.is_empty() {
-            sqlx::query(sql!("hold_unreadable"))
-                .bind(&self.relay)
-                .bind(column(&unreadable, |copy| copy.position))
-                .bind(unreadable.iter().map(|(held, _)| *held).collect::<Vec<_>>())
-                .persistent(false)
-                .execute(&mut *connection)
-                .await?;
-        }
-        if copies.is_empty() {
-            return Ok(());
-        }
-        let copies = copies.as_slice();
-        sqlx::query(sql!("hold_messages"))
-            .bind(&self.relay)
-            .bind(column(copies, |copy| copy.position))
-            .bind(copies.iter().map(|(held, _)| *held).collect::<Vec<_>>())
-            .bind(column(copies, |copy| *copy.message.id.as_uuid()))
-            .bind(column(copies, |copy| *copy.message.correlation.as_uuid()))
-            .bind(column(copies, |copy| copy.message.causation.map(Uuid::from)))
-            .bind(column(copies, |copy| copy.message.occurred_at))
-            .bind(column(copies, |copy| copy.enqueued_at))
-            .bind(column(copies, |copy| copy.message.source.as_deref()))
-            .bind(column(copies, |copy| &*copy.message.topic))
-            .bind(column(copies, |copy| &*copy.message.kind))
-            .bind(column(copies, |copy| copy.message.key.as_deref()))
-            .bind(column(copies, |copy| copy.message.headers.to_json()))
-            .bind(column(copies, |copy| &*copy.message.payload))
-            .persistent(false)
-            .execute(connection)
-            .await?;
-        Ok(())
     }
 
     /// After the cursors were recorded, and in their transaction.

@@ -1,18 +1,19 @@
-//! An attempt at a held key is counted before it is made: if it ends the process, the next one knows.
+//! Attempts at held keys are counted before they are made: if one ends the process, the next one knows.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use message::Publisher;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::holds::{Due, Holds};
 use crate::statement::{Begin, SPEECH, within};
 
-/// How long the database may take to count an attempt and to send the message, which may be long.
+/// How long the database may take to count attempts and to send the messages, which may be long.
 const ANSWER: Duration = Duration::from_secs(60);
+/// Bytes of payload after which a try takes no more messages.
+const BYTES: i64 = 8 << 20;
 
 /// Attempts that may have been counted and were not made, because the answer to their COMMIT did not come: by the position
 /// that names the hold, how many were counted before.
@@ -25,31 +26,42 @@ impl Unmade {
     }
 }
 
-impl<P: Publisher> Holds<P> {
-    /// Counts an attempt and answers its message (`begin_attempt.sql`). One that was counted and not made is not counted again.
-    pub(super) async fn claim(&self, due: &Due, again: Duration) -> Result<Option<PgRow>, sqlx::Error> {
-        within(ANSWER, self.count(due, again)).await
+impl<P> Holds<P> {
+    /// Counts an attempt at each key, and answers their first messages (`begin_attempts.sql`): of each key at most so many. One
+    /// that was counted and not made is not counted again.
+    pub(super) async fn claim(
+        &self,
+        keys: &[Due],
+        again: Duration,
+        messages: usize,
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
+        within(ANSWER, self.count(keys, again, messages)).await
     }
 
-    async fn count(&self, due: &Due, again: Duration) -> Result<Option<PgRow>, sqlx::Error> {
-        let query = sqlx::query(include_str!("sql/begin_attempt.sql"))
+    async fn count(&self, keys: &[Due], again: Duration, messages: usize) -> Result<Vec<PgRow>, sqlx::Error> {
+        let made = self.unmade.with(|unmade| {
+            keys.iter().map(|key| unmade.get(&key.position).copied()).collect::<Vec<Option<i32>>>()
+        });
+        let query = sqlx::query(include_str!("sql/begin_attempts.sql"))
             .bind(&self.relay)
-            .bind(due.position)
-            .bind(due.shard)
-            .bind(due.epoch)
+            .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.shard).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.epoch).collect::<Vec<_>>())
             .bind(again.as_secs_f64())
             .bind(i32::try_from(self.settings.max_attempts).unwrap_or(i32::MAX))
-            .bind(self.unmade.with(|unmade| unmade.get(&due.position).copied()));
+            .bind(i64::try_from(messages).unwrap_or(i64::MAX))
+            .bind(BYTES)
+            .bind(made);
         let mut tx = self.pool.begin_bounded().await?;
         // The answer may be long, and so may the way.
         sqlx::raw_sql(SPEECH).execute(&mut *tx).await?;
-        let row = query.persistent(false).fetch_optional(&mut *tx).await?;
-        let before = row.as_ref().map(|row| row.try_get::<i32, _>("attempts")).transpose()?;
-        if let Some(counted) = before {
-            self.unmade.with(|unmade| unmade.insert(due.position, counted - 1));
-        }
+        let rows = query.persistent(false).fetch_all(&mut *tx).await?;
+        let counted =
+            rows.iter().map(|row| Ok((row.try_get("held")?, row.try_get::<i32, _>("attempts")? - 1)));
+        let counted: Vec<(i64, i32)> = counted.collect::<Result<_, sqlx::Error>>()?;
+        self.unmade.with(|unmade| unmade.extend(counted));
         tx.commit().await?;
-        self.unmade.with(|unmade| unmade.remove(&due.position));
-        Ok(row)
+        self.unmade.with(|unmade| unmade.retain(|held, _| keys.iter().all(|key| key.position != *held)));
+        Ok(rows)
     }
 }

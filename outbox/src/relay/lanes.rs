@@ -1,8 +1,10 @@
 //! Order per key, concurrency across keys: which messages may be on the wire now. No I/O.
 //!
 //! A key is a *lane*. What a lane may have on the wire at once is the publisher's [`Pipelining`]; what fails goes back to
-//! the front of its lane; a lane that is held lets nothing through until it is released. A message without a key has a
-//! lane to itself.
+//! the front of its lane; a lane that is held lets nothing through until it is released; a lane whose next message goes to a
+//! destination that is closed waits there. A message without a key has a lane to itself.
+
+mod aside;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -31,7 +33,17 @@ pub(crate) enum After {
     /// The lane rests; [`Lanes::wake`] it later.
     Rest(Resting),
     /// The lane is held from now on; its messages left it, the failed one first.
-    Held { items: Vec<Item>, error: String },
+    Held { items: Vec<Item>, cause: Cause },
+}
+
+/// Why a lane is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
+pub(crate) enum Cause {
+    /// The broker will not take its first message.
+    Rejected(String),
+    /// It takes more than its share of the look-ahead.
+    Backlog,
 }
 
 /// A lane, or a message without a key, that rests before it is tried again.
@@ -53,7 +65,8 @@ struct Lane {
     /// Came back, in the order in which the answers came.
     failed: Vec<Item>,
     waiting: VecDeque<Item>,
-    rejected: Option<String>,
+    /// Is held when nothing of it is on the wire any more.
+    to_hold: Option<Cause>,
     /// Held since this position: what arrives is copied there.
     held: Option<i64>,
     /// Stands in the queue.
@@ -75,6 +88,8 @@ pub(crate) struct Lanes {
     lanes: HashMap<Arc<str>, Lane, RandomState>,
     queue: VecDeque<Queued>,
     copies: Vec<(i64, Item)>,
+    /// The destinations that are closed, and what waits at each.
+    closed: HashMap<Arc<str>, VecDeque<Resting>, RandomState>,
     batches: u64,
     len: usize,
     bytes: usize,
@@ -96,7 +111,7 @@ mod hashed {
 
     impl Hash for Lane {
         fn hash<H: Hasher>(&self, state: &mut H) {
-            (self.on_wire, &self.failed, &self.waiting, &self.rejected).hash(state);
+            (self.on_wire, &self.failed, &self.waiting, &self.to_hold).hash(state);
             (self.held, self.queued, self.resting).hash(state);
         }
     }
@@ -105,6 +120,7 @@ mod hashed {
         fn hash<H: Hasher>(&self, state: &mut H) {
             self.lanes.iter().collect::<BTreeMap<_, _>>().hash(state);
             (&self.queue, &self.copies).hash(state);
+            self.closed.iter().collect::<BTreeMap<_, _>>().hash(state);
         }
     }
 }
@@ -116,7 +132,7 @@ impl Lane {
             Pipelining::PerBatch => self.on_wire == 0 || self.batch == batch,
             Pipelining::Unlimited => true,
         };
-        room && self.failed.is_empty() && self.rejected.is_none() && !self.resting
+        room && self.failed.is_empty() && self.to_hold.is_none() && !self.resting
     }
 
     fn is_empty(&self) -> bool {
@@ -131,7 +147,7 @@ impl Lane {
         self.on_wire == 1
             && self.failed.is_empty()
             && self.waiting.is_empty()
-            && self.rejected.is_none()
+            && self.to_hold.is_none()
             && self.held.is_none()
             && !self.queued
             && !self.resting
@@ -150,6 +166,7 @@ impl Lanes {
             lanes: HashMap::default(),
             queue: VecDeque::new(),
             copies: Vec::new(),
+            closed: HashMap::default(),
             batches: 0,
             len: 0,
             bytes: 0,
@@ -214,8 +231,12 @@ impl Lanes {
     }
 
     fn offer(&mut self, item: Item, batch: &mut Vec<Item>) {
+        let closed = self.closed.get_mut(&item.outgoing.destination);
         let Some(key) = &item.log.message.key else {
-            batch.push(item);
+            match closed {
+                Some(waiting) => waiting.push_back(Resting::Alone(Box::new(item))),
+                None => batch.push(item),
+            }
             return;
         };
         let lane = match self.lanes.get_mut(key) {
@@ -225,6 +246,15 @@ impl Lanes {
         if let Some(position) = lane.held {
             self.copies.push((position, item));
         } else if lane.waiting.is_empty() && lane.is_open(self.pipelining, self.batches) {
+            if let Some(waiting) = closed {
+                // What is on the wire otherwise queues the lane when it comes back.
+                if lane.on_wire == 0 {
+                    lane.resting = true;
+                    waiting.push_back(Resting::Lane(Arc::clone(key)));
+                }
+                lane.waiting.push_back(item);
+                return;
+            }
             lane.send(self.batches);
             batch.push(item);
         } else {
@@ -237,6 +267,14 @@ impl Lanes {
         lane.queued = false;
         while batch.len() < max && lane.is_open(self.pipelining, self.batches) {
             let Some(item) = lane.waiting.pop_front() else { return };
+            if let Some(waiting) = self.closed.get_mut(&item.outgoing.destination) {
+                if lane.on_wire == 0 {
+                    lane.resting = true;
+                    waiting.push_back(Resting::Lane(key));
+                }
+                lane.waiting.push_front(item);
+                return;
+            }
             lane.send(self.batches);
             batch.push(item);
         }
@@ -272,20 +310,20 @@ impl Lanes {
     /// The broker will not take the message: its lane is held as soon as nothing of it is on the wire any more.
     pub(crate) fn reject(&mut self, item: Item, error: String) -> After {
         match item.log.message.key.clone() {
-            Some(key) => self.back(&key, Some(item), Some(error)),
+            Some(key) => self.back(&key, Some(item), Some(Cause::Rejected(error))),
             None => {
                 self.let_go([&item]);
-                After::Held { items: vec![item], error }
+                After::Held { items: vec![item], cause: Cause::Rejected(error) }
             }
         }
     }
 
-    fn back(&mut self, key: &Arc<str>, failed: Option<Item>, rejected: Option<String>) -> After {
+    fn back(&mut self, key: &Arc<str>, failed: Option<Item>, rejected: Option<Cause>) -> After {
         let Some(lane) = self.lanes.get_mut(key) else { return After::Nothing };
         lane.on_wire = lane.on_wire.saturating_sub(1);
         lane.failed.extend(failed);
-        if lane.rejected.is_none() {
-            lane.rejected = rejected;
+        if !matches!(lane.to_hold, Some(Cause::Rejected(_))) {
+            lane.to_hold = rejected.or(lane.to_hold.take());
         }
         if lane.on_wire > 0 {
             return After::Nothing;
@@ -296,11 +334,10 @@ impl Lanes {
         for item in failed.into_iter().rev() {
             lane.waiting.push_front(item);
         }
-        if let Some(error) = lane.rejected.take() {
-            let items: Vec<Item> = lane.waiting.drain(..).collect();
-            lane.held = items.first().map(|item| item.log.position);
-            self.let_go(&items);
-            return After::Held { items, error };
+        if let Some(cause) = lane.to_hold.take()
+            && !lane.waiting.is_empty()
+        {
+            return After::Held { items: self.hold_lane(key), cause };
         }
         if came_back {
             lane.resting = true;
@@ -308,6 +345,16 @@ impl Lanes {
         }
         self.enqueue(key);
         After::Nothing
+    }
+
+    /// Holds a lane of which nothing is on the wire: its messages.
+    fn hold_lane(&mut self, key: &Arc<str>) -> Vec<Item> {
+        let Some(lane) = self.lanes.get_mut(key) else { return Vec::new() };
+        let items: Vec<Item> = lane.waiting.drain(..).collect();
+        lane.held = items.first().map(|item| item.log.position);
+        lane.resting = false;
+        self.let_go(&items);
+        items
     }
 
     /// The rest is over.
@@ -321,23 +368,6 @@ impl Lanes {
                 self.enqueue(&key);
             }
         }
-    }
-
-    /// Lets go of all that is not wanted and neither on the wire nor to be copied. What comes after it in its lane must not be
-    /// wanted either.
-    pub(crate) fn retain(&mut self, wanted: impl Fn(&Item) -> bool) {
-        let mut unwanted = Vec::new();
-        for queued in std::mem::take(&mut self.queue) {
-            match queued {
-                Queued::Message(item) if !wanted(&item) => unwanted.push(item),
-                queued => self.queue.push_back(queued),
-            }
-        }
-        for lane in self.lanes.values_mut() {
-            let beyond = lane.waiting.iter().position(|item| !wanted(item)).unwrap_or(lane.waiting.len());
-            unwanted.extend(lane.waiting.drain(beyond..));
-        }
-        self.let_go(&unwanted);
     }
 
     /// The messages to be copied to held keys, each with the position that names its hold, of the holds wanted.
@@ -371,9 +401,9 @@ impl Lanes {
         self.enqueue(key);
     }
 
-    /// Whether messages wait to be copied to the hold at this position.
-    pub(crate) fn has_copies(&self, position: i64) -> bool {
-        self.copies.iter().any(|(held, _)| *held == position)
+    /// The holds to which messages wait to be copied.
+    pub(crate) fn copied_to(&self) -> impl Iterator<Item = i64> {
+        self.copies.iter().map(|(held, _)| *held)
     }
 
     fn enqueue(&mut self, key: &Arc<str>) {

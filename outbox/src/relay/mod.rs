@@ -1,9 +1,11 @@
 //! The relay: reads the log, publishes, records. One process of it; any number may run.
 
+mod availability;
 mod backoff;
 mod busy;
 mod claim;
 mod destination;
+mod hearing;
 mod holds;
 mod lanes;
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! One life of a relay process between two failures of the database, or two ways of sharing: from the recorded cursors
 //! on, everything is in memory, and when anything about the log goes wrong all of it is thrown away.
 
+mod beyond;
+mod destinations;
 mod open;
 mod publish;
 mod record;
 mod unreadable;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::availability::SharedAvailability;
 use super::holds::Notice;
 use super::lanes::{Item, Lanes, Resting};
 use super::routes::Router;
@@ -77,10 +80,13 @@ pub(super) struct Session<'a, P> {
     pages: Option<mpsc::Receiver<Page>>,
     records: Option<mpsc::Sender<RecordCommand>>,
     notices: mpsc::Receiver<Notice>,
-    /// The record being written.
+    /// The record being written, the holds to which it copies, and the destinations that its new holds wait for.
     writing: Option<oneshot::Receiver<Vec<i16>>>,
+    writing_copies: HashSet<i64>,
+    writing_waits: HashSet<Arc<str>>,
     new_holds: Vec<NewHold>,
     copies: Vec<(i64, LogMessage)>,
+    copied_bytes: usize,
     /// Held keys by the position that names the hold, and those about to be released.
     held: BTreeMap<i64, Option<Arc<str>>>,
     releasing: BTreeSet<i64>,
@@ -98,8 +104,12 @@ pub(super) struct Session<'a, P> {
     moved: bool,
     quiet_since: Instant,
     resting: Vec<(Instant, Resting)>,
-    paused_until: Option<Instant>,
-    failures: u32,
+    availability: Arc<SharedAvailability>,
+    changes: watch::Receiver<u64>,
+    /// What lies beyond the pages read, and is looked for while the look-ahead is full of what cannot be sent.
+    read_to: i64,
+    looking: JoinSet<Result<bool, sqlx::Error>>,
+    look_beyond_at: Instant,
     publishing: JoinSet<()>,
     tasks: JoinSet<Task>,
     /// No further attempt at a held message begins; and its task has ended.
@@ -122,8 +132,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         self.lease.look_again();
         loop {
             let wake_at = self.wake_at();
-            let room = self.lanes.len() + self.unrecorded() < self.settings.max_unrecorded
-                && self.lanes.bytes() < self.settings.max_bytes;
+            let room = self.has_room(1);
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !self.ends_with(Ended::Stopped) => self.end(Ended::Stopped),
@@ -143,7 +152,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                     tracing::error!(relay = self.relay.name, %error, "the publisher panicked");
                 },
                 Some(lost) = answer(&mut self.writing) => {
-                    self.writing = None;
+                    self.written();
                     self.lose(&lost);
                 }
                 _ = self.outcomes.1.recv_many(&mut outcomes, 1024) => {
@@ -152,11 +161,17 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                     }
                 }
                 Some(notice) = self.notices.recv() => self.take_notice(notice),
+                Ok(()) = self.changes.changed() => {}
+                Some(looked) = self.looking.join_next() => self.looked_beyond(looked),
                 Some(page) = next(&mut self.pages), if room => self.take_page(page),
                 () = tokio::time::sleep_until(wake_at) => {}
-                _ = tick.tick() => self.record(false),
+                _ = tick.tick() => {
+                    self.set_aside();
+                    self.record(false);
+                }
             }
             self.wake();
+            self.follow_destinations();
             if let Some((ended, deadline)) = self.ending {
                 self.copies_from_lanes();
                 let stranded = self.progress.values().any(|progress| progress.stranded().is_some());
@@ -172,9 +187,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                     return self.leave(ended).await;
                 }
                 self.send();
+                self.hold_for_destinations();
                 continue;
             }
             self.send();
+            self.hold_for_destinations();
+            self.look_beyond();
             if self.lanes.len() > 0 || self.unrecorded() > 0 {
                 self.relay.busy.is_at_work();
                 self.lease.is_at_work();
@@ -183,6 +201,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
                 self.record(false);
             }
         }
+    }
+
+    /// Whether less than a part of the look-ahead, 1 of so many, is taken.
+    fn has_room(&self, part: usize) -> bool {
+        self.lanes.len() + self.unrecorded() < self.settings.max_unrecorded / part
+            && self.lanes.bytes() + self.copied_bytes < self.settings.max_bytes / part
     }
 
     /// Nothing more is read, and what is on the wire is waited for. Nothing more is sent, either, but what lies before
@@ -299,6 +323,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         for _ in 0..2 {
             if let Some(writing) = self.writing.take() {
                 let _ = writing.await;
+                self.written();
             }
             self.record(true);
         }

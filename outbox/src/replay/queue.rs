@@ -38,7 +38,7 @@ pub(super) struct Queue {
 /// What the outcomes of a batch mean.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
-    /// Why the broker takes nothing now, or does not say.
+    /// Why the broker, or a destination, takes nothing now, or does not say.
     pub(super) unavailable: Option<String>,
     /// The messages that it will not take, in order.
     pub(super) rejected: Vec<(usize, PublishError)>,
@@ -83,9 +83,11 @@ impl Queue {
             match result {
                 Ok(()) => item.done = Some(Done::Published),
                 Err(error @ PublishError::Rejected(_)) => settled.rejected.push((*place, error)),
-                Err(PublishError::Unavailable(reason)) => {
+                Err(PublishError::Unavailable(reason) | PublishError::DestinationUnavailable(reason)) => {
                     settled.unavailable.get_or_insert(reason);
                 }
+                // It goes with the one before it, which says why.
+                Err(PublishError::NotSent(_)) => {}
                 Err(error) => {
                     item.unanswered += 1;
                     settled.unavailable.get_or_insert(error.to_string());

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use message::{MalformedReason, Message, MessageId};
+use message::{MalformedReason, Message, MessageId, Outgoing, PublishError, publish_all};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,24 @@ pub async fn every_confirmed_message_arrives_as_it_was_sent(setup: &dyn Setup) {
         assert_same(received.get(&sent.id).expect("every message arrives"), sent);
     }
     assert_eq!(received.len(), sent.len());
+}
+
+/// Whose fault it is decides whether everything pauses, or one destination's messages wait.
+pub async fn a_broker_that_is_unavailable_is_told_apart_from_a_destination_that_is(setup: &dyn Setup) {
+    let to = |destination: &str| {
+        let message = keyed(1, 1).remove(0).with_key(destination);
+        Outgoing { destination: destination.into(), message: Arc::new(message) }
+    };
+    let unreachable = publish_all(&*setup.unreachable().await, &[to(&setup.destination())]).await;
+    assert!(matches!(unreachable[..], [Err(PublishError::Unavailable(_))]), "{unreachable:?}");
+    if let Some(closed) = setup.closed_destination().await {
+        let batch = [to(&setup.destination()), to(&closed), to(&setup.destination())];
+        let results = publish_all(&*setup.publisher().await, &batch).await;
+        assert!(
+            matches!(results[..], [Ok(()), Err(PublishError::DestinationUnavailable(_)), Ok(())]),
+            "{results:?}"
+        );
+    }
 }
 
 /// Order per key, while the subscriber already receives.

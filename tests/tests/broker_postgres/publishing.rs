@@ -54,7 +54,7 @@ async fn a_message_at_fault_is_rejected_by_name_and_only_its_key_waits() {
     let results = publish_all(&broker.publisher(), &batch).await;
     assert_eq!((&results[0], &results[5]), (&Ok(()), &Ok(())));
     for behind in [2, 4] {
-        assert!(matches!(results[behind], Err(PublishError::Unavailable(_))), "{:?}", results[behind]);
+        assert!(matches!(results[behind], Err(PublishError::NotSent(_))), "{:?}", results[behind]);
     }
     for (index, expected) in [
         (1, "the broker database refuses it: no_gifts"),

@@ -189,7 +189,16 @@ async fn nothing_that_reads_or_records_is_planned_once_for_ever() {
     let cursor =
         CursorRecord { shard: 0, seen: window.seen.clone(), until: Some(window.until.clone()), after: 1 };
     let (key, error) = (messages[0].message.key.clone(), "no".to_owned());
-    let hold = NewHold { position: 2, slot: messages[0].slot, key, retry_in: None, attempts: 1, error };
+    let hold = NewHold {
+        position: 2,
+        slot: messages[0].slot,
+        key,
+        retry_in: None,
+        attempts: 1,
+        error,
+        reason: HoldReason::Failed,
+        destination: None,
+    };
     for (holds, copies) in [(vec![hold], vec![(2, messages[0].clone())]), (vec![], vec![])] {
         // Somebody else has written the row since, so that it is looked for by its shard, too.
         pool.execute("update outbox.cursor set crashes = 0").await.unwrap();

@@ -205,6 +205,10 @@ pub(super) fn holder(old: &Old) -> Finding {
     }
 }
 
+/// Held messages, and bytes of theirs, from which on it is worth a word.
+const MANY_HELD: i64 = 100_000;
+const MUCH_HELD: i64 = 1 << 30;
+
 /// What counts as long, and the time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ages {
@@ -278,6 +282,18 @@ pub(super) fn relays(relays: &[RelayStatus], last_position: i64, ages: Ages) -> 
             )),
             _ => {}
         }
+        if relay.held_messages >= MANY_HELD || relay.held_bytes >= MUCH_HELD {
+            found.push(hurts(
+                "many_held",
+                format!(
+                    "relay {name} holds {} messages, {} MiB, beside the log: {}",
+                    relay.held_messages,
+                    relay.held_bytes >> 20,
+                    waits_for(relay)
+                ),
+                format!("outbox status; outbox parked list --all --relay {name}; mend what they wait for"),
+            ));
+        }
         let parked = if relay.state == "retired" { relay.parked + relay.retrying } else { relay.parked };
         if parked > 0 {
             found.push(hurts(
@@ -340,6 +356,20 @@ fn split(relay: &RelayStatus) -> Option<Finding> {
         ),
         "stop those that are wrong; for two destinations run two relays with names of their own",
     ))
+}
+
+/// What its held keys wait for.
+fn waits_for(relay: &RelayStatus) -> String {
+    let waits: Vec<String> = relay
+        .waits
+        .iter()
+        .take(5)
+        .map(|wait| format!("{} keys wait for destination {}", wait.keys, wait.destination))
+        .collect();
+    match waits.is_empty() {
+        true => format!("{} keys are retried, {} are parked", relay.retrying, relay.parked),
+        false => waits.join(", "),
+    }
 }
 
 /// What that costs.
@@ -446,7 +476,10 @@ mod tests {
             owned_shards: 16,
             retrying: 1,
             parked: 0,
+            set_aside: 0,
+            waits: Vec::new(),
             held_messages: 3,
+            held_bytes: 30,
             pins: Vec::new(),
             unattended_since: None,
             waiting: 0,
@@ -471,6 +504,14 @@ mod tests {
         for fine in [relay("running", 1, 5, 1.0), relay("running", 0, 0, 0.0), relay("paused", 0, 0, 0.0)] {
             assert_eq!(names(fine), [""; 0]);
         }
+        let with = |change: fn(&mut RelayStatus)| {
+            let mut holding = relay("running", 1, 0, 0.0);
+            change(&mut holding);
+            names(holding)
+        };
+        assert_eq!(with(|relay| relay.held_messages = MANY_HELD - 1), [""; 0]);
+        assert_eq!(with(|relay| relay.held_messages = MANY_HELD), ["many_held"]);
+        assert_eq!(with(|relay| relay.held_bytes = MUCH_HELD), ["many_held"]);
         assert_eq!(relays(&[], 0, ages), []);
         assert_eq!(relays(&[], 9, ages)[0].name, "no_relay");
         let both = [relay("retired", 0, 5, 1.0), relay("running", 1, 5, 1.0)];

@@ -4,7 +4,7 @@ select h.position, h.key,
     case when r.state = 'retired' then 'parked' else h.state end as state,
     h.attempts,
     case when r.state = 'retired' then null else h.next_attempt_at end as next_attempt_at,
-    h.last_error, h.held_at,
+    h.last_error, h.held_at, h.reason, h.destination,
     (select count(*) from outbox.held_message m where m.relay = h.relay and m.held = h.position) as messages,
     first.id as first, first.topic, first.kind
 from outbox.held_key h

@@ -2,7 +2,7 @@
 -- $1 relay, $2 position that names the hold, $3 who, $4 why or null. One row: done.
 with redriven as (
     update outbox.held_key h
-    set state = 'retrying', attempts = 0, next_attempt_at = clock_timestamp()
+    set state = 'retrying', attempts = 0, next_attempt_at = clock_timestamp(), destination = null
     from outbox.relay r
     where h.relay = $1 and h.position = $2 and r.name = h.relay and r.state <> 'retired'
     returning h.position

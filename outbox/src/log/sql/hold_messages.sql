@@ -1,10 +1,11 @@
 -- Copies messages of the log to their held keys, but for what is settled. After lock_holds.sql. $1 relay, then one array a
 -- column: $2 position, $3 the held key's position, then the message.
 insert into outbox.held_message (
-    relay, position, held, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, headers, payload
+    relay, position, held, id, correlation, causation, occurred_at, enqueued_at, source, topic, kind, key, headers, payload,
+    bytes
 )
 select $1, m.position, m.held, m.id, m.correlation, m.causation, m.occurred_at, m.enqueued_at, m.source, m.topic, m.kind,
-    m.key, m.headers::jsonb, m.payload
+    m.key, m.headers::jsonb, m.payload, octet_length(m.payload)
 from unnest(
     $2::bigint[], $3::bigint[], $4::uuid[], $5::uuid[], $6::uuid[], $7::timestamptz[], $8::timestamptz[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[]

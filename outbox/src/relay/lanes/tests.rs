@@ -70,10 +70,10 @@ fn a_rejected_message_takes_its_whole_key_along_in_order_and_nothing_else() {
     let mut lanes =
         lanes(Pipelining::OnePerKey, &[(1, Some("a")), (2, Some("a")), (3, Some("b")), (4, Some("b"))]);
     let mut batch = lanes.batch(10).into_iter();
-    let After::Held { items, error } = lanes.reject(batch.next().unwrap(), "no".into()) else {
+    let After::Held { items, cause } = lanes.reject(batch.next().unwrap(), "no".into()) else {
         panic!("held")
     };
-    assert_eq!((positions(&items), error.as_str()), (vec![1, 2], "no"));
+    assert_eq!((positions(&items), cause), (vec![1, 2], Cause::Rejected("no".into())));
     lanes.confirm(&batch.next().unwrap());
     lanes.push(item(5, Some("a")));
     assert_eq!(positions(&lanes.batch(10)), [4]);
@@ -105,11 +105,76 @@ fn a_released_key_takes_up_what_was_not_copied_yet() {
     lanes.hold("a".into(), 1);
     lanes.push(item(5, Some("a")));
     lanes.push(item(6, Some("a")));
-    assert!(lanes.batch(10).is_empty() && lanes.has_copies(1));
+    assert!(lanes.batch(10).is_empty() && lanes.copied_to().eq([1, 1]));
     lanes.release(&"a".into());
     let batch = lanes.batch(10);
     assert_eq!(positions(&batch), [5]);
-    assert!(!lanes.has_copies(1));
+    assert_eq!(lanes.copied_to().count(), 0);
+}
+
+#[test]
+fn what_goes_to_a_closed_destination_waits_there_and_everything_else_goes() {
+    let elsewhere: Arc<str> = "elsewhere".into();
+    let mut lanes = Lanes::new(Pipelining::OnePerKey);
+    for (position, key, away) in [
+        (1, Some("a"), true),
+        (2, Some("a"), false),
+        (3, Some("b"), false),
+        (4, None, true),
+        (5, None, false),
+    ] {
+        let mut item = item(position, key);
+        if away {
+            item.outgoing.destination = Arc::clone(&elsewhere);
+        }
+        lanes.push(item);
+    }
+    lanes.close(&elsewhere);
+    let sent = lanes.batch(10);
+    assert_eq!(positions(&sent), [3, 5]);
+    sent.iter().for_each(|item| drop(lanes.confirm(item)));
+    assert!(lanes.batch(10).is_empty() && lanes.len() == 3);
+    let probe = lanes.probe(&elsewhere).unwrap();
+    assert_eq!(probe.log.position, 1);
+    let After::Rest(resting) = lanes.fail(probe) else { panic!("the lane must rest") };
+    assert!(lanes.file(resting).is_none(), "it waits there again");
+    assert_eq!(lanes.probe(&elsewhere).unwrap().log.position, 4);
+    lanes.open(&elsewhere);
+    let sent = lanes.batch(10);
+    assert_eq!(positions(&sent), [1]);
+    lanes.confirm(&sent[0]);
+    assert_eq!(positions(&lanes.batch(10)), [2]);
+}
+
+#[test]
+fn what_waits_at_a_closed_destination_is_held_by_key_and_in_order() {
+    let mut lanes =
+        lanes(Pipelining::OnePerKey, &[(1, Some("a")), (2, Some("b")), (3, Some("a")), (4, None)]);
+    let destination: Arc<str> = "t".into();
+    lanes.close(&destination);
+    assert!(lanes.batch(10).is_empty());
+    let held: Vec<Vec<i64>> = lanes.hold_closed(&destination).iter().map(|items| positions(items)).collect();
+    assert_eq!(held, [vec![1, 3], vec![2], vec![4]]);
+    assert_eq!((lanes.len(), lanes.bytes()), (0, 0));
+    lanes.open(&destination);
+    lanes.push(item(5, Some("a")));
+    assert!(lanes.batch(10).is_empty(), "it is copied behind what is held");
+    assert!(lanes.copied_to().eq([1]));
+}
+
+#[test]
+fn a_key_that_takes_too_much_is_set_aside_when_nothing_of_it_is_on_the_wire() {
+    let keys: Vec<_> = (1..=6).map(|position| (position, Some("a"))).collect();
+    let mut lanes = lanes(Pipelining::OnePerKey, &keys);
+    lanes.push(item(7, Some("b")));
+    let sent = lanes.batch(10);
+    assert_eq!(positions(&sent), [1, 7]);
+    assert!(lanes.set_aside(5, usize::MAX).is_empty() && lanes.set_aside(usize::MAX, 20).is_empty());
+    assert!(matches!(lanes.confirm(&sent[1]), After::Nothing));
+    assert!(lanes.set_aside(4, usize::MAX).is_empty(), "one is on the wire");
+    let After::Held { items, cause } = lanes.confirm(&sent[0]) else { panic!("held") };
+    assert_eq!((positions(&items), cause), (vec![2, 3, 4, 5, 6], Cause::Backlog));
+    assert_eq!((lanes.len(), lanes.bytes()), (0, 0));
 }
 
 proptest! {

@@ -34,6 +34,10 @@ pub(super) struct Bounds {
     pub(super) rejections: u8,
     /// Messages that a person gives up; then what is rejected is parked.
     pub(super) skips: u8,
+    /// Messages refused because their destination takes nothing.
+    pub(super) outages: u8,
+    /// Keys set aside.
+    pub(super) set_aside: u8,
     /// Polite stops.
     pub(super) stops: u8,
     pub(super) server_crashes: u8,
@@ -60,6 +64,11 @@ pub(super) enum Action {
     Confirm(Process, i64),
     NoAnswer(Process, i64),
     Reject(Process, i64),
+    Refuse(Process, i64),
+    Probe(Process),
+    Open(Process),
+    HoldClosed(Process),
+    SetAside(Process),
     Wake(Process),
     TryHold(Process, i64),
     Skip(i64),
@@ -80,6 +89,8 @@ impl Action {
                 Some(*process)
             }
             Action::Wake(process) | Action::TryHold(process, _) => Some(*process),
+            Action::Refuse(process, _) | Action::Probe(process) | Action::Open(process) => Some(*process),
+            Action::HoldClosed(process) | Action::SetAside(process) => Some(*process),
             // It may have ended.
             Action::Stop(process) | Action::Record(process, _) | Action::Renew(process) => Some(*process),
             _ => None,
@@ -130,6 +141,11 @@ impl Model for Bounds {
 }
 
 impl Bounds {
+    /// Whether keys may be held.
+    fn holds(&self) -> bool {
+        self.rejections + self.outages + self.set_aside > 0
+    }
+
     /// What may be kept now: where the broker keeps a key's messages of a batch in order, only the first that it has not.
     fn may_keep(&self, session: &Session, sent: &Sent) -> bool {
         let mut before = session.on_wire.iter().take_while(|other| other.position() != sent.position());
@@ -226,6 +242,9 @@ impl Bounds {
                 if world.left.rejections > 0 {
                     actions.push(Action::Reject(process, position));
                 }
+                if world.left.outages > 0 {
+                    actions.push(Action::Refuse(process, position));
+                }
             }
             if self.is_first(session, sent) {
                 if sent.kept {
@@ -236,8 +255,20 @@ impl Bounds {
                 }
             }
         }
+        if let Some((_, waits)) = session.closed() {
+            actions.push(Action::Open(process));
+            if waits {
+                actions.push(Action::HoldClosed(process));
+                if session.on_wire.is_empty() {
+                    actions.push(Action::Probe(process));
+                }
+            }
+        }
+        if world.left.set_aside > 0 && session.ending.is_none() {
+            actions.push(Action::SetAside(process));
+        }
         actions.extend(session.holds_at_rest().map(|hold| Action::TryHold(process, hold)));
-        if self.processes > 1 || self.crashes + self.stops + self.server_crashes + self.rejections > 0 {
+        if self.processes > 1 || self.crashes + self.stops + self.server_crashes > 0 || self.holds() {
             actions.push(Action::Record(process, false));
             if self.shards > 1 {
                 actions.push(Action::Record(process, true));

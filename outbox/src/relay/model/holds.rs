@@ -13,7 +13,7 @@ impl Session {
         self.held.keys().copied().filter(move |hold| begins(hold) && !tried(hold))
     }
 
-    /// A held message is tried by itself (`begin_attempt.sql`), or the key is about to be let go, or is. Whether anything
+    /// A held message is tried by itself (`begin_attempts.sql`), or the key is about to be let go, or is. Whether anything
     /// could be done.
     pub(super) fn try_hold(&mut self, database: &mut Database, hold: i64, plant: Option<Plant>) -> bool {
         let of_all = i16::try_from(database.cursors.len()).unwrap_or(1);
@@ -46,7 +46,8 @@ impl Session {
             }
             return true;
         }
-        let on_the_way = self.copies.iter().any(|(of, _)| *of == hold) || self.lanes.has_copies(hold);
+        let on_the_way =
+            self.copies.iter().any(|(of, _)| *of == hold) || self.lanes.copied_to().any(|of| of == hold);
         if on_the_way && plant != Some(Plant::ReleasedTooEarly) {
             return false;
         }

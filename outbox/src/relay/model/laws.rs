@@ -127,7 +127,7 @@ pub(super) fn sights(bounds: &Bounds) -> Vec<Property<Bounds>> {
             world.copies.iter().any(|copies| *copies > 1)
         }));
     }
-    if bounds.rejections > 0 {
+    if bounds.rejections + bounds.outages + bounds.set_aside > 0 {
         sights.push(Property::sometimes(
             "a held message is published, and its key is free again",
             |_: &Bounds, world: &World| {

@@ -46,6 +46,8 @@ fn quiet(scripts: Vec<&'static [i16]>) -> Bounds {
         unanswered: 0,
         rejections: 0,
         skips: 0,
+        outages: 0,
+        set_aside: 0,
         stops: 0,
         server_crashes: 0,
         base: 0,
@@ -175,6 +177,33 @@ fn skipped_by_zombies() -> Bounds {
     Bounds { processes: 2, expiries: 1, crashes: 0, ..skipped() }
 }
 
+/// A destination takes nothing for a while: what goes there waits, is held, or probes it; the process dies.
+fn unavailable() -> Bounds {
+    let (scripts, outages): (Vec<&[i16]>, u8) =
+        if large() { (vec![&[0, 0], &[0]], 2) } else { (vec![&[0, 0]], 1) };
+    Bounds { outages, crashes: 1, ..written(scripts) }
+}
+
+/// The same, when more of the key is written meanwhile.
+fn unavailable_while_written() -> Bounds {
+    Bounds { committed: 1, outages: 2, ..quiet(vec![&[0], &[0]]) }
+}
+
+/// The same, to a broker that keeps a batch in order; a process is told to stop.
+fn unavailable_and_pipelined() -> Bounds {
+    Bounds { pipelining: Pipelining::PerBatch, page: 3, outages: 1, stops: 1, ..written(vec![&[0, 0, 1]]) }
+}
+
+/// The same for a process that is taken for dead.
+fn unavailable_to_zombies() -> Bounds {
+    Bounds { processes: 2, expiries: 1, outages: 1, ..written(vec![&[0, 0]]) }
+}
+
+/// A key whose messages wait is set aside, while one of them is on the wire or not; the process dies.
+fn set_aside() -> Bounds {
+    Bounds { set_aside: 1, crashes: 1, page: 3, ..written(vec![&[0, 0, 0]]) }
+}
+
 /// Looks at every state of a world.
 fn hold(bounds: Bounds) {
     let begun = std::time::Instant::now();
@@ -260,6 +289,19 @@ fn what_is_settled_is_not_published_again_by_who_reads_it_again() {
     hold(skipped_by_zombies());
 }
 
+#[test]
+fn a_key_whose_destination_is_down_forgets_nothing_and_is_overtaken_by_nobody() {
+    hold(unavailable());
+    hold(unavailable_while_written());
+    hold(unavailable_and_pipelined());
+    hold(unavailable_to_zombies());
+}
+
+#[test]
+fn a_key_that_is_set_aside_forgets_nothing_and_is_overtaken_by_nobody() {
+    hold(set_aside());
+}
+
 /// Each in a world in which, without it, the laws hold.
 #[test]
 fn every_planted_bug_breaks_its_law() {
@@ -287,6 +329,8 @@ fn every_planted_bug_breaks_its_law() {
         (Plant::SettledForgotten, skipped()),
         (Plant::SkipUnheard, skipped()),
         (Plant::SettledCopied, skipped()),
+        (Plant::DestinationOvertaken, unavailable()),
+        (Plant::DestinationForgotten, unavailable()),
     ] {
         convict(plant, bounds);
     }

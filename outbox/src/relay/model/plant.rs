@@ -37,6 +37,10 @@ pub(super) enum Plant {
     HoldOvertaken,
     /// A hold is recorded without what stood behind the message that failed.
     HoldWithoutSuccessors,
+    /// A message whose destination takes nothing does not hold back its key.
+    DestinationOvertaken,
+    /// Of a key that waits for its destination only the first message is held.
+    DestinationForgotten,
     /// A key is let go as soon as nothing of it is held, though copies are on their way.
     ReleasedTooEarly,
     /// A held message that is done with, while the cursor has not passed it, leaves no trace.
@@ -59,11 +63,13 @@ impl Plant {
             | Plant::IdleBySequence
             | Plant::MemoryOverCrash
             | Plant::PassedWhenSent
+            | Plant::DestinationForgotten
             | Plant::HoldWithoutSuccessors => Law::NoLoss,
             Plant::OrderByTransaction
             | Plant::SideBySide
             | Plant::RetryOvertaken
             | Plant::HoldOvertaken
+            | Plant::DestinationOvertaken
             | Plant::ReleasedTooEarly => Law::Order,
             Plant::ReadsRunning => Law::NoPhantom,
             Plant::RestForgotten => Law::NothingSticks,

@@ -253,7 +253,8 @@ impl Session {
 
     /// It has something in hand, and nothing that would ever move it.
     pub(super) fn is_stuck(&self) -> bool {
-        let moves = self.lanes.is_ready() || !self.resting.is_empty() || !self.on_wire.is_empty();
+        let probed = self.lanes.closed().any(|(_, waits)| waits);
+        let moves = self.lanes.is_ready() || !self.resting.is_empty() || !self.on_wire.is_empty() || probed;
         match self.ending {
             None => self.lanes.len() > 0 && !moves && self.held.is_empty(),
             Some(_) => self.is_stranded() && !moves && self.releasing.is_empty(),

@@ -71,6 +71,26 @@ impl Bounds {
                 self.fail_behind(world, process, position);
                 world.with(process, |session, _| session.reject(position, of_all, plant));
             }
+            Action::Refuse(process, position) => {
+                world.left.outages -= 1;
+                world.rejected = true;
+                self.fail_behind(world, process, position);
+                world.with(process, |session, _| session.refuse(position, of_all, plant));
+            }
+            Action::Probe(process) => {
+                world.with(process, |session, _| session.probe());
+            }
+            Action::Open(process) => {
+                world.with(process, |session, _| session.open());
+            }
+            Action::HoldClosed(process) => {
+                world.with(process, |session, _| session.hold_closed(of_all, plant));
+            }
+            Action::SetAside(process) => {
+                world.left.set_aside -= 1;
+                world.rejected = true;
+                world.with(process, |session, _| session.set_aside(of_all, plant));
+            }
             Action::Wake(process) => {
                 world.with(process, |session, _| session.wake(plant));
             }

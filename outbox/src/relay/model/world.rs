@@ -32,6 +32,8 @@ pub(super) struct Left {
     pub(super) unanswered: u8,
     pub(super) rejections: u8,
     pub(super) skips: u8,
+    pub(super) outages: u8,
+    pub(super) set_aside: u8,
     pub(super) stops: u8,
     pub(super) server_crashes: u8,
 }
@@ -94,6 +96,8 @@ impl World {
                 unanswered: bounds.unanswered,
                 rejections: bounds.rejections,
                 skips: bounds.skips,
+                outages: bounds.outages,
+                set_aside: bounds.set_aside,
                 stops: bounds.stops,
                 server_crashes: bounds.server_crashes,
             },

@@ -1,6 +1,6 @@
 //! The way to the first shards: joining the relay, standing by, acquiring.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::super::availability::SharedAvailability;
 use super::super::claim::Unmade;
-use super::super::holds::Holds;
+use super::super::holds::{Holds, Loaded};
 use super::super::lanes::Lanes;
 use super::super::routes::Router;
 use super::super::settled::Settled;
@@ -117,8 +118,14 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         let suspects: BTreeMap<_, _> = suspects.map(|cursor| (cursor.shard, cursor.crashes)).collect();
         let progress = cursors.iter().map(|cursor| cursor.shard).zip(Reader::progress(cursors)).collect();
         let mut lanes = Lanes::new(relay.publisher.pipelining());
-        let held: BTreeMap<_, _> =
-            Holds::<P>::load(&relay.pool, &relay.name, shards, &owned).await?.into_iter().collect();
+        let Loaded { keys: held, destinations } =
+            Holds::<P>::load(&relay.pool, &relay.name, shards, &owned).await?;
+        let availability = Arc::new(SharedAvailability::new(settings.unavailable));
+        let now = Instant::now();
+        availability.with(|state| {
+            destinations.into_iter().for_each(|destination| state.has_waited(destination, now))
+        });
+        let changes = availability.subscribe();
         let settled = Settled::load(&relay.pool, &relay.name, shards, &owned).await?;
         let eras = store.eras().clone();
         for (position, key) in &held {
@@ -143,6 +150,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             shards,
             epochs: epochs.clone(),
             notices: notice_sender,
+            availability: Arc::clone(&availability),
             unmade: Unmade::default(),
             stop: holds_stop.clone(),
         };
@@ -170,8 +178,11 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             records: Some(records),
             notices,
             writing: None,
+            writing_copies: HashSet::new(),
+            writing_waits: HashSet::new(),
             new_holds: Vec::new(),
             copies: Vec::new(),
+            copied_bytes: 0,
             held,
             releasing: BTreeSet::new(),
             held_count,
@@ -184,8 +195,11 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             moved: false,
             quiet_since: Instant::now(),
             resting: Vec::new(),
-            paused_until: None,
-            failures: 0,
+            availability,
+            changes,
+            read_to: 0,
+            looking: JoinSet::new(),
+            look_beyond_at: now,
             publishing: JoinSet::new(),
             tasks,
             holds_stop,

@@ -7,6 +7,7 @@ use message::{Outcome, Outcomes, Outgoing, PublishError, Publisher};
 use tokio::time::Instant;
 
 use super::super::backoff;
+use super::super::hearing::{Heard, hear};
 use super::super::lanes::{After, Item};
 use super::{Batch, Session};
 use crate::log::Page;
@@ -46,6 +47,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
             let outgoing = Outgoing { destination, message: Arc::clone(&log.message) };
             self.lanes.push(Item { log, window: page.window.id, outgoing, unanswered: 0 });
         }
+        self.read_to = page.read_to;
         self.suspects.retain(|shard, _| held.iter().all(|(on_trial, _)| on_trial != shard));
         for (shard, position) in held.into_iter().chain(settled) {
             if let Some(progress) = self.progress.get_mut(&shard) {
@@ -60,7 +62,9 @@ impl<P: Publisher + 'static> Session<'_, P> {
     }
 
     pub(super) fn send(&mut self) {
-        if self.paused_until.is_some_and(|until| until > Instant::now()) || !self.lease_holds() {
+        let now = Instant::now();
+        let paused = self.availability.with(|state| state.paused_until(now).is_some());
+        if paused || !self.lease_holds() {
             return;
         }
         // What may be what kills the process stands in the database before anything else is risked.
@@ -68,26 +72,56 @@ impl<P: Publisher + 'static> Session<'_, P> {
         if self.on_suspicion {
             return;
         }
+        self.send_probes(now);
         while self.lanes.is_ready() && self.on_wire < self.settings.max_on_wire {
             let room = self.settings.max_on_wire - self.on_wire;
             let items = self.lanes.batch(self.settings.batch.min(room));
             self.copies_from_lanes();
             let items = self.without_unreadable(items);
-            if items.is_empty() {
-                continue;
+            if !items.is_empty() {
+                self.put_on_wire(items);
             }
-            self.last_batch += 1;
-            let batch: Vec<Outgoing> = items.iter().map(|item| item.outgoing.clone()).collect();
-            let outcomes = Outcomes::new(self.last_batch, self.outcomes.0.clone());
-            let (publisher, timeout) = (Arc::clone(&self.relay.publisher), self.settings.publish_timeout);
-            self.publishing.spawn(async move {
-                // Dropped in time, the publisher's outcomes count as unknown.
-                let _ = tokio::time::timeout(timeout, publisher.publish(&batch, outcomes)).await;
-            });
-            self.on_wire += items.len();
-            let items: Vec<_> = items.into_iter().map(Some).collect();
-            self.batches.insert(self.last_batch, Batch { left: items.len(), items });
         }
+    }
+
+    /// One message for each destination that is down and due for a probe.
+    fn send_probes(&mut self, now: Instant) {
+        let lanes = &mut self.lanes;
+        let patience = self.settings.publish_timeout;
+        let probes: Vec<Item> = self.availability.with(|state| {
+            let waiting = lanes.closed().filter(|(_, waits)| *waits).map(|(destination, _)| destination);
+            let due: Vec<_> =
+                waiting.filter(|destination| state.is_probe_due(destination, now)).cloned().collect();
+            let probe = |destination: &Arc<str>| {
+                let item = lanes.probe(destination)?;
+                state.probe(destination, item.log.position, now, patience);
+                Some(item)
+            };
+            due.iter().filter_map(probe).collect()
+        });
+        for item in probes {
+            let destination = Arc::clone(&item.outgoing.destination);
+            let items = self.without_unreadable(vec![item]);
+            if items.is_empty() {
+                self.availability.with(|state| state.probe_went_elsewhere(&destination, now));
+            } else {
+                self.put_on_wire(items);
+            }
+        }
+    }
+
+    fn put_on_wire(&mut self, items: Vec<Item>) {
+        self.last_batch += 1;
+        let batch: Vec<Outgoing> = items.iter().map(|item| item.outgoing.clone()).collect();
+        let outcomes = Outcomes::new(self.last_batch, self.outcomes.0.clone());
+        let (publisher, timeout) = (Arc::clone(&self.relay.publisher), self.settings.publish_timeout);
+        self.publishing.spawn(async move {
+            // Dropped in time, the publisher's outcomes count as unknown.
+            let _ = tokio::time::timeout(timeout, publisher.publish(&batch, outcomes)).await;
+        });
+        self.on_wire += items.len();
+        let items: Vec<_> = items.into_iter().map(Some).collect();
+        self.batches.insert(self.last_batch, Batch { left: items.len(), items });
     }
 
     pub(super) fn take_outcome(&mut self, outcome: Outcome) {
@@ -109,18 +143,20 @@ impl<P: Publisher + 'static> Session<'_, P> {
     }
 
     fn finish(&mut self, mut item: Item, result: &Result<(), PublishError>) {
+        self.learn(&item, result);
         let after = match result {
             Ok(()) => {
-                self.failures = 0;
                 self.confirmed += 1;
                 self.pass(&item);
                 self.lanes.confirm(&item)
             }
             Err(PublishError::Rejected(reason)) => self.lanes.reject(item, reason.clone()),
-            Err(PublishError::Unavailable(reason)) => {
-                self.pause(reason);
-                self.lanes.fail(item)
-            }
+            // Whose fault it was is known elsewhere; nothing counts against the message.
+            Err(
+                PublishError::Unavailable(_)
+                | PublishError::DestinationUnavailable(_)
+                | PublishError::NotSent(_),
+            ) => self.lanes.fail(item),
             Err(error) => {
                 item.unanswered += 1;
                 tracing::warn!(relay = self.relay.name, id = %item.log.message.id, %error, "published again");
@@ -134,23 +170,27 @@ impl<P: Publisher + 'static> Session<'_, P> {
         match after {
             After::Nothing => {}
             After::Rest(resting) => {
-                let rest = self.settings.unavailable.after(1, backoff::chance());
-                let until = self.paused_until.unwrap_or_else(Instant::now).max(Instant::now() + rest);
-                self.resting.push((until, resting));
+                if let Some(resting) = self.lanes.file(resting) {
+                    let rest = self.settings.unavailable.after(1, backoff::chance());
+                    let now = Instant::now();
+                    let paused = self.availability.with(|state| state.paused_until(now));
+                    self.resting.push((paused.unwrap_or(now).max(now + rest), resting));
+                }
             }
-            After::Held { items, error } => self.hold(items, &error),
+            After::Held { items, cause } => self.hold_for(items, &cause),
         }
     }
 
-    /// The broker is unavailable: nobody is sent to it for a while.
-    fn pause(&mut self, reason: &str) {
-        if self.paused_until.is_some_and(|until| until > Instant::now()) {
-            return;
+    /// What an outcome says of the broker and the message's destination.
+    fn learn(&mut self, item: &Item, result: &Result<(), PublishError>) {
+        let (destination, position) = (&item.outgoing.destination, item.log.position);
+        let name = &self.relay.name;
+        let heard = hear(&self.availability, name, destination, position, result);
+        match heard {
+            Heard::Nothing => {}
+            Heard::Down => self.lanes.close(destination),
+            Heard::Back => self.lanes.open(destination),
         }
-        self.failures += 1;
-        let pause = self.settings.unavailable.after(self.failures, backoff::chance());
-        tracing::warn!(relay = self.relay.name, reason, ?pause, "the broker is unavailable");
-        self.paused_until = Some(Instant::now() + pause);
     }
 
     /// A message need not be waited for any more: it is confirmed, or about to be recorded as held.
@@ -164,9 +204,17 @@ impl<P: Publisher + 'static> Session<'_, P> {
     pub(super) fn wake_at(&self) -> Instant {
         let soonest = self.resting.iter().map(|(until, _)| *until).min();
         let far = Instant::now() + Duration::from_secs(3600);
-        match (soonest, self.paused_until.filter(|until| *until > Instant::now())) {
-            (Some(rest), Some(pause)) => rest.min(pause),
-            (rest, pause) => rest.or(pause).unwrap_or(far),
+        let now = Instant::now();
+        let lanes = &self.lanes;
+        let allowed = self.availability.with(|state| {
+            let waiting = lanes.closed().filter(|(_, waits)| *waits).map(|(destination, _)| destination);
+            let probe = waiting.filter_map(|destination| state.probe_at(destination, now)).min();
+            // One that is due and not sent waits for something that is not known here.
+            state.paused_until(now).or(probe.map(|at| at.max(now + Duration::from_millis(5))))
+        });
+        match (soonest, allowed) {
+            (Some(rest), Some(allowed)) => rest.min(allowed),
+            (rest, allowed) => rest.or(allowed).unwrap_or(far),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Between the lanes and the database: what is held back, and what is recorded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +13,78 @@ use super::super::lanes::Item;
 use super::super::{Policy, backoff};
 use super::publish::UNANSWERED;
 use super::{QUIET, Session};
-use crate::log::{LogMessage, NewHold, Progress, Record};
+use crate::log::{HoldReason, LogMessage, NewHold, Progress, Record};
+
+/// Why a key is held.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Why<'a> {
+    /// For an error.
+    Failed(&'a str),
+    /// Its destination takes nothing now, and why.
+    Destination(&'a Arc<str>, &'a str),
+    /// It takes too much of the look-ahead.
+    Backlog,
+}
+
+/// A key that is held though no attempt at its first message counts, and is due at once.
+fn untried_hold(first: &Item, reason: HoldReason, error: &str) -> NewHold {
+    NewHold {
+        position: first.log.position,
+        slot: first.log.slot,
+        key: first.log.message.key.clone(),
+        retry_in: Some(Duration::ZERO),
+        attempts: 0,
+        error: shorten(error),
+        reason,
+        destination: None,
+    }
+}
 
 impl<P: Publisher + 'static> Session<'_, P> {
-    pub(super) fn hold(&mut self, items: Vec<Item>, error: &str) {
+    pub(super) fn hold(&mut self, items: Vec<Item>, why: Why<'_>) {
         let Some(first) = items.first() else { return };
-        let (position, key) = (first.log.position, first.log.message.key.clone());
+        let fault =
+            first.log.fault.as_ref().map(|fault| format!("the row cannot be read as a message: {fault}"));
+        let why = fault.as_deref().map_or(why, Why::Failed);
+        let hold = match why {
+            Why::Failed(error) => self.failed_hold(first, error, items.len() - 1),
+            Why::Destination(destination, reason) => {
+                let error = format!("destination {destination} is unavailable: {reason}");
+                let retry_in = Some(self.settings.unavailable.ceiling);
+                NewHold {
+                    destination: Some(Arc::clone(destination)),
+                    retry_in,
+                    ..untried_hold(first, HoldReason::Destination, &error)
+                }
+            }
+            Why::Backlog => {
+                tracing::info!(
+                    relay = self.relay.name,
+                    position = first.log.position,
+                    messages = items.len(),
+                    "a key takes more than half of what is read ahead: its messages are set aside"
+                );
+                let error = "its backlog takes more than half of what the relay reads ahead";
+                untried_hold(first, HoldReason::Backlog, error)
+            }
+        };
+        let position = hold.position;
+        self.held.insert(position, hold.key.clone());
+        self.new_holds.push(hold);
+        for item in items {
+            self.pass(&item);
+            self.copy(position, item.log);
+        }
+    }
+
+    fn copy(&mut self, held: i64, log: LogMessage) {
+        self.copied_bytes += log.message.payload.len();
+        self.copies.push((held, log));
+    }
+
+    /// The hold of a key whose first message was rejected, or not answered.
+    fn failed_hold(&self, first: &Item, error: &str, behind: usize) -> NewHold {
+        let position = first.log.position;
         let unreadable = first.log.fault.is_some();
         // Without an answer nobody is to blame, so no attempt counts.
         let attempts = if first.unanswered < UNANSWERED && !unreadable { 1 } else { 0 };
@@ -29,21 +95,13 @@ impl<P: Publisher + 'static> Session<'_, P> {
         let (parked, attempts) = if skipped { (false, 0) } else { (last, attempts) };
         let retry = self.settings.retry.after(1, backoff::chance());
         tracing::warn!(
-            relay = self.relay.name, id = %first.log.message.id, position, error, behind = items.len() - 1,
+            relay = self.relay.name, id = %first.log.message.id, position, error, behind,
             "a message is rejected, or not answered: its key is held back"
         );
-        self.new_holds.push(NewHold {
-            position,
-            slot: first.log.slot,
-            key: key.clone(),
+        NewHold {
             retry_in: (!parked).then_some(retry),
             attempts: i32::try_from(attempts).unwrap_or(1),
-            error: shorten(error),
-        });
-        self.held.insert(position, key);
-        for item in items {
-            self.pass(&item);
-            self.copies.push((position, item.log));
+            ..untried_hold(first, HoldReason::Failed, error)
         }
     }
 
@@ -60,12 +118,14 @@ impl<P: Publisher + 'static> Session<'_, P> {
             error: format!(
                 "the relay's process ended {crashes} times while this, or one read with it, was published"
             ),
+            reason: HoldReason::Suspected,
+            destination: None,
         });
         if let Some(key) = &key {
             self.lanes.hold(Arc::clone(key), position);
         }
         self.held.insert(position, key);
-        self.copies.push((position, log));
+        self.copy(position, log);
         self.moved = true;
         self.on_suspicion = true;
     }
@@ -74,39 +134,42 @@ impl<P: Publisher + 'static> Session<'_, P> {
         let releasing = &self.releasing;
         for (position, item) in self.lanes.take_copies(|position| !releasing.contains(&position)) {
             self.pass(&item);
-            self.copies.push((position, item.log));
+            self.copy(position, item.log);
         }
     }
 
     pub(super) fn take_notice(&mut self, notice: Notice) {
         match notice {
-            Notice::MayRelease(position, answer) => {
-                let on_the_way = self.copies.iter().any(|(held, _)| *held == position)
-                    || self.lanes.has_copies(position)
-                    || self.writing.is_some();
-                if !on_the_way {
-                    self.releasing.insert(position);
-                }
-                let _ = answer.send(!on_the_way);
+            Notice::MayRelease(mut positions, answer) => {
+                let mut on_the_way: HashSet<i64> = self.copies.iter().map(|(held, _)| *held).collect();
+                on_the_way.extend(self.lanes.copied_to());
+                on_the_way.extend(&self.writing_copies);
+                positions.retain(|position| !on_the_way.contains(position));
+                self.releasing.extend(&positions);
+                let _ = answer.send(positions);
             }
-            Notice::Settled(message) => self.settled.extend([message]),
-            Notice::Released(position, gone) => {
-                self.releasing.remove(&position);
-                if let Some(settled) = gone {
+            Notice::Settled(messages) => self.settled.extend(messages),
+            Notice::Released { asked, gone } => {
+                for position in asked {
+                    self.releasing.remove(&position);
+                }
+                let is_one_gone = !gone.is_empty();
+                for (position, settled) in gone {
                     self.settled.extend(settled);
                     self.pass_settled(position);
-                    tracing::info!(relay = self.relay.name, position, "the key is free again");
+                    tracing::debug!(relay = self.relay.name, position, "the key is free again");
                     if let Some(Some(key)) = self.held.remove(&position) {
                         self.lanes.release(&key);
-                        if self.ending.is_some() {
-                            self.let_go_beyond_the_end();
-                        }
                     }
-                    self.held_count.send_replace(self.held.len());
                 }
+                if self.ending.is_some() && is_one_gone {
+                    self.let_go_beyond_the_end();
+                }
+                self.held_count.send_replace(self.held.len());
             }
-            Notice::Published => {
-                metrics::counter!("outbox_published_total", "relay" => self.relay.name.clone()).increment(1)
+            Notice::Published(messages) => {
+                metrics::counter!("outbox_published_total", "relay" => self.relay.name.clone())
+                    .increment(messages);
             }
         }
     }
@@ -115,6 +178,16 @@ impl<P: Publisher + 'static> Session<'_, P> {
     fn pass_settled(&mut self, position: i64) {
         for item in self.lanes.take_settled(position, |position| self.settled.contains(position)) {
             self.pass(&item);
+        }
+    }
+
+    /// The record is written, or its shards are lost.
+    pub(super) fn written(&mut self) {
+        self.writing = None;
+        self.writing_copies.clear();
+        if !self.writing_waits.is_empty() {
+            let waits = std::mem::take(&mut self.writing_waits);
+            self.availability.with(|state| waits.into_iter().for_each(|name| state.keys_wait(name)));
         }
     }
 
@@ -164,9 +237,12 @@ impl<P: Publisher + 'static> Session<'_, P> {
             copies: std::mem::take(&mut self.copies),
             forgotten,
         };
+        self.copied_bytes = 0;
         if record.is_empty() {
             return;
         }
+        self.writing_copies = record.copies.iter().map(|(held, _)| *held).collect();
+        self.writing_waits = record.holds.iter().filter_map(|hold| hold.destination.clone()).collect();
         let confirmed = std::mem::take(&mut self.confirmed);
         metrics::counter!("outbox_published_total", "relay" => self.relay.name.clone()).increment(confirmed);
         let (answer, writing) = oneshot::channel();

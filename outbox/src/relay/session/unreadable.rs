@@ -40,8 +40,8 @@ impl<P: Publisher + 'static> Session<'_, P> {
                 None => self.lanes.fail(item),
             };
             // Its key is held as soon as nothing of it is on the wire.
-            if let After::Held { items, error } = after {
-                self.hold(items, &error);
+            if let After::Held { items, cause } = after {
+                self.hold_for(items, &cause);
             }
         }
         sent

@@ -1,7 +1,25 @@
--- An attempt failed. $1 relay, $2 position that names the hold, $3 shard, $4 epoch, $5 state, $6 seconds until the next
--- attempt (null: parked), $7 error (null: the one it has), $8 attempts to take back because the fault was not the message's.
+-- Attempts failed. $1 relay, then one array a column: $2 position that names the hold, $3 shard, $4 epoch, $5 state,
+-- $6 seconds until the next attempt (null: parked), $7 error (null: the one it has), $8 attempts to take back because the fault
+-- was not the message's, $9 reason (null: the one it has), $10 destination that it waits for (null: none).
+with given as materialized (
+    select f.*
+    from unnest(
+        $2::bigint[], $3::smallint[], $4::bigint[], $5::text[], $6::float8[], $7::text[], $8::integer[], $9::text[], $10::text[]
+    ) as f (position, shard, epoch, state, seconds, error, taken_back, reason, destination)
+    join outbox.cursor c on c.relay = $1 and c.shard = f.shard and c.epoch = f.epoch
+),
+hold as materialized (
+    -- In the order in which others lock them.
+    select h.position
+    from outbox.held_key h
+    where h.relay = $1 and h.position in (select given.position from given)
+    order by h.position
+    for no key update of h
+)
 update outbox.held_key h
-set state = $5, next_attempt_at = clock_timestamp() + make_interval(secs => $6), last_error = coalesce($7, h.last_error),
-    attempts = greatest(h.attempts - $8, 0)
-from outbox.cursor c
-where h.relay = $1 and h.position = $2 and c.relay = $1 and c.shard = $3 and c.epoch = $4
+set state = f.state, next_attempt_at = clock_timestamp() + make_interval(secs => f.seconds),
+    last_error = coalesce(f.error, h.last_error), attempts = greatest(h.attempts - f.taken_back, 0),
+    reason = coalesce(f.reason, h.reason), destination = f.destination
+from given f
+join hold on hold.position = f.position
+where h.relay = $1 and h.position = f.position

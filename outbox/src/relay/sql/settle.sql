@@ -1,43 +1,63 @@
--- A held message is done with: published, or given up because of an error, which is written down in the relay's name. It
--- goes, and the next of its key is tried at once and afresh. $1 relay, $2 position that names the hold, $3 position of the
--- message, $4 shard, $5 epoch, $6 error (null: it is published). While the shard's cursor has not passed it, its position
--- stays as settled, and is the answer; no row: the cursor has passed it, or the shard is another's.
+-- Held messages are done with: published, or given up because of an error, which is written down in the relay's name. They
+-- go, and the next ones of their keys are tried at once and afresh. A key of which nothing is left stays as it is: it is about
+-- to be let go. $1 relay, then one array a column: $2 position that names the hold, $3 position of the message, $4 shard,
+-- $5 epoch, $6 error (null: it is published). While the cursors of their shards have not passed them, their positions stay as
+-- settled, and are the answer; no row of a message: the cursor has passed it, or the shard is another's.
 with guard as materialized (
-    select c.era, c.seen, c.until, c.after from outbox.cursor c where c.relay = $1 and c.shard = $4 and c.epoch = $5
+    select d.held, d.position, d.error, c.era, c.seen, c.until, c.after
+    from unnest($2::bigint[], $3::bigint[], $4::smallint[], $5::bigint[], $6::text[])
+        as d (held, position, shard, epoch, error)
+    join outbox.cursor c on c.relay = $1 and c.shard = d.shard and c.epoch = d.epoch
 ),
 hold as materialized (
-    -- Locked first: a copy to the hold waits for this (lock_holds.sql), and then sees what is settled.
+    -- Locked first: a copy to a hold waits for this (lock_holds.sql), and then sees what is settled.
     select h.position
     from outbox.held_key h
-    cross join guard
-    where h.relay = $1 and h.position = $2
+    where h.relay = $1 and h.position in (select guard.held from guard)
+    order by h.position
     for no key update of h
 ),
 gone as (
-    delete from outbox.held_message m using hold where m.relay = $1 and m.position = $3 returning m.position, m.id
+    delete from outbox.held_message m
+    using guard
+    join hold on hold.position = guard.held
+    where m.relay = $1 and m.position = guard.position
+    returning m.position, m.id, guard.held, guard.error, guard.era, guard.seen, guard.until, guard.after
 ),
 tried as (
     update outbox.held_key h
-    set attempts = 0, next_attempt_at = clock_timestamp(), last_error = coalesce($6::text, h.last_error)
-    from hold
-    where h.relay = $1 and h.position = hold.position and h.state = 'retrying'
+    set attempts = 0, next_attempt_at = clock_timestamp(), last_error = coalesce(last.error, h.last_error),
+        destination = null
+    from (
+        select g.held, max(g.position) as position, max(g.error) as error
+        from guard g
+        join hold on hold.position = g.held
+        group by g.held
+    ) last
+    where h.relay = $1 and h.position = last.held and h.state = 'retrying'
+        and exists (
+            select from outbox.held_message m where m.relay = $1 and m.held = last.held and m.position > last.position
+        )
 ),
 written as (
     insert into outbox.audit (who, action, relay, position, message_id, reason)
-    select 'relay ' || $1, 'skip', $1, gone.position, gone.id, $6::text from gone where $6::text is not null
+    select 'relay ' || $1, 'skip', $1, gone.position, gone.id, gone.error from gone where gone.error is not null
 )
 insert into outbox.settled_message as s (relay, position, held, slot, tx)
-select $1, m.position, $2, m.slot, m.tx
+select $1, m.position, gone.held, m.slot, m.tx
 from gone
-cross join guard
--- Without its row in the log it has been passed: the log keeps what a cursor has not.
-join outbox.message m on m.position = gone.position
+-- Without its row in the log it has been passed: the log keeps what a cursor has not. Looked up one by one: the log is long.
+cross join lateral (
+    select l.position, l.slot, l.tx
+    from outbox.message l
+    where l.position = gone.position and ((l.position >> 20) & 15) = ((gone.position >> 20) & 15)
+    limit 1
+) m
 cross join lateral (select max(e.era) as era from outbox.cluster e where e.first_position <= m.position) its
-where m.position = $3 and ((m.position >> 20) & 15) = (($3 >> 20) & 15)
-    and case
-        when its.era <> guard.era then its.era > guard.era
-        else not pg_visible_in_snapshot(m.tx, guard.seen)
-            and (guard.until is null or m.position > guard.after or not pg_visible_in_snapshot(m.tx, guard.until))
+where case
+        when its.era <> gone.era then its.era > gone.era
+        else not pg_visible_in_snapshot(m.tx, gone.seen)
+            and (gone.until is null or m.position > gone.after or not pg_visible_in_snapshot(m.tx, gone.until))
     end
 on conflict (relay, position) do nothing
 returning s.position, s.slot, s.tx::text

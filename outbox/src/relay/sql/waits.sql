@@ -4,5 +4,5 @@ with dead as (
     delete from outbox.waiting_process w where w.expires_at <= clock_timestamp() and w.id <> $1
 )
 insert into outbox.waiting_process (id, relay, label, reason, expires_at)
-values ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
+values ($1, $2, $3, $4, clock_timestamp() + pg_catalog.make_interval(secs => $5))
 on conflict (id) do update set reason = excluded.reason, expires_at = excluded.expires_at

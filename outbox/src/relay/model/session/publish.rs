@@ -1,9 +1,11 @@
 //! Between the lanes and the broker: what is sent, and what its outcomes mean.
 
+use std::sync::Arc;
+
 use super::super::database::Database;
 use super::super::plant::Plant;
 use super::{BATCH, Sent, Session, held, name};
-use crate::relay::lanes::{After, Resting};
+use crate::relay::lanes::{After, Item, Resting};
 
 impl Session {
     pub(in super::super) fn may_send(&self) -> bool {
@@ -80,24 +82,79 @@ impl Session {
         match after {
             After::Nothing => {}
             After::Rest(_) if plant == Some(Plant::RestForgotten) => {}
-            After::Rest(resting) => self.resting.push(resting),
-            After::Held { items, .. } => {
-                let Some((hold, key)) = items.first().map(|item| (item.log.position, item.log.slot)) else {
-                    return;
-                };
-                self.new_holds.push((hold, key));
-                self.held.insert(hold, key);
-                for (behind, item) in items.into_iter().enumerate() {
-                    self.pass(&item.log, item.window, of_all);
-                    if behind == 0 || plant != Some(Plant::HoldWithoutSuccessors) {
-                        self.copies.push((hold, held(&item.log)));
-                    }
-                }
-                if plant == Some(Plant::HoldOvertaken) {
-                    self.lanes.release(&name(key));
-                }
+            After::Rest(resting) => self.resting.extend(self.lanes.file(resting)),
+            After::Held { items, .. } => self.hold(items, of_all, plant),
+        }
+    }
+
+    fn hold(&mut self, items: Vec<Item>, of_all: i16, plant: Option<Plant>) {
+        let Some((hold, key)) = items.first().map(|item| (item.log.position, item.log.slot)) else {
+            return;
+        };
+        self.new_holds.push((hold, key));
+        self.held.insert(hold, key);
+        for (behind, item) in items.into_iter().enumerate() {
+            self.pass(&item.log, item.window, of_all);
+            if behind == 0 || plant != Some(Plant::HoldWithoutSuccessors) {
+                self.copies.push((hold, held(&item.log)));
             }
         }
+        if plant == Some(Plant::HoldOvertaken) {
+            self.lanes.release(&name(key));
+        }
+    }
+
+    /// The message's destination takes nothing now.
+    pub(in super::super) fn refuse(&mut self, position: i64, of_all: i16, plant: Option<Plant>) {
+        let Some(sent) = self.take(position) else { return };
+        self.lanes.close(&sent.item.outgoing.destination);
+        if sent.hold.is_none() {
+            let after = if plant == Some(Plant::DestinationOvertaken) {
+                self.resting.push(Resting::Alone(Box::new(sent.item.clone())));
+                self.lanes.open(&sent.item.outgoing.destination);
+                self.lanes.confirm(&sent.item)
+            } else {
+                self.lanes.fail(sent.item)
+            };
+            self.then(after, of_all, plant);
+        }
+    }
+
+    /// The destination that is closed, and whether something waits there.
+    pub(in super::super) fn closed(&self) -> Option<(Arc<str>, bool)> {
+        self.lanes.closed().next().map(|(destination, waits)| (Arc::clone(destination), waits))
+    }
+
+    /// A probe: one message is sent all the same.
+    pub(in super::super) fn probe(&mut self) {
+        let Some((destination, _)) = self.closed() else { return };
+        if let Some(item) = self.lanes.probe(&destination) {
+            self.on_wire.push(Sent { item, kept: false, hold: None });
+        }
+    }
+
+    /// The destination is back.
+    pub(in super::super) fn open(&mut self) {
+        if let Some((destination, _)) = self.closed() {
+            self.lanes.open(&destination);
+        }
+    }
+
+    /// What waits at the destination is held.
+    pub(in super::super) fn hold_closed(&mut self, of_all: i16, plant: Option<Plant>) {
+        let Some((destination, _)) = self.closed() else { return };
+        for mut items in self.lanes.hold_closed(&destination) {
+            if plant == Some(Plant::DestinationForgotten) {
+                items.drain(1..).for_each(|item| self.pass(&item.log, item.window, of_all));
+            }
+            self.hold(items, of_all, plant);
+        }
+    }
+
+    /// A key of which anything waits is set aside.
+    pub(in super::super) fn set_aside(&mut self, of_all: i16, plant: Option<Plant>) {
+        let items = self.lanes.set_aside(0, usize::MAX);
+        self.hold(items, of_all, plant);
     }
 
     pub(in super::super) fn may_wake(&self) -> bool {
@@ -107,7 +164,11 @@ impl Session {
     /// A rest is over.
     pub(in super::super) fn wake(&mut self, plant: Option<Plant>) {
         match self.resting.remove(0) {
-            Resting::Alone(item) if plant == Some(Plant::RetryOvertaken) => self.lanes.push(*item),
+            Resting::Alone(item)
+                if matches!(plant, Some(Plant::RetryOvertaken | Plant::DestinationOvertaken)) =>
+            {
+                self.lanes.push(*item);
+            }
             resting => self.lanes.wake(resting),
         }
     }

@@ -1,0 +1,294 @@
+//! The statements about held keys.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use message::{Headers, Message, MessageId};
+use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
+use uuid::Uuid;
+
+use super::{ANSWER, Holds};
+use crate::log::moment_in;
+use crate::relay::settled::SettledMessage;
+use crate::relay::{backoff, chain};
+use crate::statement::{self, within};
+
+/// Longest error kept, in bytes; the schema says the same.
+const ERROR_BYTES: usize = 4096;
+
+/// A held key that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::relay) struct Due {
+    pub(in crate::relay) position: i64,
+    pub(in crate::relay) shard: i16,
+    pub(in crate::relay) epoch: i64,
+    pub(super) attempts: i32,
+}
+
+/// What was held before a session began.
+#[derive(Debug, Default)]
+pub(in crate::relay) struct Loaded {
+    /// The keys, by the position that names the hold.
+    pub(in crate::relay) keys: BTreeMap<i64, Option<Arc<str>>>,
+    /// The destinations that some of them wait for.
+    pub(in crate::relay) destinations: BTreeSet<Arc<str>>,
+}
+
+/// A key whose attempt was counted, and its first messages.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) key: Due,
+    pub(super) attempts: i32,
+    pub(super) messages: Vec<(i64, Message)>,
+    /// Why the message after them cannot be read, if that is so.
+    pub(super) fault: Option<String>,
+}
+
+/// A held message that is done with.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) key: Due,
+    pub(super) position: i64,
+    /// It is given up for this; `None`: it is published.
+    pub(super) error: Option<String>,
+}
+
+/// What becomes of a key after an attempt.
+#[derive(Debug)]
+pub(super) struct After {
+    pub(super) key: Due,
+    /// How long until the next attempt; `None`: parked.
+    pub(super) retry_in: Option<Duration>,
+    /// `None`: the one it has.
+    pub(super) error: Option<String>,
+    pub(super) taken_back: i32,
+    /// `None`: the one it has.
+    pub(super) reason: Option<&'static str>,
+    pub(super) destination: Option<Arc<str>>,
+}
+
+impl<P> Holds<P> {
+    /// What is held from before.
+    pub(in crate::relay) async fn load(
+        pool: &PgPool,
+        relay: &str,
+        shards: i16,
+        owned: &[i16],
+    ) -> Result<Loaded, sqlx::Error> {
+        let query = sqlx::query(include_str!("../sql/held_keys.sql")).bind(relay).bind(shards).bind(owned);
+        let mut loaded = Loaded::default();
+        for row in statement::rows(pool, query).await? {
+            let key = row.try_get::<Option<&str>, _>("key")?.map(Arc::from);
+            loaded.keys.insert(row.try_get("position")?, key);
+            if let Some(destination) = row.try_get::<Option<&str>, _>("destination")?
+                && !loaded.destinations.contains(destination)
+            {
+                loaded.destinations.insert(destination.into());
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn owned(&self) -> Vec<i16> {
+        self.epochs.keys().copied().collect()
+    }
+
+    /// Keys that wait for a destination to which their message does not go any more wait for the one to which it goes.
+    pub(super) async fn reroute(&self) -> Result<(), sqlx::Error> {
+        if self.availability.with(|state| state.waited_for().is_empty()) {
+            return Ok(());
+        }
+        let query = sqlx::query(include_str!("../sql/first_topics.sql")).bind(&self.relay).bind(self.shards);
+        for row in within(ANSWER, statement::rows(&self.pool, query.bind(self.owned()))).await? {
+            let (known, topic): (&str, &str) = (row.try_get("destination")?, row.try_get("topic")?);
+            let destination = self.settings.routes.destination(topic);
+            if *destination == *known {
+                continue;
+            }
+            let query = sqlx::query(include_str!("../sql/reroute.sql")).bind(&self.relay).bind(self.shards);
+            let query = query.bind(self.owned()).bind(known).bind(topic).bind(&*destination);
+            within(ANSWER, statement::run(&self.pool, query)).await?;
+            let now = tokio::time::Instant::now();
+            self.availability.with(|state| state.has_waited(destination, now));
+        }
+        Ok(())
+    }
+
+    /// Keys whose time has come.
+    pub(super) async fn due(&self, limit: usize) -> Result<Vec<Due>, sqlx::Error> {
+        let query = sqlx::query(include_str!("../sql/due.sql")).bind(&self.relay).bind(self.shards);
+        let query = query.bind(self.owned()).bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        self.keys(&within(ANSWER, statement::rows(&self.pool, query)).await?)
+    }
+
+    /// Keys that wait for a destination.
+    pub(super) async fn waiting(
+        &self,
+        destination: &str,
+        limit: usize,
+        but: Vec<i64>,
+    ) -> Result<Vec<Due>, sqlx::Error> {
+        let query = sqlx::query(include_str!("../sql/waiting.sql")).bind(&self.relay).bind(self.shards);
+        let query = query.bind(self.owned()).bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        self.keys(&within(ANSWER, statement::rows(&self.pool, query.bind(destination).bind(but))).await?)
+    }
+
+    fn keys(&self, rows: &[PgRow]) -> Result<Vec<Due>, sqlx::Error> {
+        let mut keys = Vec::with_capacity(rows.len());
+        for row in rows {
+            let shard = row.try_get::<i16, _>("slot")? % self.shards;
+            if let Some(epoch) = self.epochs.get(&shard).copied() {
+                let (position, attempts) = (row.try_get("position")?, row.try_get("attempts")?);
+                keys.push(Due { position, shard, epoch, attempts });
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Counts an attempt at each key and answers what to try: of each key at most so many messages.
+    pub(super) async fn begin_attempts(
+        &self,
+        keys: &[Due],
+        messages: usize,
+    ) -> Result<Vec<Begun>, sqlx::Error> {
+        // If the process ends with the attempt, the key waits as after any failure.
+        let before = keys.iter().map(|key| key.attempts).max().unwrap_or_default();
+        let before = u32::try_from(before).unwrap_or_default();
+        let again = self.settings.retry.after(before.saturating_add(1), backoff::chance());
+        let rows = self.claim(keys, again, messages).await?;
+        let known: BTreeMap<i64, Due> = keys.iter().map(|key| (key.position, *key)).collect();
+        let mut begun: Vec<Begun> = Vec::new();
+        for row in &rows {
+            let held: i64 = row.try_get("held")?;
+            let Some(key) = known.get(&held).copied() else { continue };
+            if begun.last().is_none_or(|last| last.key.position != held) {
+                begun.push(Begun {
+                    key,
+                    attempts: row.try_get("attempts")?,
+                    messages: Vec::new(),
+                    fault: None,
+                });
+            }
+            let Some(begun) = begun.last_mut().filter(|begun| begun.fault.is_none()) else { continue };
+            if let Some(position) = row.try_get::<Option<i64>, _>("position")? {
+                match held_message(row) {
+                    Ok(message) => begun.messages.push((position, message)),
+                    Err(error) => {
+                        begun.fault = Some(format!("the row cannot be read as a message: {}", chain(&error)));
+                    }
+                }
+            }
+        }
+        Ok(begun)
+    }
+
+    /// Records that messages are done with, again and again until the database has it or the session is ending: what is
+    /// forgotten is published twice. Once the shard is another's it changes nothing. Answers those that the cursors have not
+    /// passed.
+    pub(super) async fn done_with(&self, done: &[Done]) -> Result<Vec<SettledMessage>, sqlx::Error> {
+        let mut failures = 0;
+        loop {
+            let query = sqlx::query(include_str!("../sql/settle.sql"))
+                .bind(&self.relay)
+                .bind(done.iter().map(|done| done.key.position).collect::<Vec<_>>())
+                .bind(done.iter().map(|done| done.position).collect::<Vec<_>>())
+                .bind(done.iter().map(|done| done.key.shard).collect::<Vec<_>>())
+                .bind(done.iter().map(|done| done.key.epoch).collect::<Vec<_>>())
+                .bind(done.iter().map(|done| done.error.as_deref().map(shorten)).collect::<Vec<_>>());
+            let error = match within(ANSWER, statement::rows(&self.pool, query)).await {
+                Ok(rows) => {
+                    return rows.iter().filter_map(|row| SettledMessage::from_row(row).transpose()).collect();
+                }
+                Err(error) => error,
+            };
+            if self.stop.is_cancelled() {
+                return Err(error);
+            }
+            failures += 1;
+            let error = chain(&error);
+            tracing::warn!(relay = self.relay, error, "the delivery of held messages could not be recorded");
+            tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;
+        }
+    }
+
+    /// Records what became of keys whose attempts did not succeed, or were not made.
+    pub(super) async fn failed(&self, after: &[After]) -> Result<(), sqlx::Error> {
+        if after.is_empty() {
+            return Ok(());
+        }
+        fn column<'a, T>(after: &'a [After], value: impl Fn(&'a After) -> T) -> Vec<T> {
+            after.iter().map(value).collect()
+        }
+        let query = sqlx::query(include_str!("../sql/failed.sql"))
+            .bind(&self.relay)
+            .bind(column(after, |after| after.key.position))
+            .bind(column(after, |after| after.key.shard))
+            .bind(column(after, |after| after.key.epoch))
+            .bind(column(after, |after| if after.retry_in.is_some() { "retrying" } else { "parked" }))
+            .bind(column(after, |after| after.retry_in.map(|retry_in| retry_in.as_secs_f64())))
+            .bind(column(after, |after| after.error.as_deref().map(shorten)))
+            .bind(column(after, |after| after.taken_back))
+            .bind(column(after, |after| after.reason))
+            .bind(column(after, |after| after.destination.as_deref()));
+        within(ANSWER, statement::run(&self.pool, query)).await?;
+        Ok(())
+    }
+
+    /// Lets keys go that hold nothing any more; those that went, each with its messages that are settled.
+    pub(super) async fn let_go(
+        &self,
+        keys: &[Due],
+    ) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
+        let query = sqlx::query(include_str!("../sql/release.sql"))
+            .bind(&self.relay)
+            .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.shard).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.epoch).collect::<Vec<_>>());
+        let rows = within(ANSWER, statement::rows(&self.pool, query)).await?;
+        let mut gone: BTreeMap<i64, Vec<SettledMessage>> = BTreeMap::new();
+        for row in &rows {
+            gone.entry(row.try_get("held")?).or_default().extend(SettledMessage::from_row(row)?);
+        }
+        Ok(gone)
+    }
+}
+
+fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {
+    let id = |id: Uuid| MessageId::try_from(id).map_err(|error| sqlx::Error::Decode(error.into()));
+    let text = |name: &str| row.try_get::<String, _>(name);
+    let mut message = Message::new(text("topic")?, text("kind")?, row.try_get::<Vec<u8>, _>("payload")?)
+        .with_id(id(row.try_get("id")?)?)
+        .with_source(text("source")?)
+        .with_occurred_at(moment_in(row, "occurred_at")?);
+    message.key = row.try_get::<Option<String>, _>("key")?.map(Into::into);
+    message.correlation = id(row.try_get("correlation")?)?;
+    message.causation = row.try_get::<Option<Uuid>, _>("causation")?.map(id).transpose()?;
+    if let Some(json) = row.try_get::<Option<String>, _>("headers")? {
+        message.headers =
+            Headers::from_json(json.as_bytes()).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    }
+    Ok(message)
+}
+
+/// An error's text as the database keeps it: without NUL, cut at a character's end.
+pub(crate) fn shorten(error: &str) -> String {
+    let mut error = error.replace('\0', "\u{fffd}");
+    error.truncate(error.floor_char_boundary(ERROR_BYTES));
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_error_is_cut_at_a_characters_end() {
+        assert_eq!(shorten("short"), "short");
+        assert_eq!(shorten("a\0b"), "a\u{fffd}b");
+        let long = "é".repeat(3000);
+        assert_eq!(shorten(&long).len(), 4096);
+        assert_eq!(shorten(&format!("a{long}")).len(), 4095);
+    }
+}

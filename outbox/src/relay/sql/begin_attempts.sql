@@ -1,0 +1,59 @@
+-- Counts an attempt at each of some held keys before it is made, under their shards' epochs, and answers the messages to try:
+-- the first ones of each key, in order. One attempt too many, because the last ones ended with their process, parks the key
+-- instead. No row of a key: parked, or its lease is lost, or it is not to be tried, or others have taken all the bytes. A row
+-- without a message: nothing is held any more. $1 relay, then one array a column: $2 position that names the hold, $3 shard,
+-- $4 epoch, $9 attempts made, if one more may have been counted that was not made (null: none was). $5 seconds after which they
+-- are due again if nobody says what came of it, $6 attempts allowed, $7 most messages a key, $8 bytes of payload after which no
+-- more messages are taken.
+with asked as (
+    select w.position, w.made, w.number
+    from unnest($2::bigint[], $3::smallint[], $4::bigint[], $9::integer[])
+        with ordinality as w (position, shard, epoch, made, number)
+    join outbox.cursor c on c.relay = $1 and c.shard = w.shard and c.epoch = w.epoch
+),
+waiting as (
+    select a.position as held, a.made, m.position,
+        sum(coalesce(m.bytes, 0)) over (order by a.number, m.position rows unbounded preceding) - coalesce(m.bytes, 0)
+            as bytes_before
+    from asked a
+    left join lateral (
+        select h.position, octet_length(h.payload)::bigint as bytes
+        from outbox.held_message h
+        where h.relay = $1 and h.held = a.position
+        order by h.position
+        limit $7::bigint
+    ) m on true
+),
+chosen as (
+    select w.held, w.made, array_agg(w.position) as positions
+    from waiting w
+    where w.bytes_before < $8::bigint
+    group by w.held, w.made
+),
+hold as materialized (
+    -- In the order in which others lock them.
+    select h.position
+    from outbox.held_key h
+    where h.relay = $1 and h.position in (select chosen.held from chosen)
+    order by h.position
+    for no key update of h
+),
+attempt as (
+    update outbox.held_key h
+    set state = case when least(h.attempts, c.made) >= $6 then 'parked' else h.state end,
+        attempts = least(h.attempts, c.made) + case when least(h.attempts, c.made) >= $6 then 0 else 1 end,
+        next_attempt_at = case when least(h.attempts, c.made) >= $6 then null else clock_timestamp() + make_interval(secs => $5) end,
+        reason = case when least(h.attempts, c.made) >= $6 then 'suspected' else h.reason end,
+        destination = case when least(h.attempts, c.made) >= $6 then null else h.destination end
+    from chosen c
+    join hold on hold.position = c.held
+    where h.relay = $1 and h.position = c.held and h.state = 'retrying'
+    returning h.position, h.attempts, h.state, c.positions
+)
+select a.position as held, a.attempts, m.position, m.id, m.correlation, m.causation, m.occurred_at, m.source, m.topic,
+    m.kind, m.key, m.headers::text as headers, m.payload
+from attempt a
+cross join lateral unnest(a.positions) as first (position)
+left join outbox.held_message m on m.relay = $1 and m.position = first.position
+where a.state = 'retrying'
+order by a.position, m.position
