@@ -104,7 +104,12 @@ fn statements() -> Vec<(String, String)> {
             // The services' tables are made here as a part of the test.
             if !fixed && !own && !name.ends_with("/schema.sql") {
                 let sql = std::fs::read_to_string(&file).unwrap();
-                let sql = sql.replace("/*leaf*/", "3").replace("/*leaves*/", "3, 4").replace("{slot}", "3").replace("{day}", "inbox.message_3");
+                let sql = sql
+                    .replace("/*leaf*/", "3")
+                    .replace("/*leaves*/", "3, 4")
+                    .replace("{slot}", "3")
+                    .replace("{day}", "inbox.message_3")
+                    .replace("{days}", "inbox.message_3, inbox.message_4");
                 statements.push((name, sql));
             }
         }
