@@ -108,7 +108,8 @@ fn statements() -> Vec<(String, String)> {
                     .replace("/*leaf*/", "3")
                     .replace("/*leaves*/", "3, 4")
                     .replace("{slot}", "3")
-                    .replace("{day}", "inbox.message_3");
+                    .replace("{day}", "inbox.message_3")
+                    .replace("{days}", "inbox.message_3, inbox.message_4");
                 statements.push((name, sql));
             }
         }

@@ -62,7 +62,7 @@ select
     (select count(*) from dead) as dead,
     (select count(*) from quarantined) as quarantined,
     case when exists (select from dead) then $5::bigint else coalesce((
-        select greatest(0, $5::bigint - (extract(epoch from clock_timestamp() - died_at) * 1000)::bigint)
+        select greatest(0, $5::bigint - (extract(epoch from clock_timestamp() - died_at) * 1000::numeric)::bigint)
         from inbox.consumer
         where name = $2::text and died_at <= clock_timestamp()
     ), 0) end as recent
