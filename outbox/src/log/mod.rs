@@ -160,13 +160,13 @@ impl Refusal {
     /// Whether the database was reached and has hung up, as it does on who stands still in the middle of a transaction, or the
     /// statement met another transaction: neither says anything of the set-up.
     pub(crate) fn is_hung_up(&self) -> bool {
-        use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut};
         match self {
             Refusal::Log(LogError::Database(sqlx::Error::Database(error))) => {
                 matches!(error.code().as_deref(), Some("25P03" | "40001" | "40P01" | "55P03"))
             }
             Refusal::Log(LogError::Database(sqlx::Error::Io(error))) => {
-                matches!(error.kind(), BrokenPipe | ConnectionReset)
+                matches!(error.kind(), BrokenPipe | ConnectionReset | TimedOut)
             }
             _ => false,
         }
