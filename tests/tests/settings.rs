@@ -206,7 +206,7 @@ async fn consumers_started_together_handle_each_message_once_and_retry_under_any
     let consumers: Vec<_> = (0..3)
         .map(|_| {
             let handler = async |tx: &mut PgTransaction<'_>, message: &Message| {
-                if note(message).ends_with("-7") && TRIES.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+                if note(message).ends_with("-7") && TRIES.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
                     return Err(HandlerError::from(std::io::Error::other("once more, please")));
                 }
                 effect(tx, message).await
