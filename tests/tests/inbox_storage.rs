@@ -42,7 +42,7 @@ const RULES: &str = "
     alter table inbox.held_key add constraint latin check (key is null or key !~ '[\\U00010000-\\U0010ffff]');
     create function refuse() returns trigger language plpgsql as $$
         begin
-            if (select count(*) from cursed where id = new.message_id) > 0 then
+            if (select count(*) from public.cursed where id = new.message_id) > 0 then
                 raise exception 'that one never';
             end if;
             return new;
