@@ -250,7 +250,8 @@ async fn two_messages_that_kill_their_processes_park_and_no_other_key_with_them(
     // The innocent retry was in hand when processes died, and none of these tries is counted against it.
     let counted = "select max(attempts)::bigint from inbox.message where message_id = (
         select message from effect where note = 'fails once')";
-    assert_eq!(place.count(counted).await, 2);
+    // Its first try may have ended with its process before the failure was written.
+    assert!((1..=2).contains(&place.count(counted).await));
     // The tries that count are those that were made alone.
     let alone = "select count(*) from tried where note like 'dies%' and beside = 0";
     assert!(place.count(alone).await >= 2 * i64::from(MAX_ATTEMPTS));
