@@ -67,21 +67,25 @@ async fn alone(plant: Plant, database: &str, file: &Path) -> Result<()> {
 }
 
 /// One of several that share a cursor: it claims what is new by moving the cursor past it, and publishes it then. Others
-/// claim and publish what follows meanwhile.
+/// claim and publish what follows meanwhile: every second time the way to the broker is long enough for that.
 async fn in_parallel(database: &str, file: &Path) -> Result<()> {
     let mut claims = PgConnection::connect(database).await?;
     let mut connection = PgConnection::connect(database).await?;
     let publisher = FilePublisher::new(file).without_sync();
-    loop {
+    for slow in [true, false].into_iter().cycle() {
         let mut claim = claims.begin().await?;
         let row = sqlx::query(include_str!("sql/naive_lock_cursor.sql")).fetch_one(&mut *claim).await?;
         // Beside the claim's transaction, which proves no bound while it is open.
         let (read, next) = between_snapshots(Plant::ParallelClaims, &mut connection, &cursor(&row)?).await?;
         record(&mut claim, &next).await?;
         claim.commit().await?;
+        if slow {
+            tokio::time::sleep(2 * POLL).await;
+        }
         publish(&publisher, read).await?;
         tokio::time::sleep(POLL).await;
     }
+    Ok(())
 }
 
 fn cursor(row: &PgRow) -> Result<Cursor> {
