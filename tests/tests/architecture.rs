@@ -111,8 +111,16 @@ fn items(page: &str) -> Vec<String> {
 
 /// Tests are named after the file in which they are: `file`: `test`, `test`; `crate` (`path`): `test`.
 #[test]
-fn every_test_that_the_guarantees_name_stands_where_they_say() {
-    let page = std::fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+fn every_test_that_a_page_names_stands_where_it_says() {
+    for page in ["docs/guarantees.md", "docs/faults.md"] {
+        let found = named_tests(page);
+        assert!(found > 80, "only {found} tests are named: {page} is not what it was");
+    }
+}
+
+/// How many tests a page names, each of which stands where the page says.
+fn named_tests(page: &str) -> usize {
+    let page = std::fs::read_to_string(root().join(page)).unwrap();
     let mut found = 0;
     for item in items(&page) {
         for part in item.split([';', '|']) {
@@ -141,7 +149,7 @@ fn every_test_that_the_guarantees_name_stands_where_they_say() {
             }
         }
     }
-    assert!(found > 80, "only {found} tests are named: the page is not what it was");
+    found
 }
 
 #[tokio::test]
