@@ -264,12 +264,12 @@ pub(crate) async fn release(core: &Core, holds: &[i64]) {
         // Not in a try's transaction: appenders would wait for its handler.
         let mut tx = statement::begin_without_flush(&core.pool).await?;
         let lock = sqlx::query_scalar(include_str!("sql/release_lock_all.sql")).bind(&*core.name).bind(holds);
-        let locked: Vec<i64> = lock.persistent(false).fetch_all(&mut *tx).await?;
+        let locked: Vec<i64> = lock.persistent(is_named(&tx)).fetch_all(&mut *tx).await?;
         let release = sqlx::query_scalar(include_str!("sql/release_all.sql"))
             .bind(&*core.name)
             .bind(locked)
             .bind(core.process.id);
-        let released: i64 = release.persistent(false).fetch_one(&mut *tx).await?;
+        let released: i64 = release.persistent(is_named(&tx)).fetch_one(&mut *tx).await?;
         // What a crash of the server forgets is found due, and released then.
         tx.commit().await?;
         Ok::<i64, sqlx::Error>(released)

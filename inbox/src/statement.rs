@@ -158,7 +158,8 @@ pub(crate) async fn rows_without_flush(pool: &PgPool, query: PgQuery<'_>) -> Res
     Ok(rows)
 }
 
-/// The same, of a statement that is to read few of many rows, in the order of an index.
+/// The same, of a statement that is to read few of many rows, in the order of an index. It is run often, and its planning
+/// costs more than it does: it is named where others are.
 pub(crate) async fn first_rows_without_flush(
     pool: &PgPool,
     query: PgQuery<'_>,
@@ -166,7 +167,8 @@ pub(crate) async fn first_rows_without_flush(
     let AssertSqlSafe(begin) = begin_writing(SILENCE);
     let begin = format!("{begin};\n{NO_FLUSH};\n{}", include_str!("sql/by_index.sql"));
     let mut tx = pool.begin_with(AssertSqlSafe(begin)).await?;
-    let rows = query.persistent(false).fetch_all(&mut *tx).await?;
+    let named = is_named(&tx);
+    let rows = query.persistent(named).fetch_all(&mut *tx).await?;
     tx.commit().await?;
     Ok(rows)
 }
