@@ -342,13 +342,18 @@ async fn what_was_not_looked_at_is_neither_skipped_nor_discarded_nor_admitted_la
 
 /// The one key that is parked, once it holds so many messages.
 async fn until_parked_with(service: &Service, messages: i64) -> admin::HeldKey {
-    loop {
-        let held = service.parked(1).await.remove(0);
-        if held.messages == messages {
-            return held;
+    let parked = async {
+        loop {
+            let held = service.parked(1).await.remove(0);
+            if held.messages == messages {
+                return held;
+            }
+            tokio::task::yield_now().await;
         }
-        tokio::task::yield_now().await;
-    }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), parked)
+        .await
+        .expect("the key holds so many messages")
 }
 
 #[tokio::test]

@@ -9,7 +9,9 @@ use sqlx::Executor;
 use tests::Database;
 use tokio::sync::Notify;
 
-use super::relay_support::{self, firsts, message, numbers, patient, settings, start, until, write};
+use super::relay_support::{
+    self, firsts, message, numbers, patient, settings, start, until, until_published, write,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_skip_gives_up_the_first_message_and_no_other() {
@@ -96,7 +98,7 @@ async fn answers_that_do_not_come_park_no_message_and_give_none_up() {
     settings.policies = Policies::default().with("orders".parse().unwrap(), Policy::Skip);
     let relay = start(pool, broker.publisher(), settings);
     write(pool, &[message("a", 1)]).await;
-    broker.wait_for_published(1).await;
+    until_published(&broker, 1).await;
     until("released", || async { outbox::admin::held_keys(pool, "default").await.unwrap().is_empty() }).await;
     relay.stop().await.unwrap();
     let given_up = "select count(*) from outbox.audit";
