@@ -108,6 +108,8 @@ async fn what_was_confirmed_before_a_stop_is_not_repeated_though_an_earlier_mess
     // The pages and windows are several: what is confirmed stands before the cursor in each.
     let mut stuck = stuck();
     stuck.read.page = 2;
+    // What it hands over may take as long as what it waits for, and no lease ends meanwhile, however slow this machine is.
+    (stuck.drain, stuck.lease) = (Duration::from_secs(5), Duration::from_secs(3600));
     let relay = start(pool, broker.publisher(), stuck);
     write(pool, &[message("first", 1), message("a", 1), message("a", 2)]).await;
     until_published(&broker, 2).await;
