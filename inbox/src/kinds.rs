@@ -130,6 +130,6 @@ pub(crate) async fn unhandled(core: &Core, message: &Message, received: Instant)
     measure::count(&core.name, measure::HELD);
     debug!(consumer = %core.name, message = %message.id, kind = %message.kind, "held for a process that handles its kind");
     let error = "held for another process of this consumer, which handles its kind";
-    let held = Hold { key: message.key.as_deref(), attempts: 0, delay: Some(Duration::ZERO), error };
+    let held = Hold { delay: Some(Duration::ZERO), ..Hold::parked(message.key.as_deref(), error) };
     insist(core, &held, Body::Message(message), received).await
 }

@@ -157,6 +157,9 @@ async fn one(core: &Core, claim: &Claim, first: &HeldMessage) -> Tried {
                 debug!(consumer = %core.name, hold = claim.hold, "another process has the held key");
                 return Tried::Ended;
             }
+            Ok(Step::Refused(Refusal::AnotherSource)) if set_aside(core, claim, first).await => {
+                return Tried::Ended;
+            }
             Ok(Step::Refused(refusal)) => {
                 let failure = Failure::new(measure::REFUSED, &refusal.to_string());
                 postpone(core, claim, Postponed::Parked(&failure)).await;
@@ -278,6 +281,31 @@ pub(crate) async fn release(core: &Core, holds: &[i64]) {
         Ok(released) => info!(consumer = %core.name, keys = holds.len(), released, "held keys are done with"),
         Err(error) => debug!(consumer = %core.name, error = report(&error), "held keys are released later"),
     }
+}
+
+/// Parks a message alone whose id is known from another source, so that its key goes on. Whether that was done.
+async fn set_aside(core: &Core, claim: &Claim, first: &HeldMessage) -> bool {
+    let refusal = Refusal::AnotherSource.to_string();
+    let query = sqlx::query(include_str!("sql/set_aside.sql"))
+        .bind(&*core.name)
+        .bind(claim.hold)
+        .bind(claim.attempts)
+        .bind(first.arrival)
+        .bind(&refusal)
+        .bind(core.process.id);
+    // Otherwise its key is parked with it, and a person's redrive sets it aside.
+    let done = match core.in_time(statement::row(&core.pool, query)).await {
+        Ok(row) => row.try_get("done").unwrap_or(false),
+        Err(error) => {
+            debug!(consumer = %core.name, hold = claim.hold, error = report(&error), "a message could not be parked alone");
+            false
+        }
+    };
+    if done {
+        warn!(consumer = %core.name, hold = claim.hold, refusal, "message refused and parked");
+        measure::count(&core.name, measure::REFUSED);
+    }
+    done
 }
 
 enum Postponed<'f> {
