@@ -59,7 +59,11 @@ pub(crate) async fn park(
 /// Why it is held, if it was held for a reason, and that it could not be.
 fn text(reason: &str, error: &str) -> String {
     const CANNOT: &str = "the inbox cannot store it as a message";
-    if reason.is_empty() { plain(&format!("{CANNOT}: {error}")) } else { plain(&format!("{reason}; {CANNOT}: {error}")) }
+    if reason.is_empty() {
+        plain(&format!("{CANNOT}: {error}"))
+    } else {
+        plain(&format!("{reason}; {CANNOT}: {error}"))
+    }
 }
 
 /// In ASCII, which every encoding of a database holds.
