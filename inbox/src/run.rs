@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use message::{Delivery, SubscribeError, Subscriber};
 use migrations::Schema;
+use tokio::sync::oneshot;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -87,9 +88,10 @@ impl Consumer {
                 return Err(error);
             }
         };
-        listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new));
+        let (subscribed, is_subscribed) = oneshot::channel();
+        listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new, is_subscribed));
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");
-        let mut work = Work::new(Arc::new(core), &settings);
+        let mut work = Work::new(Arc::new(core), &settings, subscribed);
         let ended = work.run(&mut *subscriber, &settings).await;
         // In this order: what reports that it is ready has ended when its last sender goes.
         listening.shutdown().await;
@@ -140,10 +142,12 @@ struct Work {
     turn: Option<Turn>,
     /// Lone tries in a row that found nothing to try.
     misses: u32,
+    /// To be told when the subscriber has its place in its group; `None`: it has.
+    subscribed: Option<oneshot::Sender<()>>,
 }
 
 impl Work {
-    fn new(core: Arc<Core>, settings: &Settings) -> Self {
+    fn new(core: Arc<Core>, settings: &Settings, subscribed: oneshot::Sender<()>) -> Self {
         let claim_every =
             core.backoff.delay(1, 0).clamp(Duration::from_millis(20), Duration::from_millis(500));
         Work {
@@ -161,6 +165,7 @@ impl Work {
             declares: false,
             turn: None,
             misses: 0,
+            subscribed: Some(subscribed),
         }
     }
 
@@ -182,21 +187,24 @@ impl Work {
             let room = settings.prefetch.saturating_sub(self.lanes.len() + self.slots.first_tries());
             let claims = self.slots.retries_may_begin(self.lanes.peek().is_some());
             let receives = room > 0 && outage.is_over();
-            // Told to stop, it does not even look.
-            let receive = async {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => Ok(Vec::new()),
-                    received = subscriber.receive(room) => received,
+            let is_subscribed = self.subscribed.is_none();
+            // Told to stop, it does not even look. `None`: it has subscribed.
+            let receive = stop.run_until_cancelled(async {
+                match is_subscribed {
+                    true => subscriber.receive(room).await.map(Some),
+                    false => subscriber.subscribe().await.map(|()| None),
                 }
-            };
+            });
             tokio::select! {
                 () = stop.cancelled() => {}
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.settle(ended).await,
-                received = receive, if receives => match received {
-                    Ok(deliveries) => {
+                Some(received) = receive, if receives => match received {
+                    Ok(received) => {
                         outage.end(&self.core);
-                        self.take(deliveries);
+                        match received {
+                            Some(deliveries) => self.take(deliveries),
+                            None => drop(self.subscribed.take().map(|subscribed| subscribed.send(()))),
+                        }
                     }
                     Err(error @ SubscribeError::Refused(_)) => refused = Some(error),
                     Err(error) => outage.go_on(&self.core, &error),
