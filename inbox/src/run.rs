@@ -33,7 +33,7 @@ use crate::process::HEARTBEAT;
 use crate::report::report;
 use crate::retry::{Claim, Claimed, Tried, drain, release};
 use crate::slots::{Due, Slots};
-use crate::statement;
+use crate::statement::{self, is_locked};
 use crate::turn::{self, Turn};
 
 /// Less than the time after which the kinds of a process count as handled by none.
@@ -42,6 +42,10 @@ const REFRESH_KINDS_EVERY: Duration = Duration::from_secs(30);
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 /// A broker that takes longer to hear that we are still at work will not be waited for.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a start waits for an answer: for a lock as long as any statement of ours, and then some.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(150);
+/// How long a start that meets others is made again.
+const REGISTER_AGAIN: Duration = Duration::from_secs(60);
 /// The longest that a stop waits to leave the other processes in good order.
 const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most held keys that one transaction releases.
@@ -73,21 +77,10 @@ impl Consumer {
             closed.await;
             closing.cancel();
         });
-        let mut patience = Patience::default();
-        let is_new = loop {
-            let error = match register(&core).await {
-                Ok(is_new) => break is_new,
-                Err(error) => error,
-            };
-            let ConsumerError::Database(met) = &error else { return Err(error) };
-            let setback = match blame(met) {
-                Blame::Contention if !core.stop.is_cancelled() => Setback::Contention(report(met)),
-                _ => return Err(error),
-            };
-            if patience.is_over(&setback) || !patience.wait(&core, &setback).await {
-                return Err(error);
-            }
-        };
+        let registered = stop.run_until_cancelled(registered(&core)).await;
+        // Stopped before it began.
+        let Some(is_new) = registered else { return Ok(()) };
+        let is_new = is_new?;
         let (subscribed, is_subscribed) = oneshot::channel();
         listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new, is_subscribed));
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");
@@ -109,7 +102,24 @@ impl Consumer {
 }
 
 /// Registers the consumer, this process and its kinds; whether one of the kinds is new. Tried again when it meets another
-/// transaction, which says nothing of the set-up.
+/// transaction, which says nothing of the set-up, but not for much longer than a minute.
+async fn registered(core: &Core) -> Result<bool, ConsumerError> {
+    let mut patience = Patience::within(REGISTER_AGAIN);
+    loop {
+        let met = match within(REGISTER_TIMEOUT, register(core)).await {
+            Err(ConsumerError::Database(met)) => met,
+            done => return done,
+        };
+        let setback = match blame(&met) {
+            Blame::Contention => Setback::Contention(report(&met)),
+            _ => return Err(met.into()),
+        };
+        if patience.is_over(&setback) || !patience.wait(core, &setback).await {
+            return Err(if is_locked(&met) { ConsumerError::Locked(met) } else { met.into() });
+        }
+    }
+}
+
 async fn register(core: &Core) -> Result<bool, ConsumerError> {
     let mut connection = core.pool.acquire().await?;
     Schema::Inbox.check(&mut connection).await?;
