@@ -162,7 +162,7 @@ async fn one(core: &Core, claim: &Claim, first: &HeldMessage) -> Tried {
             }
             Ok(Step::Refused(refusal)) => {
                 let failure = Failure::new(measure::REFUSED, &refusal.to_string());
-                postpone(core, claim, Postponed::Parked(&failure)).await;
+                postpone(core, claim, Postponed::Refused(&failure)).await;
                 return Tried::Ended;
             }
             Err(Setback::Failed(failure)) => {
@@ -311,6 +311,8 @@ async fn set_aside(core: &Core, claim: &Claim, first: &HeldMessage) -> bool {
 enum Postponed<'f> {
     Retrying(&'f Failure),
     Parked(&'f Failure),
+    /// Parked, and its handler was not called.
+    Refused(&'f Failure),
     /// More tries than are granted have begun, and the last one did not end.
     UsedUp,
     /// No end of setbacks that are nobody's fault, for a message that has waited since then: not counted.
@@ -330,7 +332,7 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             measure::count(&core.name, failure.result);
             (attempts, "retrying", Some(delay), Some(failure.error.as_str()))
         }
-        Postponed::Parked(failure) => {
+        Postponed::Parked(failure) | Postponed::Refused(failure) => {
             warn!(consumer = %core.name, hold = claim.hold, attempts, error = failure.error, "message parked");
             measure::count(&core.name, failure.result);
             measure::count(&core.name, measure::PARKED);
@@ -352,7 +354,7 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
         }
         Postponed::Uncounted(delay) => (attempts - 1, "retrying", Some(*delay), None),
     };
-    // A try that ended did not kill its process.
+    // A try that ended did not kill its process. One that was refused says nothing of that.
     let ended = matches!(next, Postponed::Retrying(_) | Postponed::Parked(_) | Postponed::Again(..));
     let cleared = claim.first.as_ref().filter(|_| ended).and_then(|first| first.received.as_ref().ok());
     let mut patience = Patience::default();

@@ -46,7 +46,7 @@ const EXTEND_TIMEOUT: Duration = Duration::from_secs(5);
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(150);
 /// How long a start that meets others is made again.
 const REGISTER_AGAIN: Duration = Duration::from_secs(60);
-/// The longest that a stop waits to leave the other processes in good order.
+/// The longest that a stop waits for a start that is under way, and to leave the other processes in good order.
 const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most held keys that one transaction releases.
 const RELEASED_TOGETHER: usize = 200;
@@ -77,10 +77,15 @@ impl Consumer {
             closed.await;
             closing.cancel();
         });
-        let registered = stop.run_until_cancelled(registered(&core)).await;
-        // Stopped before it began.
-        let Some(is_new) = registered else { return Ok(()) };
-        let is_new = is_new?;
+        let stopped_long_since = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DEREGISTER_TIMEOUT).await;
+        };
+        let is_new = tokio::select! {
+            registered = registered(&core) => registered?,
+            // It waits for another transaction. What it may have left is found dead by others.
+            () = stopped_long_since => return Ok(()),
+        };
         let (subscribed, is_subscribed) = oneshot::channel();
         listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new, is_subscribed));
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");

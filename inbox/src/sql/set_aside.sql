@@ -1,5 +1,5 @@
 -- Ends a try of a held key whose first message has an id that is known from another source: the message is parked alone,
--- out of quarantine, and the key is due at once. Returns whether that was done: not if the message is held alone already,
+-- and the key is due at once. Its id leaves the quarantine, unless the other one is held. Returns whether that was done: not if the message is held alone already,
 -- if a person has decided about the key meanwhile, or if another process has claimed it.
 -- $1 consumer, $2 hold, $3 attempts written before the try, $4 arrival, $5 why, $6 process
 with mine as materialized (
@@ -26,6 +26,10 @@ with mine as materialized (
 ), cleared as (
     delete from inbox.quarantine using taken
     where quarantine.consumer = $1::text and quarantine.message_id = taken.message_id
+        and not exists (
+            select from inbox.held_message as other
+            where other.consumer = $1::text and other.message_id = taken.message_id and other.arrival <> $4::bigint
+        )
 ), freed as (
     update inbox.held_key set attempts = 0, next_attempt_at = clock_timestamp(), tried_by = null
     from mine
