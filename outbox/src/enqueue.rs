@@ -144,9 +144,9 @@ pub async fn enqueue_beside(
 /// # Errors
 /// See [`EnqueueError`].
 pub async fn lock_keys(tx: &mut PgTransaction<'_>, keys: &[&str]) -> Result<(), EnqueueError> {
-    keys.iter().enumerate().try_for_each(|(index, key)| {
-        limits::key(key).map_err(|fault| EnqueueError::Key { index, fault })
-    })?;
+    keys.iter()
+        .enumerate()
+        .try_for_each(|(index, key)| limits::key(key).map_err(|fault| EnqueueError::Key { index, fault }))?;
     let query = sqlx::query(LOCK_KEYS).bind(keys).persistent(is_named(tx));
     query.execute(&mut **tx).await.map_err(classify)?;
     Ok(())

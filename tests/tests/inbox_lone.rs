@@ -45,8 +45,7 @@ impl inbox::Handler for Names {
             return effect(tx, message).await;
         }
         let named = "select count(*) from inbox.process cross join unnest(in_hand) as declared (id) where declared.id <> $1";
-        let named: i64 =
-            sqlx::query_scalar(named).bind(message.id.as_uuid()).fetch_one(&self.0).await?;
+        let named: i64 = sqlx::query_scalar(named).bind(message.id.as_uuid()).fetch_one(&self.0).await?;
         let note = format!("suspect beside {named}");
         let insert = sqlx::query("insert into effect (message, note) values ($1, $2)");
         insert.bind(message.id.as_uuid()).bind(note).execute(&mut **tx).await?;
@@ -77,7 +76,12 @@ async fn while_a_suspect_is_tried_alone_its_process_names_no_other() {
     service.acknowledged().await;
     running.stop().await;
     let beside = "select count(*) from effect where note = 'suspect beside 0'";
-    assert_eq!(service.count(beside).await, 1, "{:?}", service.notes().await.iter().find(|n| n.starts_with("suspect")));
+    assert_eq!(
+        service.count(beside).await,
+        1,
+        "{:?}",
+        service.notes().await.iter().find(|n| n.starts_with("suspect"))
+    );
     assert_eq!(service.count("select count(*) from effect where note = 'other'").await, published);
 }
 
@@ -91,7 +95,10 @@ struct Waits {
 impl inbox::Handler for Waits {
     async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
         if note(message).starts_with("waits") {
-            sqlx::query("insert into begun (note) values ($1)").bind(note(message)).execute(&self.notes).await?;
+            sqlx::query("insert into begun (note) values ($1)")
+                .bind(note(message))
+                .execute(&self.notes)
+                .await?;
             self.end.acquire().await.map_err(HandlerError::retry)?.forget();
         }
         effect(tx, message).await

@@ -137,10 +137,8 @@ async fn one_that_was_held_when_the_other_was_handled_is_parked_alone_when_it_is
     let mut connection = service.pool.acquire().await.unwrap();
     admin::redrive_all(&mut connection, CONSUMER, "ada", None).await.unwrap();
     let running = start(service.consumer().on(KIND, effect));
-    inbox_support::eventually("its key goes on", async || {
-        (service.notes().await == ["third"]).then_some(())
-    })
-    .await;
+    inbox_support::eventually("its key goes on", async || (service.notes().await == ["third"]).then_some(()))
+        .await;
     is_alone(&service.parked(1).await);
     running.stop().await;
     assert_eq!(service.count("select count(*) from inbox.quarantine").await, 0);

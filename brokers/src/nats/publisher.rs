@@ -175,9 +175,9 @@ impl NatsPublisher {
                 self.send(live, outgoing, &id).await.map_err(|error| meant(perhaps_kept, error))?;
         }
         let answer = acknowledgement.await;
-        answer.map(drop).map_err(|error| {
-            meant(perhaps_kept, meaning(&error, &outgoing.destination, self.stream_name()))
-        })
+        answer
+            .map(drop)
+            .map_err(|error| meant(perhaps_kept, meaning(&error, &outgoing.destination, self.stream_name())))
     }
 
     /// Whether what the stream keeps, or kept, under the sequence that it calls the copy of is this message. `None`: it cannot
