@@ -94,15 +94,19 @@ async fn a_start_that_waits_for_a_lock_can_be_stopped() {
     lock.rollback().await.unwrap();
 }
 
-/// Waits for a permit, if the note says so.
+/// Says that it has begun and waits for a permit, if the note says so.
 #[derive(Clone)]
-struct Waits(Arc<Semaphore>);
+struct Waits {
+    begun: Arc<Semaphore>,
+    end: Arc<Semaphore>,
+}
 
 #[async_trait::async_trait]
 impl inbox::Handler for Waits {
     async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
         if note(message) == "waits" {
-            self.0.acquire().await.map_err(HandlerError::retry)?.forget();
+            self.begun.add_permits(1);
+            self.end.acquire().await.map_err(HandlerError::retry)?.forget();
         }
         effect(tx, message).await
     }
@@ -116,11 +120,9 @@ async fn at_work(
 ) -> (Waits, inbox_support::Running) {
     // Together, so that they are received together.
     service.publish(messages).await;
-    let handler = Waits(Arc::new(Semaphore::new(0)));
+    let handler = Waits { begun: Arc::new(Semaphore::new(0)), end: Arc::new(Semaphore::new(0)) };
     let running = start(consumer.on(KIND, handler.clone()));
-    let open = "select count(*) from pg_stat_activity
-        where datname = current_database() and state = 'idle in transaction'";
-    eventually("it is under way", async || (service.count(open).await == 1).then_some(())).await;
+    handler.begun.acquire().await.unwrap().forget();
     (handler, running)
 }
 
@@ -143,7 +145,7 @@ async fn a_process_that_finishes_what_is_in_hand_is_not_taken_for_dead() {
     // More than once.
     beats(&service).await;
     beats(&service).await;
-    handler.0.add_permits(1);
+    handler.end.add_permits(1);
     running.ended().await;
     assert_eq!(service.notes().await, ["waits"]);
 }
@@ -155,7 +157,7 @@ async fn with_a_concurrency_of_one_what_was_received_is_finished_at_a_stop() {
     messages.extend((0..9).map(|n| placed(&format!("key-{n}"), "behind")));
     let (handler, running) = at_work(&service, service.consumer().with_concurrency(1), &messages).await;
     running.stop.cancel();
-    handler.0.add_permits(1);
+    handler.end.add_permits(1);
     running.ended().await;
     assert_eq!(service.count("select count(*) from effect").await, 10);
     assert_eq!(service.broker.unacknowledged(CONSUMER), 0);
@@ -167,11 +169,15 @@ async fn patient(claim: &str) -> Service {
     Service { broker, ..Service::new(claim).await }
 }
 
-/// What another subscriber of the group receives.
-async fn received_by_another(service: &Service) -> usize {
+/// Until another subscriber of the group has received so many.
+async fn received_by_another(service: &Service, count: usize) {
     let mut another = service.broker.subscriber(CONSUMER, ["orders"]);
-    let received = tokio::time::timeout(Duration::from_secs(60), another.receive(100)).await;
-    received.unwrap().unwrap().len()
+    let mut received = Vec::new();
+    while received.len() < count {
+        let more = tokio::time::timeout(Duration::from_secs(60), another.receive(100)).await;
+        received.extend(more.unwrap().unwrap());
+    }
+    assert_eq!(received.len(), count);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -183,8 +189,8 @@ async fn with_a_concurrency_of_one_what_has_not_begun_in_time_at_a_stop_is_given
     let (handler, running) = at_work(&service, consumer, &messages).await;
     running.stop.cancel();
     // While the first is under way.
-    assert_eq!(received_by_another(&service).await, 9);
-    handler.0.add_permits(1);
+    received_by_another(&service, 9).await;
+    handler.end.add_permits(1);
     running.ended().await;
     assert_eq!(service.notes().await, ["waits"]);
 }
@@ -217,7 +223,7 @@ async fn what_cannot_be_declared_at_a_stop_is_given_back() {
         and wait_event_type = 'Lock' and query like '%in_hand%' and query not like '%expires_at%'";
     eventually("it declares", async || (service.count(declares).await == 1).then_some(())).await;
     running.stop.cancel();
-    assert_eq!(received_by_another(&service).await, 2);
+    received_by_another(&service, 2).await;
     lock.rollback().await.unwrap();
     running.ended().await;
     assert!(service.notes().await.is_empty());
