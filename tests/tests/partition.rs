@@ -137,9 +137,9 @@ async fn a_retry_that_was_counted_and_not_made_is_not_counted_again_beside_other
     let (through, network) = through(&service.database).await;
     let subscriber = service.broker.subscriber(CONSUMER, ["orders"]);
     let consumer = Consumer::new(CONSUMER, through, subscriber).on(KIND, effect).with_max_attempts(1);
+    let mut ready = consumer.ready();
     let consumer = inbox_support::start(consumer.with_handler_timeout(LEASE));
-    let started = || async { service.count("select count(*) from inbox.process").await == 1 };
-    until("it has started", started).await;
+    assert!(ready.wait().await);
     network.at_commit(Fate::LosesItsAnswer);
     let due =
         "update inbox.held_key set state = 'retrying', attempts = 0, next_attempt_at = now() where key = $1";
