@@ -1,12 +1,12 @@
 //! For a person: what each consumer holds back and why, and what is to become of it.
 //!
 //! Each function takes a connection, so that several can share a transaction. What changes a held key waits for the try
-//! under way, at most the consumer's handler timeout and a minute. It says who decided it, and stands in [`audit()`] as soon
-//! as it is done, in the same transaction. There is no way to change a held message.
+//! under way. It says who decided it, and stands in [`audit()`] as soon as it is done, in the same transaction. There is no
+//! way to change a held message.
 //!
-//! No function waits for a lock for longer than a minute, or than `lock_timeout` if the role or the database has set one.
-//! In a transaction of the caller's it is the caller's `lock_timeout` that counts; a function that fails there leaves it as it
-//! was.
+//! No function waits for a lock for longer than a minute, or than `lock_timeout` if the role or the database has set one; a
+//! decision then answers [`Locked`](DecisionError::Locked). In a transaction of the caller's it is the caller's `lock_timeout`
+//! that counts. A function that fails there leaves it as it was.
 
 mod kinds;
 

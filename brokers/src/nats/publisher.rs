@@ -332,3 +332,17 @@ impl Publisher for NatsPublisher {
             .unwrap_or_else(|_| Err(PublishError::Unavailable("nats: no answer in time".to_owned())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_stream_perhaps_keeps_is_unknown_whatever_becomes_of_its_next_copy() {
+        let errors = || [PublishError::Unavailable("a".to_owned()), PublishError::Rejected("b".to_owned())];
+        for error in errors() {
+            assert!(matches!(meant(true, error), PublishError::Unknown(_)));
+        }
+        assert_eq!(errors().map(|error| meant(false, error)), errors());
+    }
+}
