@@ -31,6 +31,7 @@ mod patience;
 mod process;
 mod prune;
 mod ready;
+mod registration;
 mod report;
 mod retry;
 mod run;

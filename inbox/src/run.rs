@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use message::{Delivery, SubscribeError, Subscriber};
-use migrations::Schema;
 use tokio::sync::oneshot;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -17,23 +16,19 @@ use uuid::Uuid;
 
 use crate::admit::check_consumer;
 use crate::apply::{Applied, deliver};
-use crate::attempt::Setback;
 use crate::backoff::chance;
 use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
 use crate::declared::Declared;
-use crate::encoding::check_encoding;
 use crate::horizon::Horizon;
-use crate::jobs::{self, Ended, Job, beat};
+use crate::jobs::{self, Ended, Job};
 use crate::kinds;
 use crate::lanes::Lanes;
 use crate::outage::Outage;
-use crate::outcome::{Blame, blame};
-use crate::patience::Patience;
 use crate::process::HEARTBEAT;
+use crate::registration::registered;
 use crate::report::report;
 use crate::retry::{Claim, Claimed, Tried, drain, release};
 use crate::slots::{Due, Slots};
-use crate::statement::{self, is_locked};
 use crate::turn::{self, Turn};
 
 /// Less than the time after which the kinds of a process count as handled by none.
@@ -42,10 +37,6 @@ const REFRESH_KINDS_EVERY: Duration = Duration::from_secs(30);
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 /// A broker that takes longer to hear that we are still at work will not be waited for.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a start waits for an answer: for a lock as long as any statement of ours, and then some.
-const REGISTER_TIMEOUT: Duration = Duration::from_secs(150);
-/// How long a start that meets others is made again.
-const REGISTER_AGAIN: Duration = Duration::from_secs(60);
 /// The longest that a stop waits for a start that is under way, and to leave the other processes in good order.
 const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most held keys that one transaction releases.
@@ -104,37 +95,6 @@ impl Consumer {
         info!(consumer = %work.core.name, "consumer stopped");
         ended
     }
-}
-
-/// Registers the consumer, this process and its kinds; whether one of the kinds is new. Tried again when it meets another
-/// transaction, which says nothing of the set-up, but not for much longer than a minute.
-async fn registered(core: &Core) -> Result<bool, ConsumerError> {
-    let mut patience = Patience::within(REGISTER_AGAIN);
-    loop {
-        let met = match within(REGISTER_TIMEOUT, register(core)).await {
-            Err(ConsumerError::Database(met)) => met,
-            done => return done,
-        };
-        let setback = match blame(&met) {
-            Blame::Contention => Setback::Contention(report(&met)),
-            _ => return Err(met.into()),
-        };
-        if patience.is_over(&setback) || !patience.wait(core, &setback).await {
-            return Err(if is_locked(&met) { ConsumerError::Locked(met) } else { met.into() });
-        }
-    }
-}
-
-async fn register(core: &Core) -> Result<bool, ConsumerError> {
-    let mut connection = core.pool.acquire().await?;
-    Schema::Inbox.check(&mut connection).await?;
-    check_encoding(&mut connection).await?;
-    let register =
-        sqlx::query(include_str!("sql/register.sql")).bind(&*core.name).bind(core.horizon.seconds());
-    statement::run(&mut *connection, register).await?;
-    drop(connection);
-    beat(core).await?;
-    Ok(kinds::register(core).await?)
 }
 
 struct Work {

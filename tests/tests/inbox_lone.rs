@@ -166,7 +166,7 @@ async fn of_two_events_with_one_id_in_quarantine_each_is_tried_when_it_is_due() 
     let first = from("/orders", &placed("a", "first"));
     let second = from("/stock", &placed("b", "second").with_id(first.id));
     let running = start(service.consumer().on(KIND, rejects));
-    service.publish(&[first.clone()]).await;
+    service.publish(std::slice::from_ref(&first)).await;
     service.acknowledged().await;
     service.parked(1).await;
     service.publish(&[second]).await;
@@ -195,7 +195,7 @@ async fn a_message_in_quarantine_that_is_kept_in_plain_form_is_tried_when_it_is_
     sqlx::raw_sql(rule).execute(&service.pool).await.unwrap();
     let message = placed("a", "1").with_header("card", "4111");
     let running = start(service.consumer().on(KIND, rejects));
-    service.publish(&[message.clone()]).await;
+    service.publish(std::slice::from_ref(&message)).await;
     service.acknowledged().await;
     service.parked(1).await;
     quarantine(&service, &message).await;
