@@ -46,6 +46,8 @@ async fn register(core: &Core) -> Result<bool, ConsumerError> {
         sqlx::query(include_str!("sql/register.sql")).bind(&*core.name).bind(core.horizon.seconds());
     statement::run(&mut *connection, register).await?;
     drop(connection);
+    let is_new = kinds::register(core).await?;
+    // Last: a process that waits for a lock renews no heartbeat, and would be taken for dead.
     beat(core).await?;
-    Ok(kinds::register(core).await?)
+    Ok(is_new)
 }
