@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use inbox::admin::DecisionError;
 use outbox::admin::AdminError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use sqlx::{ConnectOptions, Connection};
@@ -179,11 +180,19 @@ pub(crate) fn failed(doing: &str, error: &sqlx::Error) -> Failure {
     }
 }
 
-/// The same for what a person decides.
+/// The same for what a person decides about a relay.
 pub(crate) fn undecided(doing: &str, error: &AdminError) -> Failure {
     match error {
         AdminError::Database(error) => failed(doing, error),
         AdminError::Unanswered => Failure::unreachable(format!("{doing}: {error}")),
+        error => Failure::failed(format!("{doing}: {error}")),
+    }
+}
+
+/// The same for what a person decides about a consumer.
+pub(crate) fn undecided_by_inbox(doing: &str, error: &DecisionError) -> Failure {
+    match error {
+        DecisionError::Database(error) => failed(doing, error),
         error => Failure::failed(format!("{doing}: {error}")),
     }
 }

@@ -31,12 +31,14 @@ mod patience;
 mod process;
 mod prune;
 mod ready;
+mod registration;
 mod report;
 mod retry;
 mod run;
 mod slots;
 mod statement;
 mod stored;
+mod turn;
 mod unstorable;
 
 pub use admit::{Admission, AdmitError, admit, admit_all, admit_within};

@@ -128,7 +128,7 @@ create index held_key_due on inbox.held_key (consumer, next_attempt_at) where ne
 -- The messages of a held key, in the order in which they arrived, once each; with one id there may be one of each source
 -- (a message without a source is a copy of any). What could not be understood is kept as it came: `topic` says where from,
 -- `payload` holds the bytes that arrived, `message_id` and the others are null. A message that these columns do not take
--- keeps its `message_id`; `payload` holds it as JSON, and the others are null.
+-- keeps its `message_id` and, if it is taken, its `source`; `payload` holds it as JSON, and the others are null.
 -- `late`: a person lets it be admitted although it is past the horizon.
 create table inbox.held_message (
     consumer text not null,

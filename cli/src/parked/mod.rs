@@ -3,6 +3,7 @@
 mod held;
 mod list;
 
+use inbox::admin::DecisionError;
 use outbox::admin::AdminError;
 use serde::Serialize;
 use sqlx::postgres::{PgConnection, PgPool};
@@ -165,27 +166,33 @@ async fn run_redrive(
     let holder = choice.place.holder();
     let redriven = match (every, &holder) {
         (true, Holder::Consumer(name)) => {
-            inbox::admin::redrive_all(&mut connection, name, who, reason).await.map_err(AdminError::from)
+            let redriven = inbox::admin::redrive_all(&mut connection, name, who, reason).await;
+            redriven.map_err(|error| undecided_by_inbox(&url, &error))?
         }
-        (true, Holder::Relay(name)) => redrive_every(&pool, name, who, reason).await,
+        (true, Holder::Relay(name)) => {
+            let redriven = redrive_every(&pool, name, who, reason).await;
+            redriven.map_err(|error| undecided(&url, &error))?
+        }
         (false, holder) => {
             let number = choice.number(&pool, &mut connection, holder, &url).await?;
             let done = match (holder, through) {
-                (Holder::Relay(name), _) => outbox::admin::redrive(&pool, name, number, who, reason).await,
+                (Holder::Relay(name), _) => {
+                    let done = outbox::admin::redrive(&pool, name, number, who, reason).await;
+                    done.map_err(|error| undecided(&url, &error))?
+                }
                 (Holder::Consumer(name), Some(through)) => {
-                    let admitted =
+                    let done =
                         inbox::admin::admit_late(&mut connection, name, number, through, who, reason).await;
-                    admitted.map_err(AdminError::from)
+                    done.map_err(|error| undecided_by_inbox(&url, &error))?
                 }
                 (Holder::Consumer(name), None) => {
-                    let redriven = inbox::admin::redrive(&mut connection, name, number, who, reason).await;
-                    redriven.map_err(AdminError::from)
+                    let done = inbox::admin::redrive(&mut connection, name, number, who, reason).await;
+                    done.map_err(|error| undecided_by_inbox(&url, &error))?
                 }
             };
-            done.map(u64::from)
+            u64::from(done)
         }
     };
-    let redriven = redriven.map_err(|error| undecided(&url, &error))?;
     if redriven == 0 && !every {
         return Err(not_held(&holder));
     }
@@ -228,7 +235,7 @@ async fn run_skip(Skip { place, which, who, reason }: Skip) -> Result<(), Failur
         }
         Holder::Consumer(name) => {
             let skipped = inbox::admin::skip(&mut connection, name, number, who, &reason).await;
-            skipped.map_err(|error| failed(&url, &error))?.is_some()
+            skipped.map_err(|error| undecided_by_inbox(&url, &error))?.is_some()
         }
     };
     if !skipped {
@@ -255,6 +262,10 @@ fn failed(url: &SecretUrl, error: &sqlx::Error) -> Failure {
 
 fn undecided(url: &SecretUrl, error: &AdminError) -> Failure {
     database::undecided(&format!("database {url}"), error)
+}
+
+fn undecided_by_inbox(url: &SecretUrl, error: &DecisionError) -> Failure {
+    database::undecided_by_inbox(&format!("database {url}"), error)
 }
 
 fn not_first(holder: &Holder) -> Failure {
