@@ -251,7 +251,7 @@ async fn a_read_replica_is_named() {
         assert!(ran.out.contains(expected), "{arguments:?}: {ran:?}");
     }
     let ran = run(&["parked", "redrive", "--consumer", "payment", "--every", "--by", "ada"], &environment);
-    ran.failed(1, &["read-only"]);
+    ran.failed(1, &["during recovery"]);
 }
 
 #[tokio::test]
