@@ -258,8 +258,8 @@ async fn a_read_replica_is_named() {
         assert_eq!(ran.code, Some(0), "{arguments:?}: {ran:?}");
         assert!(ran.out.contains(expected), "{arguments:?}: {ran:?}");
     }
-    let ran = run(&["parked", "redrive", "--consumer", "payment", "--every", "--who", "ada"], &environment);
-    ran.failed(1, &["read-only"]);
+    let ran = run(&["parked", "redrive", "--consumer", "payment", "--every", "--by", "ada"], &environment);
+    ran.failed(1, &["during recovery"]);
 }
 
 #[tokio::test]
