@@ -84,7 +84,7 @@ begin
     grant usage on schema outbox to outbox_service, outbox_publisher, outbox_relay;
     grant select on outbox.schema_version, outbox.origin to outbox_service, outbox_publisher, outbox_relay;
     grant select on outbox.origin, outbox.cluster, outbox.relay, outbox.process, outbox.cursor, outbox.held_key,
-        outbox.settled_message, outbox.waiting_process, outbox.upkeep
+        outbox.settled_message, outbox.waiting_process, outbox.group_topic, outbox.upkeep
         to outbox_relay, outbox_operator, outbox_monitor;
 
     -- A service writes and does not read. It chooses neither `tx` nor `position`, on which every reader's cursor rests,
@@ -107,6 +107,7 @@ begin
     grant select on sequence outbox.message_position_seq to outbox_relay, outbox_operator, outbox_monitor;
     grant insert, update (shards, changes, retention, left_at, is_group, destination) on outbox.relay to outbox_relay;
     grant insert, update, delete on outbox.process, outbox.waiting_process to outbox_relay;
+    grant insert (relay, pattern) on outbox.group_topic to outbox_relay;
     grant insert, update on outbox.cursor to outbox_relay;
     grant insert, update, delete on outbox.held_key to outbox_relay;
     grant select, insert, delete on outbox.held_message, outbox.settled_message to outbox_relay;

@@ -134,6 +134,15 @@ create table outbox.process (
     fingerprint uuid
 ) with (fillfactor = 50);
 
+-- The topics that processes of a consumer group have asked for, as patterns. Each process of the group reads them all: what the
+-- owner of a shard passes over is passed for the group.
+create table outbox.group_topic (
+    relay text not null references outbox.relay (name),
+    pattern text not null check (octet_length(pattern) between 1 and 512),
+    registered_at timestamptz not null default clock_timestamp(),
+    primary key (relay, pattern)
+);
+
 -- A process of a relay that waits for its broker before it does anything: it owns nothing and takes no part, and its relay may
 -- be new. For a person to see.
 create table outbox.waiting_process (

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brokers::nats::{Client, Connection, NatsPublisher, NatsSubscriber, StreamPolicy, connect};
 use message::{Message, Outgoing, PublishError, Publisher, Subscriber, publish_all};
-use tests::conformance::{PATIENCE, Setup, assert_in_order, keyed, receive_all};
+use tests::conformance::{PATIENCE, Setup, assert_in_order, keyed, publish_in_order, receive_all};
 
 const ANSWER_WAIT: Duration = Duration::from_millis(1_500);
 
@@ -267,4 +267,39 @@ async fn an_address_never_shows_its_password() {
     let mut subscriber = NatsSubscriber::new(connection, "s", "g");
     let error = subscriber.receive(1).await.expect_err("nobody there");
     assert!(!error.to_string().contains("s3cret"), "{error}");
+}
+
+/// As while a new build is rolled out that asks for one subject more.
+#[tokio::test]
+async fn what_one_process_of_a_group_has_asked_for_is_taken_out_by_none_of_them() {
+    let nats = nats().await;
+    nats.publisher().check().await.unwrap();
+    let subject = |name: &str| format!("{}.{name}", nats.name);
+    let asks = |subjects: &[&str]| {
+        NatsSubscriber::new(nats.connection.clone(), &nats.name, "g")
+            .with_subjects(subjects.iter().map(|name| subject(name)))
+            .with_ack_wait(ANSWER_WAIT)
+            .with_takeover_after(Duration::from_secs(1))
+    };
+    let send = async |name: &str, number: u32| {
+        let message = Message::new(name, "order.placed", number.to_string()).with_source("/shop");
+        publish_in_order(&nats.publisher(), &subject(name), &[message]).await;
+    };
+    asks(&["orders"]).subscribe().await.unwrap();
+    asks(&["orders", "refunds"]).subscribe().await.unwrap();
+    // An old one again, after the new one.
+    let mut old = asks(&["orders"]);
+    old.subscribe().await.unwrap();
+    for number in 0..4 {
+        send(if number % 2 == 0 { "refunds" } else { "orders" }, number).await;
+    }
+    let mut received = Vec::new();
+    while received.len() < 4 {
+        let deliveries = tokio::time::timeout(PATIENCE, old.receive(10)).await.expect("they come").unwrap();
+        for delivery in deliveries {
+            received.push(String::from_utf8(delivery.received.as_ref().unwrap().payload.to_vec()).unwrap());
+            delivery.acknowledge().await.unwrap();
+        }
+    }
+    assert_eq!(received, ["0", "1", "2", "3"]);
 }

@@ -94,6 +94,10 @@ impl Publisher for Unrouted {
         };
         self.0.publish(&batch.iter().map(own).collect::<Vec<_>>(), outcomes).await;
     }
+
+    fn describe(&self) -> Option<String> {
+        self.0.describe()
+    }
 }
 
 #[async_trait]

@@ -10,6 +10,7 @@ use async_nats::jetstream::{self, Context, ErrorCode};
 use message::SubscribeError;
 
 use super::connect::answer;
+use super::filter;
 
 /// The server pins one client within such a group; ours has only one.
 pub(super) const PRIORITY_GROUP: &str = "active";
@@ -40,12 +41,12 @@ impl Wanted {
         (&self.stream, &self.group)
     }
 
-    /// Creates the consumer, or changes it to what is wanted.
+    /// Creates the consumer, or changes it to what is wanted. The second: whether it asks for more than it did.
     pub(super) async fn make(
         &self,
         client: &Client,
         context: &Context,
-    ) -> Result<PullConsumer, SubscribeError> {
+    ) -> Result<(PullConsumer, bool), SubscribeError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         if self.group.is_empty() || !self.group.bytes().all(plain) {
             return Err(SubscribeError::Refused("group: letters, digits, _ and - only".to_owned()));
@@ -60,13 +61,34 @@ impl Wanted {
             }
             _ => SubscribeError::Unavailable(format!("stream {}: {error}", self.stream)),
         })?;
-        let consumer = answer(client, stream.create_consumer(self.config())).await?;
+        let found = answer(client, stream.consumer_info(&self.group)).await?;
+        let found = match &found {
+            Ok(info) => Some(filters(&info.config)),
+            // The next statement meets it, too, if it is more than that.
+            Err(_) => None,
+        };
+        let mut config = self.config();
+        if let Some(found) = &found {
+            config.filter_subjects = filter::union(found, &self.subjects);
+            if !filter::hold(&self.subjects, found) {
+                tracing::warn!(
+                    group = self.group,
+                    asks = self.subjects.join(", "),
+                    receives = config.filter_subjects.join(", "),
+                    "processes of this group have asked for other subjects: each receives what any of them has asked for"
+                );
+            }
+        }
+        let consumer = answer(client, stream.create_consumer(config)).await?;
         let consumer = consumer.map_err(|error| match error.kind() {
             ConsumerErrorKind::JetStream(answer) => self.refused(&answer),
             kind => SubscribeError::Unavailable(format!("group {}: {kind}", self.group)),
         })?;
         match self.fault(&consumer.cached_info().config) {
-            None => Ok(consumer),
+            None => {
+                let is_wider = found.is_some_and(|found| !filter::hold(&found, &self.subjects));
+                Ok((consumer, is_wider))
+            }
             Some(fault) => Err(SubscribeError::Refused(format!("group {}: {fault}", self.group))),
         }
     }
@@ -108,5 +130,13 @@ impl Wanted {
         } else {
             None
         }
+    }
+}
+
+/// The subjects that a consumer asks for; none are all.
+fn filters(config: &jetstream::consumer::Config) -> Vec<String> {
+    match config.filter_subject.is_empty() {
+        true => config.filter_subjects.clone(),
+        false => vec![config.filter_subject.clone()],
     }
 }

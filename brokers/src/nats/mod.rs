@@ -15,6 +15,7 @@ mod answer;
 mod connect;
 mod connection;
 mod consumer;
+mod filter;
 mod hold;
 mod identity;
 mod passing;

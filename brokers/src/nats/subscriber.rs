@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use message::limits::LONGEST;
 use message::{Delivery, Malformed, Message, SubscribeError, Subscriber, wire};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answer::Answer;
 use super::connect::{answer, connected, connects};
@@ -24,6 +24,8 @@ use super::requests::Heard;
 /// How often it is looked, while nothing arrives, whether the connection is another, the requests are lost or the doubt
 /// is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Another process that has read what the group asked for, before it was more, has written that by then.
+const TOLD: Duration = Duration::from_secs(2);
 /// Messages asked of the server at a time.
 const BATCH: usize = 200;
 
@@ -71,6 +73,8 @@ pub struct NatsSubscriber {
     hold: Shared,
     passing: Passing,
     connects: u64,
+    /// The group asks for more since a moment: whether it does still is looked at then.
+    look_again_at: Option<Instant>,
 }
 
 /// What has arrived, shared with the deliveries that are under way.
@@ -108,10 +112,13 @@ impl NatsSubscriber {
             hold: Arc::new(Mutex::new(Hold::new())),
             passing: Passing::default(),
             connects: 0,
+            look_again_at: None,
         }
     }
 
-    /// Receives these subjects only; `orders.>` and the like are allowed.
+    /// Asks for these subjects; `orders.>` and the like are allowed. Each process of a group receives what any of its
+    /// processes has ever asked for: what one of an older build took out again would be lost to the others. To receive
+    /// less, edit the durable consumer, or begin a new group.
     pub fn with_subjects(mut self, subjects: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.wanted.subjects = subjects.into_iter().map(Into::into).collect();
         self
@@ -150,7 +157,11 @@ impl NatsSubscriber {
     /// Makes what there must be before anything can be asked for. Cancelled half-way it starts again.
     async fn prepare(&mut self) -> Result<(), SubscribeError> {
         if self.consumer.is_none() {
-            self.consumer = Some(self.wanted.make(&self.client, &self.context).await?);
+            let (consumer, is_wider) = self.wanted.make(&self.client, &self.context).await?;
+            self.consumer = Some(consumer);
+            if is_wider {
+                self.look_again_at = Some(Instant::now() + TOLD);
+            }
         }
         if self.pull.is_none() {
             let (name, wanted) = (self.wanted.name(), &self.wanted);
@@ -354,7 +365,13 @@ impl Subscriber for NatsSubscriber {
     async fn subscribe(&mut self) -> Result<(), SubscribeError> {
         self.follow().await;
         connected(&self.client)?;
-        self.prepare().await
+        self.prepare().await?;
+        while let Some(at) = self.look_again_at {
+            sleep_until(at).await;
+            (self.look_again_at, self.consumer) = (None, None);
+            self.prepare().await?;
+        }
+        Ok(())
     }
 
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscribeError> {

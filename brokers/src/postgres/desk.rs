@@ -80,8 +80,8 @@ enum State {
 
 impl Desk {
     /// Hands out messages of these topics; of all, if none is named.
-    pub(super) fn new(topics: Vec<Pattern>) -> Self {
-        Desk { topics, ..Desk::default() }
+    pub(super) fn ask_for(&mut self, topics: Vec<Pattern>) {
+        self.topics = topics;
     }
 
     /// These shards are read from where their cursors were recorded: number, epoch, progress.

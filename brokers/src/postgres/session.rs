@@ -7,9 +7,9 @@ use std::time::Duration;
 use message::SubscribeError;
 use outbox::log::{
     Cursor, CursorRecord, Destination, Lease, LogConnection, LogError, Move, Page, Progress, ReadSettings,
-    Reader, Record, RecordCommand, Refusal, Share, Store,
+    Reader, Record, RecordCommand, Refusal, Share, Store, group_topics,
 };
-use outbox::{Backoff, Upkeep};
+use outbox::{Backoff, Pattern, Upkeep};
 use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -29,6 +29,10 @@ const PAGE: usize = 500;
 const STANDBY: Duration = Duration::from_millis(250);
 /// How long a step on the way to shards, and from them, may take.
 const ANSWER: Duration = Duration::from_secs(10);
+/// A new topic is known to the processes at work this long after it was registered, at the latest.
+const TOLD: Duration = Duration::from_secs(5);
+/// The pattern of all topics.
+const ALL: &str = ">";
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How long to wait between attempts while the database fails.
@@ -168,9 +172,7 @@ impl Session {
     /// Joins the group and serves its share of the shards until something goes wrong.
     async fn take_part(&self, begun: &mut bool, failures: &mut u32) -> Result<Ended, Refusal> {
         let mut log = LogConnection::open(&self.pool).await?;
-        let (mut store, kept) = in_time(self.join(&mut log)).await?;
-        self.shared.lock().joined = true;
-        self.shared.arrived.notify_one();
+        let (mut store, kept, mut changes) = in_time(self.join(&mut log)).await?;
         let mut share = kept.shares();
         let mut leases = JoinSet::new();
         let keeping = Arc::clone(&kept);
@@ -197,7 +199,7 @@ impl Session {
                 let reader =
                     in_time(Reader::new(log, store, &cursors, self.read_settings(), Arc::clone(&kept)))
                         .await?;
-                match self.serve(reader, &mut leases, &mut share).await? {
+                match self.serve(reader, &mut leases, &mut share, &mut changes).await? {
                     Some(ended) => (log, store) = ended,
                     None => return Ok(Ended::LeaseLost),
                 }
@@ -211,22 +213,51 @@ impl Session {
     }
 
     /// Joins the group, as a process that owns nothing yet.
-    async fn join(&self, log: &mut LogConnection) -> Result<(Store, Arc<Lease>), Refusal> {
+    async fn join(&self, log: &mut LogConnection) -> Result<(Store, Arc<Lease>, i64), Refusal> {
         let Settings { start, shards, lease, .. } = self.settings;
         let store = Store::join(log, self.group.as_str(), self.process, shards, start, lease).await?;
         self.register(&store, log).await?;
+        let patterns = self.patterns();
+        let topics = store.ask_topics(log.connection(), &patterns).await?;
         let name = self.group.as_str().to_owned();
         let kept = Lease::begin(self.pool.clone(), name, self.process, lease).await?;
         // Thought dead between two statements: it must join again.
-        Ok((store, Arc::new(kept.ok_or(LogError::ConnectionReplaced)?)))
+        let kept = kept.ok_or(LogError::ConnectionReplaced)?;
+        // As of then: what is registered later is news.
+        let changes = kept.shares().borrow().changes;
+        self.follow_topics().await?;
+        let ready = Instant::now() + if topics.is_news { TOLD } else { Duration::ZERO };
+        self.shared.lock().joined.get_or_insert(ready);
+        self.shared.arrived.notify_one();
+        Ok((store, Arc::new(kept), changes))
     }
 
-    /// Registers the topics that this process asks for, and warns of processes of the group that ask for others: each passes
-    /// over, for the whole group, what it does not ask for.
+    /// The topics that this process asks for.
+    fn patterns(&self) -> Vec<String> {
+        if self.settings.topics.is_empty() {
+            return vec![ALL.to_owned()];
+        }
+        let mut patterns: Vec<String> = self.settings.topics.iter().map(ToString::to_string).collect();
+        patterns.sort();
+        patterns
+    }
+
+    /// Reads from now on what any process of the group has asked for.
+    async fn follow_topics(&self) -> Result<(), sqlx::Error> {
+        let patterns = group_topics(&self.pool, self.group.as_str()).await?;
+        // What cannot be read, a newer build has written: then everything is.
+        let topics = patterns.iter().map(|pattern| pattern.parse().ok()).collect::<Option<Vec<Pattern>>>();
+        self.shared.lock().desk.ask_for(topics.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Says which topics this process asks for, and names processes of the group that ask for others: each receives what
+    /// any of them does.
     async fn register(&self, store: &Store, log: &mut LogConnection) -> Result<(), sqlx::Error> {
-        let mut topics: Vec<String> = self.settings.topics.iter().map(ToString::to_string).collect();
-        topics.sort();
-        let topics = if topics.is_empty() { "all topics".to_owned() } else { topics.join(", ") };
+        let topics = match self.settings.topics.is_empty() {
+            true => "all topics".to_owned(),
+            false => self.patterns().join(", "),
+        };
         let asks = Destination::of_group(&format!("consumer group, {topics}"));
         for other in store.publishes_to(log.connection(), &asks).await? {
             tracing::warn!(
@@ -234,7 +265,7 @@ impl Session {
                 asks = asks.as_str(),
                 process = other.process,
                 elsewhere = other.destination,
-                "another process of this group asks for other topics: what the owner of a shard does not ask for is lost to the group"
+                "another process of this group asks for other topics: each receives what any of them asks for"
             );
         }
         Ok(())
@@ -269,6 +300,7 @@ impl Session {
         reader: Reader,
         leases: &mut JoinSet<LeaseEnd>,
         share: &mut watch::Receiver<Share>,
+        changes: &mut i64,
     ) -> Result<Option<(LogConnection, Store)>, Refusal> {
         let (page_sender, mut pages) = mpsc::channel(1);
         let (records, record_receiver) = mpsc::channel(1);
@@ -298,6 +330,11 @@ impl Session {
                 () = self.shared.answered.notified() => {}
                 _ = tick.tick() => record.write(|| self.shared.lock().desk.record()),
                 Ok(()) = share.changed(), if leaves_by.is_none() && !ending => {
+                    let seen = share.borrow().changes;
+                    if seen != *changes {
+                        in_time(self.follow_topics()).await?;
+                        *changes = seen;
+                    }
                     let mut shown = self.shared.lock();
                     match share.borrow_and_update().next(shown.desk.shards()) {
                         Move::Give(shards) => {

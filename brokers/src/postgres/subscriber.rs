@@ -97,8 +97,9 @@ pub(super) struct Shown {
     pub(super) desk: Desk,
     /// What the next call of `subscribe` or `receive` is told.
     pub(super) trouble: Option<SubscribeError>,
-    /// The group has its cursors: it receives what is committed from now on, whoever of it works.
-    pub(super) joined: bool,
+    /// From then on the group receives what is committed, whoever of it works: it has its cursors, and its processes know
+    /// what this one asks for.
+    pub(super) joined: Option<Instant>,
 }
 
 impl Shared {
@@ -136,7 +137,8 @@ impl PostgresSubscriber {
         PostgresSubscriber { pool, group, settings, begun: None }
     }
 
-    /// Receives these topics only: `orders`, `orders.*`, `orders.>`.
+    /// Asks for these topics: `orders`, `orders.*`, `orders.>`. Each process of a group receives what any of its processes
+    /// has ever asked for: what one passed over would be lost to the others. To receive less, begin a new group.
     pub fn with_topics(mut self, topics: impl IntoIterator<Item = Pattern>) -> Self {
         self.settings.topics = topics.into_iter().collect();
         self
@@ -197,7 +199,6 @@ impl PostgresSubscriber {
     fn begin(&mut self) -> Arc<Shared> {
         let begun = self.begun.get_or_insert_with(|| {
             let shared = Arc::new(Shared::default());
-            shared.lock().desk = Desk::new(self.settings.topics.clone());
             let stop = CancellationToken::new();
             let (pool, group, settings) = (self.pool.clone(), self.group.clone(), self.settings.clone());
             let session = Session::new(pool, group, settings, Arc::clone(&shared), stop.clone());
@@ -232,11 +233,13 @@ impl Subscriber for PostgresSubscriber {
     async fn subscribe(&mut self) -> Result<(), SubscribeError> {
         let shared = self.begin();
         loop {
+            let joined = shared.lock().joined;
+            if let Some(joined) = joined {
+                tokio::time::sleep_until(joined).await;
+                return Ok(());
+            }
             {
                 let mut shown = shared.lock();
-                if shown.joined {
-                    return Ok(());
-                }
                 if self.pool.is_closed() {
                     return Err(SubscribeError::Refused("its pool is closed".to_owned()));
                 }

@@ -19,6 +19,7 @@ mod share;
 mod snapshot;
 mod start;
 mod store;
+mod topics;
 mod window;
 
 use std::time::Duration;
@@ -45,6 +46,7 @@ pub use start::Start;
 pub(crate) use start::{position_at, within_calendar};
 pub use store::{Cursor, Record, Store};
 pub(crate) use store::{faults, preflight};
+pub use topics::{GroupTopics, group_topics};
 pub use window::{Look, PageRange, Reading, Seen, Window};
 
 /// How a log is read.

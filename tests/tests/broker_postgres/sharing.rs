@@ -17,6 +17,57 @@ async fn processes_of_a_group_that_ask_for_different_topics_are_named() {
     assert_eq!(broker.status("g").await.split, [""; 0]);
 }
 
+/// As while a new build is rolled out that asks for one topic more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_process_of_a_group_has_asked_for_is_passed_by_none_of_them() {
+    let broker = postgres().await;
+    let asks = |topics: &[&str]| {
+        broker
+            .subscriber("g")
+            .with_topics(topics.iter().map(|topic| topic.parse().unwrap()).collect::<Vec<_>>())
+    };
+    let send = async |topic: &str, numbers: std::ops::Range<usize>| {
+        let message =
+            |number: usize| Message::new(topic, "order.placed", number.to_string()).with_source("/shop");
+        let messages: Vec<Message> = numbers.map(message).collect();
+        publish_in_order(&broker.publisher(), topic, &messages).await;
+    };
+    let numbers = async |deliveries: Vec<Delivery>| {
+        let number = |delivery: &Delivery| String::from_utf8(message(delivery).payload.to_vec()).unwrap();
+        let numbers: Vec<usize> =
+            deliveries.iter().map(|delivery| number(delivery).parse().unwrap()).collect();
+        acknowledge(deliveries).await;
+        numbers
+    };
+    let mut old = asks(&["orders"]);
+    old.subscribe().await.unwrap();
+    send("refunds", 0..1).await;
+    send("orders", 1..2).await;
+    // Nobody has asked for the other one.
+    assert_eq!(numbers(receive(&mut old, 10).await).await, [1]);
+    let mut new = asks(&["orders", "refunds"]);
+    new.subscribe().await.unwrap();
+    send("refunds", 2..50).await;
+    let mut received = Vec::new();
+    while received.len() < 48 {
+        let deliveries = tokio::select! {
+            deliveries = receive(&mut old, 10) => deliveries,
+            deliveries = receive(&mut new, 10) => deliveries,
+        };
+        received.extend(numbers(deliveries).await);
+    }
+    // Also when the new one is gone again, and after a restart of the old one.
+    new.close().await;
+    old.close().await;
+    let mut old = asks(&["orders"]);
+    send("refunds", 50..51).await;
+    while !received.contains(&50) {
+        received.extend(numbers(receive(&mut old, 10).await).await);
+    }
+    received.sort_unstable();
+    assert_eq!(received, (2..=50).collect::<Vec<_>>());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_that_joins_gets_half_of_the_shards_and_nothing_twice() {
     let broker = postgres().await;

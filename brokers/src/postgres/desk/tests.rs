@@ -116,7 +116,8 @@ fn what_is_recorded_is_forgotten_and_makes_room() {
 
 #[test]
 fn topics_that_are_not_asked_for_move_the_cursor() {
-    let mut desk = Desk::new(vec!["other".parse().unwrap()]);
+    let mut desk = Desk::default();
+    desk.ask_for(vec!["other".parse().unwrap()]);
     desk.open(shards(1), 2);
     desk.take_page(page(1, &[(1, "a"), (2, "a")]));
     assert!(positions(&mut desk).is_empty());
