@@ -258,6 +258,35 @@ impl inbox::Handler for Elsewhere {
     }
 }
 
+/// A handler gives up waiting for a savepoint (a time-out around `tx.begin()`), and goes on without it. The driver then rolls
+/// back the whole transaction, so what the handler writes afterwards commits by itself. Right: either that is named among the
+/// cases in which an effect may happen twice, or the consumer's transaction does not let it. Found: the try is counted as
+/// failed ("the handler ended the transaction it was given"), its effect stays, and the next try makes it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_gave_up_a_savepoint_has_its_effect_once() {
+    let service = Service::new("gave up a savepoint").await;
+    service.publish(&[placed("a", "1")]).await;
+    let running = start(service.consumer().on(KIND, GivesUpSavepoint(AtomicUsize::new(0))));
+    service.acknowledged().await;
+    service.nothing_is_held().await;
+    running.stop().await;
+    assert_eq!(service.notes().await, ["1"]);
+}
+
+struct GivesUpSavepoint(AtomicUsize);
+
+#[async_trait::async_trait]
+impl inbox::Handler for GivesUpSavepoint {
+    async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
+        use sqlx::Connection;
+        if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
+            let savepoint = tokio::time::timeout(Duration::ZERO, (**tx).begin()).await;
+            drop(savepoint);
+        }
+        effect(tx, message).await
+    }
+}
+
 /// A message whose statement ends its backend each time (out of memory, a crash in an extension: then the whole server starts
 /// again). Perhaps right: like one that kills its process it is suspected after so many tries, and parks in the end. Found:
 /// twenty tries in its first minute, and then tries without end, uncounted (by decision: an outage is never a message's).
