@@ -181,7 +181,7 @@ begin
 
     -- What an operator gives up counts as handled, so that a later copy of it is a repeat.
     grant select, update (late), delete on inbox.held_message to outbox_operator;
-    grant update (state, attempts, next_attempt_at, last_error), delete on inbox.held_key to outbox_operator;
+    grant update (state, attempts, next_attempt_at, last_error, tried_by), delete on inbox.held_key to outbox_operator;
     grant insert (message_id, received_at, source_hash, slot, consumer) on inbox.message to outbox_operator;
     grant insert (who, action, consumer, hold, message_id, kind, reason) on inbox.audit to outbox_operator;
     -- It forgets a kind that no process handles any more.

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use inbox::admin::DecisionError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use sqlx::{ConnectOptions, Connection};
 
@@ -175,6 +176,14 @@ pub(crate) fn failed(doing: &str, error: &sqlx::Error) -> Failure {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut => Failure::unreachable(text),
         _ => Failure::failed(text),
+    }
+}
+
+/// As [`failed`], for a decision about what a consumer holds.
+pub(crate) fn undecided(doing: &str, error: DecisionError) -> Failure {
+    match error {
+        DecisionError::Database(error) => failed(doing, &error),
+        error => Failure::failed(format!("{doing}: {error}")),
     }
 }
 

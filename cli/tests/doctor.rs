@@ -217,15 +217,41 @@ async fn a_sound_set_up_is_exit_0_and_what_holds_a_cluster_back_is_named() {
 async fn a_read_replica_is_named() {
     let primary = PostgresOptions::new().start().unwrap();
     let mut connection = PgConnection::connect(&primary.url("postgres")).await.unwrap();
-    migrations::Schema::Outbox.migrate(&mut connection).await.unwrap();
+    for schema in [migrations::Schema::Outbox, migrations::Schema::Inbox] {
+        schema.migrate(&mut connection).await.unwrap();
+    }
     connection.execute(sqlx::raw_sql(migrations::roles())).await.unwrap();
+    let held = "insert into inbox.consumer (name, horizon) values ('payment', '7 days');
+        insert into inbox.held_key (consumer, key, state, attempts, last_error) values ('payment', 'a', 'parked', 1, 'no');
+        insert into inbox.held_message (consumer, hold, message_id, kind, key, payload)
+            select consumer, hold, gen_random_uuid(), 'order.placed', key, '' from inbox.held_key";
+    connection.execute(sqlx::raw_sql(held)).await.unwrap();
     // This one does not wait for its disk, either.
     let ran = doctor(&primary.url("postgres"), &[]);
     assert!(OF_TESTS.iter().all(|name| ran.out.contains(&format!("{name} is off"))), "{ran:?}");
     let mut standby = PostgresOptions::new().standby_of(&primary).unwrap();
     standby.restart().unwrap();
-    let ran = doctor(&standby.url("postgres"), &[]);
-    assert_eq!((ran.code, names(&ran)), (Some(5), vec!["replica".to_owned()]), "{ran:?}");
+    let url = standby.url("postgres");
+    // What only reads works there, and what would write says why it does not.
+    let ran = doctor(&url, &[]);
+    assert_eq!(ran.code, Some(5), "{ran:?}");
+    for name in ["replica", "parked_keys", "unhandled_kind"] {
+        assert!(names(&ran).iter().any(|found| found == name), "{name}: {ran:?}");
+    }
+    let environment = [("DATABASE_URL", url.as_str())];
+    for (arguments, expected) in [
+        (&["status"][..], "payment"),
+        (&["parked", "--consumer", "payment"], "order.placed"),
+        (&["consumers"], "order.placed"),
+        (&["audit"], "nothing was decided"),
+        (&["repair", "inbox"], "nothing to repair"),
+    ] {
+        let ran = run(arguments, &environment);
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {ran:?}");
+        assert!(ran.out.contains(expected), "{arguments:?}: {ran:?}");
+    }
+    let ran = run(&["parked", "redrive", "--consumer", "payment", "--every", "--who", "ada"], &environment);
+    ran.failed(1, &["read-only"]);
 }
 
 #[tokio::test]

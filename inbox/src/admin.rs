@@ -1,8 +1,12 @@
 //! For a person: what each consumer holds back and why, and what is to become of it.
 //!
 //! Each function takes a connection, so that several can share a transaction. What changes a held key waits for the try
-//! under way, at most the consumer's handler timeout. It says who decided it, and stands in [`audit()`] as soon as it is
-//! done, in the same transaction. There is no way to change a held message.
+//! under way, at most the consumer's handler timeout and a minute. It says who decided it, and stands in [`audit()`] as soon
+//! as it is done, in the same transaction. There is no way to change a held message.
+//!
+//! No function waits for a lock for longer than a minute, or than `lock_timeout` if the role or the database has set one.
+//! In a transaction of the caller's it is the caller's `lock_timeout` that counts; a function that fails there leaves it as it
+//! was.
 
 mod kinds;
 
@@ -16,7 +20,7 @@ pub use self::kinds::{ForgetKindError, ForgottenKind, KindStatus, forget_kind, k
 pub use crate::audit::{AuditEntry, audit};
 pub use crate::encoding::encoding;
 pub use crate::floor::{FloorStatus, LowerFloorError, floor, lower_floor};
-use crate::statement::{self, Begin, SILENCE};
+use crate::statement::{self, Begin, SILENCE, is_locked};
 pub use crate::stored::{HeldMessage, Unreadable};
 
 /// Whether a held key is tried again.
@@ -74,6 +78,24 @@ pub struct ConsumerStatus {
     pub oldest_held_at: Option<DateTime<Utc>>,
     /// Processes that are alive.
     pub processes: i64,
+}
+
+/// Why a decision was not carried out. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecisionError {
+    /// Another transaction's: a try that takes long, or another decision.
+    #[error("another transaction keeps it locked: nothing was changed; try again")]
+    Locked(#[source] sqlx::Error),
+    /// The database's.
+    #[error("the database did not carry it out")]
+    Database(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for DecisionError {
+    fn from(error: sqlx::Error) -> Self {
+        if is_locked(&error) { DecisionError::Locked(error) } else { DecisionError::Database(error) }
+    }
 }
 
 /// Every consumer that has run here or holds something back, by name.
@@ -146,14 +168,14 @@ pub async fn held_messages(
 /// and perhaps says why.
 ///
 /// # Errors
-/// The database's.
+/// See [`DecisionError`].
 pub async fn redrive(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
     who: &str,
     reason: Option<&str>,
-) -> Result<bool, sqlx::Error> {
+) -> Result<bool, DecisionError> {
     let mut tx = connection.begin_bounded(SILENCE).await?;
     let held = retry_now(&mut tx, consumer, hold).await?;
     if held {
@@ -166,15 +188,15 @@ pub async fn redrive(
 /// Has all parked keys of a consumer tried again now. Answers how many there were. `who` decides it, and perhaps says why.
 ///
 /// # Errors
-/// The database's.
+/// See [`DecisionError`].
 pub async fn redrive_all(
     connection: &mut PgConnection,
     consumer: &str,
     who: &str,
     reason: Option<&str>,
-) -> Result<u64, sqlx::Error> {
+) -> Result<u64, DecisionError> {
     let query = sqlx::query(include_str!("sql/redrive_all.sql")).bind(consumer).bind(who).bind(reason);
-    statement::run(connection, query).await
+    Ok(statement::run(connection, query).await?)
 }
 
 /// Lets the messages of a held key be admitted although they are past the horizon, and has it tried again now. Whoever
@@ -182,14 +204,14 @@ pub async fn redrive_all(
 /// it, and perhaps says why.
 ///
 /// # Errors
-/// The database's.
+/// See [`DecisionError`].
 pub async fn admit_late(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
     who: &str,
     reason: Option<&str>,
-) -> Result<bool, sqlx::Error> {
+) -> Result<bool, DecisionError> {
     let mut tx = connection.begin_bounded(SILENCE).await?;
     if !lock(&mut tx, consumer, hold).await? {
         return Ok(false);
@@ -210,28 +232,28 @@ pub async fn admit_late(
 /// handled: a later copy of it is a repeat. `who` decides it, and says why.
 ///
 /// # Errors
-/// The database's.
+/// See [`DecisionError`].
 pub async fn skip(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
     who: &str,
     reason: &str,
-) -> Result<Option<HeldMessage>, sqlx::Error> {
+) -> Result<Option<HeldMessage>, DecisionError> {
     Ok(give_up(connection, consumer, hold, Some(1), who, reason).await?.pop())
 }
 
 /// Gives up all messages of a held key, like [`skip`] each. The key is free at once.
 ///
 /// # Errors
-/// The database's.
+/// See [`DecisionError`].
 pub async fn discard(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
     who: &str,
     reason: &str,
-) -> Result<Vec<HeldMessage>, sqlx::Error> {
+) -> Result<Vec<HeldMessage>, DecisionError> {
     give_up(connection, consumer, hold, None, who, reason).await
 }
 
@@ -242,7 +264,7 @@ async fn give_up(
     most: Option<i64>,
     who: &str,
     reason: &str,
-) -> Result<Vec<HeldMessage>, sqlx::Error> {
+) -> Result<Vec<HeldMessage>, DecisionError> {
     let mut tx = connection.begin_bounded(SILENCE).await?;
     if !lock(&mut tx, consumer, hold).await? {
         return Ok(Vec::new());
@@ -256,7 +278,7 @@ async fn give_up(
         .persistent(false)
         .fetch_all(&mut *tx)
         .await?;
-    let given_up = rows.iter().map(HeldMessage::from_row).collect::<Result<Vec<_>, _>>()?;
+    let given_up = rows.iter().map(HeldMessage::from_row).collect::<Result<Vec<_>, sqlx::Error>>()?;
     let released = sqlx::query(include_str!("sql/release.sql"))
         .bind(consumer)
         .bind(hold)

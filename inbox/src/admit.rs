@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use message::{Message, MessageId};
+use message::{InvalidMessage, Message, MessageId, limits};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgTransaction, Row};
 use uuid::Uuid;
@@ -36,9 +36,12 @@ pub enum AdmitError {
     /// Another transaction's, above read committed: the inbox has changed since this one began. Roll it back and try again.
     #[error("transaction is too old to admit a message: must be rolled back and tried again")]
     Serialization(#[source] sqlx::Error),
-    /// The caller's.
+    /// The caller's. The transaction goes on.
     #[error("consumer: must be 1 to 100 bytes without NUL")]
     Consumer,
+    /// The message's: its source breaks a limit, so it was not checked where it came from. Park it. The transaction goes on.
+    #[error("message is not valid: {0}")]
+    Invalid(InvalidMessage),
     /// The database's, or the transaction's: it is aborted now.
     #[error("message cannot be admitted")]
     Database(#[source] sqlx::Error),
@@ -96,6 +99,7 @@ pub async fn admit_within(
     horizon: Horizon,
 ) -> Result<Admission, AdmitError> {
     check_consumer(consumer)?;
+    check_source(message)?;
     let made_at = horizon.date(message.id, Utc::now())?;
     let row = sqlx::query(ADMIT.of(made_at))
         .bind(consumer)
@@ -126,6 +130,7 @@ pub async fn admit_all(
     horizon: Horizon,
 ) -> Result<Vec<Admission>, AdmitError> {
     check_consumer(consumer)?;
+    messages.iter().try_for_each(check_source)?;
     let batch = Batch::new(messages, horizon, Utc::now())?;
     let rows = sqlx::query(AssertSqlSafe(include_str!("sql/admit_all.sql").replace("{days}", &batch.days())))
         .bind(consumer)
@@ -255,6 +260,11 @@ pub(crate) async fn comes_from_another_source(
         .fetch_optional(&mut **tx)
         .await?;
     Ok(another.unwrap_or(false))
+}
+
+/// The one text of a message that an admission sends: before the transaction is aborted by it.
+fn check_source(message: &Message) -> Result<(), AdmitError> {
+    message.source.as_deref().map_or(Ok(()), limits::source).map_err(AdmitError::Invalid)
 }
 
 pub(crate) fn check_consumer(name: &str) -> Result<(), AdmitError> {

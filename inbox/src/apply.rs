@@ -127,8 +127,8 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
             Ok(Step::Refused(refusal)) => return park_refused(core, message, refusal, received).await,
             Err(Setback::Failed(failure)) => return hold_failed(core, message, &failure, received).await,
             Err(Setback::Unstorable(error)) => {
-                let body = Body::Message(message);
-                return unstorable::park(core, message.key.as_deref(), body, &error, received).await;
+                let held = Hold::parked(message.key.as_deref(), "");
+                return unstorable::park(core, &held, Body::Message(message), &error, received).await;
             }
             Err(setback) => {
                 patience::count(core, &setback);
@@ -205,7 +205,7 @@ async fn hold_quarantined(core: &Core, message: &Message, received: Instant) -> 
     measure::count(&core.name, measure::QUARANTINED);
     info!(consumer = %core.name, message = %message.id, "message was in hand when a process died; it is tried alone");
     let error = "in hand when a process died; tried alone";
-    let held = Hold { key: message.key.as_deref(), attempts: 0, delay: Some(Duration::ZERO), error };
+    let held = Hold { delay: Some(Duration::ZERO), ..Hold::parked(message.key.as_deref(), error) };
     insist(core, &held, Body::Message(message), received).await
 }
 
@@ -220,7 +220,7 @@ async fn hold_failed(core: &Core, message: &Message, failure: &Failure, received
     } else {
         warn!(consumer = %core.name, message = %message.id, error = failure.error, ?delay, "message failed, its key is held");
     }
-    let held = Hold { key: message.key.as_deref(), attempts: 1, delay, error: &failure.error };
+    let held = Hold { attempts: 1, delay, ..Hold::parked(message.key.as_deref(), &failure.error) };
     insist(core, &held, Body::Message(message), received).await
 }
 
@@ -232,7 +232,7 @@ async fn hold_postponed(core: &Core, message: &Message, setback: &Setback, recei
         consumer = %core.name, message = %message.id, error, ?delay,
         "no end of setbacks that are not the message's: its key is held, nothing is counted"
     );
-    let held = Hold { key: message.key.as_deref(), attempts: 0, delay: Some(delay), error };
+    let held = Hold { delay: Some(delay), ..Hold::parked(message.key.as_deref(), error) };
     insist(core, &held, Body::Message(message), received).await
 }
 
@@ -249,7 +249,9 @@ pub(crate) async fn park_refused(
     warn!(consumer = %core.name, message = %message.id, %refusal, "message refused and parked");
     let alone = matches!(refusal, Refusal::TooOld | Refusal::AnotherSource);
     let key = message.key.as_deref().filter(|_| !alone);
-    let held = Hold { key, attempts: 0, delay: None, error: &refusal.to_string() };
+    let error = refusal.to_string();
+    let another_source = refusal == Refusal::AnotherSource;
+    let held = Hold { another_source, ..Hold::parked(key, &error) };
     insist(core, &held, Body::Message(message), received).await
 }
 
@@ -257,18 +259,25 @@ async fn park_malformed(core: &Core, malformed: &Malformed, received: Instant) -
     measure::count(&core.name, measure::MALFORMED);
     let reason = malformed.reason.to_string();
     warn!(consumer = %core.name, destination = malformed.destination, reason, "malformed message parked");
-    let held = Hold { key: None, attempts: 0, delay: None, error: &bounded(&reason) };
+    let reason = bounded(&reason);
+    let held = Hold::parked(None, &reason);
     insist(core, &held, Body::Malformed(malformed), received).await
 }
 
-/// Holds it, however long the database takes to answer.
+/// Holds it, however long the database takes to answer; alone, parked, if its id is known from another source.
 pub(crate) async fn insist(core: &Core, held: &Hold<'_>, body: Body<'_>, received: Instant) -> Applied {
+    let (mut held, refused) = (*held, Refusal::AnotherSource.to_string());
     let mut patience = Patience::default();
     loop {
-        match core.in_time(hold(core, held, body, received)).await {
-            Ok(_) => return Applied::Done,
+        match core.in_time(hold(core, &held, body, received)).await {
+            Ok(Found::AnotherSource) => {
+                measure::count(&core.name, measure::REFUSED);
+                warn!(consumer = %core.name, message = body.id(), refusal = refused, "message refused and parked");
+                held = Hold { another_source: true, ..Hold::parked(None, &refused) };
+            }
+            Ok(Found::Held | Found::Handled) => return Applied::Done,
             Err(Setback::Unstorable(error)) => {
-                return unstorable::park(core, held.key, body, &error, received).await;
+                return unstorable::park(core, &held, body, &error, received).await;
             }
             Err(setback) => {
                 patience::count(core, &setback);

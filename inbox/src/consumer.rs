@@ -108,6 +108,9 @@ pub enum ConsumerError {
         "the database's encoding is {0}, not UTF8: it cannot store what messages carry; move it to a database made with encoding 'UTF8'"
     )]
     Encoding(String),
+    /// Another transaction's: for a minute it has kept locked what the start reads or writes.
+    #[error("another transaction keeps the inbox locked: the consumer cannot register")]
+    Locked(#[source] sqlx::Error),
     /// The database could not be reached or used at the start.
     #[error("database cannot be used")]
     Database(#[from] sqlx::Error),

@@ -109,6 +109,18 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_next_is_declared_however_much_behind_it_is() {
+        // Above a concurrency of 32 less is declared ahead than may be tried at once.
+        for concurrency in [1, 8, 32, 33, 64, 1_000] {
+            let mut declared = Declared::new(concurrency);
+            let ahead = declared.ahead() as u128;
+            declared.begin(&[], &ids(1..ahead)).unwrap();
+            declared.end(true);
+            assert!(declared.begin(&[], &ids(0..ahead)).is_some(), "{concurrency}");
+        }
+    }
+
+    #[test]
     fn the_last_messages_are_declared_too() {
         let mut declared = Declared::new(8);
         assert_eq!(declared.begin(&[], &[]), None);

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row};
 
 use crate::day::end_of;
 use crate::horizon::{Horizon, MARGIN};
-use crate::statement::{self, Begin};
+use crate::statement::{self, Begin, is_locked};
 
 /// Clocks that differ by more are not believed: no row is removed then.
 const CLOCKS: TimeDelta = TimeDelta::hours(1);
@@ -42,9 +42,18 @@ pub enum LowerFloorError {
     /// It is where it should be, or as low as the rows that were removed allow.
     #[error("nothing to repair: the floor is as low as it can be")]
     NothingToLower,
+    /// Another transaction's, which removes rows or reads the floor. Nothing was changed.
+    #[error("another transaction keeps the floor locked: nothing was changed; try again")]
+    Locked(#[source] sqlx::Error),
     /// The database's.
     #[error("floor cannot be lowered")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for LowerFloorError {
+    fn from(error: sqlx::Error) -> Self {
+        if is_locked(&error) { LowerFloorError::Locked(error) } else { LowerFloorError::Database(error) }
+    }
 }
 
 impl FloorStatus {
@@ -97,7 +106,7 @@ pub(crate) async fn read(on: impl Begin<'_>) -> Result<FloorStatus, sqlx::Error>
 /// removed. For a person, after a database's clock was ahead. Answers with what was found.
 ///
 /// # Errors
-/// The clocks of database and process differ, the floor is as low as it can be, or the database's.
+/// See [`LowerFloorError`].
 pub async fn lower_floor(connection: &mut PgConnection) -> Result<FloorStatus, LowerFloorError> {
     let mut tx = connection.begin_bounded(statement::SILENCE).await?;
     // Who removes rows holds the floor meanwhile: what is read after this is all that was removed below it.

@@ -13,7 +13,7 @@ use crate::statement::{self, is_named};
 use crate::stored::Body;
 
 /// How a message is held.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Hold<'h> {
     /// The key to hold with it; `None`: the message alone.
     pub(crate) key: Option<&'h str>,
@@ -23,6 +23,15 @@ pub(crate) struct Hold<'h> {
     pub(crate) delay: Option<Duration>,
     /// Why.
     pub(crate) error: &'h str,
+    /// Whether it is held although its id is known from another source: alone, since no decision lets it be handled.
+    pub(crate) another_source: bool,
+}
+
+impl<'h> Hold<'h> {
+    /// Parked before a try was counted.
+    pub(crate) fn parked(key: Option<&'h str>, error: &'h str) -> Self {
+        Hold { key, attempts: 0, delay: None, error, another_source: false }
+    }
 }
 
 /// What was found when a message was to be held.
@@ -32,7 +41,7 @@ pub(crate) enum Found {
     Held,
     /// Another process has handled it meanwhile.
     Handled,
-    /// Its id was handled for a message from another source. Only [`append`] finds that.
+    /// Its id is known from another source, handled or held, and nothing was done.
     AnotherSource,
 }
 
@@ -51,12 +60,20 @@ pub(crate) async fn hold(
             .bind(i32::try_from(hold.attempts).unwrap_or(i32::MAX))
             .bind(hold.delay.map(milliseconds))
             .bind(hold.error.to_owned());
-        let row = statement::row(&core.pool, body.bind(query).bind(microseconds_since(received))).await?;
+        let query = body
+            .bind(query)
+            .bind(microseconds_since(received))
+            .bind(body.source().map(str::to_owned))
+            .bind(hold.another_source);
+        let row = statement::row(&core.pool, query).await?;
         if row.try_get("handled")? {
             return Ok(Found::Handled);
         }
         if row.try_get("held")? {
             return Ok(Found::Held);
+        }
+        if row.try_get("another_source")? {
+            return Ok(Found::AnotherSource);
         }
         // The key was opened or released by another transaction between the statement's snapshot and its insert.
     }

@@ -13,6 +13,7 @@ use crate::process::HEARTBEAT;
 use crate::prune::Pruned;
 use crate::report::report;
 use crate::retry::{self, Claimed, Tried, claim_alone, try_first};
+use crate::turn::Turn;
 
 /// Then pruning begins again.
 const PRUNE_TIMEOUT: Duration = Duration::from_secs(3_600);
@@ -26,6 +27,7 @@ pub(crate) enum Job {
     /// A delivery of that lane.
     Delivery(Lane, Option<Uuid>),
     Retry,
+    Turn,
     Alone,
     Claim,
     Release,
@@ -41,6 +43,8 @@ pub(crate) enum Ended {
     Claimed(Claimed),
     /// The key, if nothing waits in it.
     Drained(Option<i64>),
+    /// The right to make a lone try; `None`: the consumer stops.
+    Turn(Option<Turn>),
     /// A message in quarantine, if one was due.
     Alone(Option<Tried>),
     Released,

@@ -4,8 +4,8 @@
 //! an old one can tell: what another process has registered is held for it, in order for its key, and counts as no attempt;
 //! only what none has registered is acknowledged and counted.
 //!
-//! "None" is believed for [`BELIEVED`]. A process that registers a new kind is [ready](crate::Ready) that much later: by
-//! then no process believes that the kind is unknown.
+//! "None" is believed for [`BELIEVED`]. A process that registers a new kind is [ready](crate::Ready) that much later at the
+//! soonest: by then no process believes that the kind is unknown.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use message::Message;
 use sqlx::Row;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, info};
 
 use crate::apply::{Applied, insist, park_refused};
@@ -89,10 +89,18 @@ pub(crate) async fn refresh(core: &Core) {
     }
 }
 
-/// Reports that the consumer is ready, once every process knows its kinds.
-pub(crate) async fn report_ready(ready: watch::Sender<bool>, consumer: Arc<str>, is_new: bool) {
+/// Reports that the consumer is ready, once every process knows its kinds and its group has its place at the broker.
+pub(crate) async fn report_ready(
+    ready: watch::Sender<bool>,
+    consumer: Arc<str>,
+    is_new: bool,
+    subscribed: oneshot::Receiver<()>,
+) {
     if is_new {
         tokio::time::sleep(BELIEVED).await;
+    }
+    if subscribed.await.is_err() {
+        return;
     }
     info!(%consumer, "consumer ready");
     ready.send_replace(true);
@@ -130,6 +138,6 @@ pub(crate) async fn unhandled(core: &Core, message: &Message, received: Instant)
     measure::count(&core.name, measure::HELD);
     debug!(consumer = %core.name, message = %message.id, kind = %message.kind, "held for a process that handles its kind");
     let error = "held for another process of this consumer, which handles its kind";
-    let held = Hold { key: message.key.as_deref(), attempts: 0, delay: Some(Duration::ZERO), error };
+    let held = Hold { delay: Some(Duration::ZERO), ..Hold::parked(message.key.as_deref(), error) };
     insist(core, &held, Body::Message(message), received).await
 }

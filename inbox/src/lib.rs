@@ -37,6 +37,7 @@ mod run;
 mod slots;
 mod statement;
 mod stored;
+mod turn;
 mod unstorable;
 
 pub use admit::{Admission, AdmitError, admit, admit_all, admit_within};

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::day::{RING, UNDATED, lowest_id};
 use crate::floor;
 use crate::horizon::MARGIN;
-use crate::statement::{Begin, SILENCE};
+use crate::statement::{Begin, SILENCE, is_locked};
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -192,8 +192,4 @@ fn made_at(id: Uuid) -> Option<DateTime<Utc>> {
 /// A partition's name is no parameter of a statement.
 fn sql(template: &'static str, slot: usize) -> AssertSqlSafe<String> {
     AssertSqlSafe(template.replace("{slot}", &slot.to_string()))
-}
-
-fn is_locked(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "55P03"))
 }

@@ -2,11 +2,12 @@
 
 use tokio::sync::watch;
 
-/// Tells whether a [`Consumer`](crate::Consumer) is ready. From then on no process of this consumer drops a message of a
-/// kind that it handles, also none of an older build that still runs.
+/// Tells whether a [`Consumer`](crate::Consumer) is ready. What is committed to the broker from then on is received: its
+/// subscriber has its place, also in a new group that begins with what comes. And no process of this consumer drops a
+/// message of a kind that it handles, also none of an older build that still runs.
 ///
-/// A consumer that handles a kind that its name had not registered before is ready five seconds after its start; otherwise
-/// it is ready at once. It is ready no longer when it has ended.
+/// A consumer that handles a kind that its name had not registered before is ready five seconds after its start at the
+/// soonest; otherwise it is ready when it has subscribed. It is ready no longer when it has ended.
 ///
 /// A deployment that starts consumers first, waits until they are ready, and then starts the producers of new kinds loses
 /// no message.

@@ -157,9 +157,12 @@ async fn one(core: &Core, claim: &Claim, first: &HeldMessage) -> Tried {
                 debug!(consumer = %core.name, hold = claim.hold, "another process has the held key");
                 return Tried::Ended;
             }
+            Ok(Step::Refused(Refusal::AnotherSource)) if set_aside(core, claim, first).await => {
+                return Tried::Ended;
+            }
             Ok(Step::Refused(refusal)) => {
                 let failure = Failure::new(measure::REFUSED, &refusal.to_string());
-                postpone(core, claim, Postponed::Parked(&failure)).await;
+                postpone(core, claim, Postponed::Refused(&failure)).await;
                 return Tried::Ended;
             }
             Err(Setback::Failed(failure)) => {
@@ -280,9 +283,36 @@ pub(crate) async fn release(core: &Core, holds: &[i64]) {
     }
 }
 
+/// Parks a message alone whose id is known from another source, so that its key goes on. Whether that was done.
+async fn set_aside(core: &Core, claim: &Claim, first: &HeldMessage) -> bool {
+    let refusal = Refusal::AnotherSource.to_string();
+    let query = sqlx::query(include_str!("sql/set_aside.sql"))
+        .bind(&*core.name)
+        .bind(claim.hold)
+        .bind(claim.attempts)
+        .bind(first.arrival)
+        .bind(&refusal)
+        .bind(core.process.id);
+    // Otherwise its key is parked with it, and a person's redrive sets it aside.
+    let done = match core.in_time(statement::row(&core.pool, query)).await {
+        Ok(row) => row.try_get("done").unwrap_or(false),
+        Err(error) => {
+            debug!(consumer = %core.name, hold = claim.hold, error = report(&error), "a message could not be parked alone");
+            false
+        }
+    };
+    if done {
+        warn!(consumer = %core.name, hold = claim.hold, refusal, "message refused and parked");
+        measure::count(&core.name, measure::REFUSED);
+    }
+    done
+}
+
 enum Postponed<'f> {
     Retrying(&'f Failure),
     Parked(&'f Failure),
+    /// Parked, and its handler was not called.
+    Refused(&'f Failure),
     /// More tries than are granted have begun, and the last one did not end.
     UsedUp,
     /// No end of setbacks that are nobody's fault, for a message that has waited since then: not counted.
@@ -302,7 +332,7 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             measure::count(&core.name, failure.result);
             (attempts, "retrying", Some(delay), Some(failure.error.as_str()))
         }
-        Postponed::Parked(failure) => {
+        Postponed::Parked(failure) | Postponed::Refused(failure) => {
             warn!(consumer = %core.name, hold = claim.hold, attempts, error = failure.error, "message parked");
             measure::count(&core.name, failure.result);
             measure::count(&core.name, measure::PARKED);
@@ -324,7 +354,7 @@ async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
         }
         Postponed::Uncounted(delay) => (attempts - 1, "retrying", Some(*delay), None),
     };
-    // A try that ended did not kill its process.
+    // A try that ended did not kill its process. One that was refused says nothing of that.
     let ended = matches!(next, Postponed::Retrying(_) | Postponed::Parked(_) | Postponed::Again(..));
     let cleared = claim.first.as_ref().filter(|_| ended).and_then(|first| first.received.as_ref().ok());
     let mut patience = Patience::default();

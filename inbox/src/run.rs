@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use message::{Delivery, SubscribeError, Subscriber};
 use migrations::Schema;
-use tokio::sync::Mutex;
+use tokio::sync::oneshot;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::admit::check_consumer;
 use crate::apply::{Applied, deliver};
 use crate::attempt::Setback;
+use crate::backoff::chance;
 use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
 use crate::declared::Declared;
 use crate::encoding::check_encoding;
@@ -32,7 +33,8 @@ use crate::process::HEARTBEAT;
 use crate::report::report;
 use crate::retry::{Claim, Claimed, Tried, drain, release};
 use crate::slots::{Due, Slots};
-use crate::statement;
+use crate::statement::{self, is_locked};
+use crate::turn::{self, Turn};
 
 /// Less than the time after which the kinds of a process count as handled by none.
 const REFRESH_KINDS_EVERY: Duration = Duration::from_secs(30);
@@ -40,16 +42,14 @@ const REFRESH_KINDS_EVERY: Duration = Duration::from_secs(30);
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 /// A broker that takes longer to hear that we are still at work will not be waited for.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest that a stop waits to leave the other processes in good order.
+/// How long a start waits for an answer: for a lock as long as any statement of ours, and then some.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(150);
+/// How long a start that meets others is made again.
+const REGISTER_AGAIN: Duration = Duration::from_secs(60);
+/// The longest that a stop waits for a start that is under way, and to leave the other processes in good order.
 const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most held keys that one transaction releases.
 const RELEASED_TOGETHER: usize = 200;
-/// How long a lone try waits for that of another consumer in the same process.
-const ANOTHER_ALONE: Duration = Duration::from_millis(100);
-
-/// Consumers that run in one process make their lone tries one at a time: a message that kills it would be taken for
-/// another consumer's.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 impl Consumer {
     /// Runs until `stop`, or until its pool is closed: then it receives no more, finishes and acknowledges what is in hand, as
@@ -77,24 +77,19 @@ impl Consumer {
             closed.await;
             closing.cancel();
         });
-        let mut patience = Patience::default();
-        let is_new = loop {
-            let error = match register(&core).await {
-                Ok(is_new) => break is_new,
-                Err(error) => error,
-            };
-            let ConsumerError::Database(met) = &error else { return Err(error) };
-            let setback = match blame(met) {
-                Blame::Contention if !core.stop.is_cancelled() => Setback::Contention(report(met)),
-                _ => return Err(error),
-            };
-            if patience.is_over(&setback) || !patience.wait(&core, &setback).await {
-                return Err(error);
-            }
+        let stopped_long_since = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DEREGISTER_TIMEOUT).await;
         };
-        listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new));
+        let is_new = tokio::select! {
+            registered = registered(&core) => registered?,
+            // It waits for another transaction. What it may have left is found dead by others.
+            () = stopped_long_since => return Ok(()),
+        };
+        let (subscribed, is_subscribed) = oneshot::channel();
+        listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new, is_subscribed));
         info!(consumer = %core.name, kinds = ?core.kinds, "consumer started");
-        let mut work = Work::new(Arc::new(core), &settings);
+        let mut work = Work::new(Arc::new(core), &settings, subscribed);
         let ended = work.run(&mut *subscriber, &settings).await;
         // In this order: what reports that it is ready has ended when its last sender goes.
         listening.shutdown().await;
@@ -112,7 +107,24 @@ impl Consumer {
 }
 
 /// Registers the consumer, this process and its kinds; whether one of the kinds is new. Tried again when it meets another
-/// transaction, which says nothing of the set-up.
+/// transaction, which says nothing of the set-up, but not for much longer than a minute.
+async fn registered(core: &Core) -> Result<bool, ConsumerError> {
+    let mut patience = Patience::within(REGISTER_AGAIN);
+    loop {
+        let met = match within(REGISTER_TIMEOUT, register(core)).await {
+            Err(ConsumerError::Database(met)) => met,
+            done => return done,
+        };
+        let setback = match blame(&met) {
+            Blame::Contention => Setback::Contention(report(&met)),
+            _ => return Err(met.into()),
+        };
+        if patience.is_over(&setback) || !patience.wait(core, &setback).await {
+            return Err(if is_locked(&met) { ConsumerError::Locked(met) } else { met.into() });
+        }
+    }
+}
+
 async fn register(core: &Core) -> Result<bool, ConsumerError> {
     let mut connection = core.pool.acquire().await?;
     Schema::Inbox.check(&mut connection).await?;
@@ -141,10 +153,16 @@ struct Work {
     emptied: Vec<i64>,
     declared: Declared,
     declares: bool,
+    /// For the lone try that waits until nothing else is under way.
+    turn: Option<Turn>,
+    /// Lone tries in a row that found nothing to try.
+    misses: u32,
+    /// To be told when the subscriber has its place in its group; `None`: it has.
+    subscribed: Option<oneshot::Sender<()>>,
 }
 
 impl Work {
-    fn new(core: Arc<Core>, settings: &Settings) -> Self {
+    fn new(core: Arc<Core>, settings: &Settings, subscribed: oneshot::Sender<()>) -> Self {
         let claim_every =
             core.backoff.delay(1, 0).clamp(Duration::from_millis(20), Duration::from_millis(500));
         Work {
@@ -160,6 +178,9 @@ impl Work {
             emptied: Vec::new(),
             declared: Declared::new(settings.concurrency),
             declares: false,
+            turn: None,
+            misses: 0,
+            subscribed: Some(subscribed),
         }
     }
 
@@ -181,21 +202,24 @@ impl Work {
             let room = settings.prefetch.saturating_sub(self.lanes.len() + self.slots.first_tries());
             let claims = self.slots.retries_may_begin(self.lanes.peek().is_some());
             let receives = room > 0 && outage.is_over();
-            // Told to stop, it does not even look.
-            let receive = async {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => Ok(Vec::new()),
-                    received = subscriber.receive(room) => received,
+            let is_subscribed = self.subscribed.is_none();
+            // Told to stop, it does not even look. `None`: it has subscribed.
+            let receive = stop.run_until_cancelled(async {
+                match is_subscribed {
+                    true => subscriber.receive(room).await.map(Some),
+                    false => subscriber.subscribe().await.map(|()| None),
                 }
-            };
+            });
             tokio::select! {
                 () = stop.cancelled() => {}
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.settle(ended).await,
-                received = receive, if receives => match received {
-                    Ok(deliveries) => {
+                Some(received) = receive, if receives => match received {
+                    Ok(received) => {
                         outage.end(&self.core);
-                        self.take(deliveries);
+                        match received {
+                            Some(deliveries) => self.take(deliveries),
+                            None => drop(self.subscribed.take().map(|subscribed| subscribed.send(()))),
+                        }
                     }
                     Err(error @ SubscribeError::Refused(_)) => refused = Some(error),
                     Err(error) => outage.go_on(&self.core, &error),
@@ -224,7 +248,8 @@ impl Work {
 
     /// Begins what may begin.
     fn begin(&mut self) {
-        if self.slots.lone_may_begin() {
+        // A declaration under way would name others beside it.
+        if self.slots.lone_may_begin() && !self.is_under_way(|job| matches!(job, Job::Declare)) {
             self.try_alone();
         }
         let declares = self.core.process.declares();
@@ -252,7 +277,7 @@ impl Work {
                 Ended::Delivered(deliver(&core, delivery, received).await)
             });
         }
-        if self.declares {
+        if self.declares && !self.slots.is_exclusive() {
             self.declare();
         }
         self.release();
@@ -282,8 +307,8 @@ impl Work {
             Job::Delivery(..) => self.slots.end_first(),
             Job::Retry => self.slots.end_retry(),
             Job::Claim => self.slots.end_claim(),
-            Job::Alone => self.slots.end_lone(std::time::Instant::now()),
-            Job::Release | Job::Declare | Job::Beat | Job::Refresh | Job::Prune => {}
+            Job::Alone => self.end_lone(matches!(ended, Ok(Ended::Alone(Some(_))))),
+            Job::Turn | Job::Release | Job::Declare | Job::Beat | Job::Refresh | Job::Prune => {}
         }
         match (job, ended) {
             (Job::Delivery(lane, _), Ok(Ended::Delivered(Applied::Done))) => self.lanes.done(lane),
@@ -291,6 +316,7 @@ impl Work {
             (Job::Delivery(lane, _), Ok(_)) => give_back(self.lanes.close(&lane)).await,
             (_, Ok(Ended::Claimed(claimed))) => self.claimed(claimed),
             (_, Ok(Ended::Drained(emptied))) => self.emptied.extend(emptied),
+            (_, Ok(Ended::Turn(turn))) => self.take_turn(turn),
             (_, Ok(Ended::Alone(tried))) => match tried {
                 Some(Tried::Next(claim)) => self.retry(*claim),
                 Some(Tried::Emptied(hold)) => self.emptied.push(hold),
@@ -327,10 +353,8 @@ impl Work {
         let now = Instant::now();
         self.more_due = claimed.more;
         self.next_claim = now + if claimed.more { Duration::ZERO } else { self.claim_every };
-        if claimed.quarantined
-            && let Some(later) = self.slots.await_lone(now.into_std())
-        {
-            self.next_claim = self.next_claim.min(later.into());
+        if claimed.quarantined {
+            self.await_turn();
         }
         for claim in claimed.claims {
             self.retry(claim);
@@ -343,21 +367,48 @@ impl Work {
         self.spawn(Job::Retry, async move |core| Ended::Drained(drain(&core, claim, &yields).await));
     }
 
+    /// A message in quarantine is due. Everything else goes on until the turn of this consumer has come.
+    fn await_turn(&mut self) {
+        if self.turn.is_some() || self.is_under_way(|job| matches!(job, Job::Turn)) {
+            return;
+        }
+        match turn::if_free() {
+            Some(turn) => self.take_turn(Some(turn)),
+            None => self.spawn(Job::Turn, async |core| {
+                Ended::Turn(core.stop.run_until_cancelled(turn::wait()).await)
+            }),
+        }
+    }
+
+    /// From now on nothing else begins, unless the others still have their time.
+    fn take_turn(&mut self, turn: Option<Turn>) {
+        let Some(turn) = turn.filter(|_| !self.core.stop.is_cancelled()) else { return };
+        match self.slots.await_lone(std::time::Instant::now()) {
+            Some(later) => self.next_claim = self.next_claim.min(later.into()),
+            None => self.turn = Some(turn),
+        }
+    }
+
     /// Tries a message in quarantine while nothing else is under way.
     fn try_alone(&mut self) {
-        let Ok(alone) = ALONE.try_lock() else {
-            self.slots.end_lone(std::time::Instant::now());
-            self.next_claim = Instant::now() + ANOTHER_ALONE;
-            return;
-        };
+        let turn = self.turn.take();
         self.slots.begin_lone();
+        // The claim empties the row of this process: a death during the try is of this message alone.
+        self.declared.clear();
         // There may be another.
         self.next_claim = Instant::now();
         self.spawn(Job::Alone, async move |core| {
             let ended = jobs::try_alone(&core).await;
-            drop(alone);
+            drop(turn);
             ended
         });
+    }
+
+    /// A lone try has ended. If it `found` nothing, though something is due, others have it: the next one waits longer.
+    fn end_lone(&mut self, found: bool) {
+        self.misses = if found { 0 } else { self.misses.saturating_add(1) };
+        let least = if found { Duration::ZERO } else { self.core.outage.delay(self.misses, chance()) };
+        self.slots.end_lone(std::time::Instant::now(), least);
     }
 
     fn release(&mut self) {
@@ -424,6 +475,7 @@ impl Work {
     ) {
         self.core.stop.cancel();
         self.slots.give_up_lone();
+        self.turn = None;
         let grace = Instant::now() + settings.grace;
         let end = grace + self.core.try_time();
         loop {

@@ -1,7 +1,7 @@
 //! Which try begins next: first tries and retries share the consumer's concurrency, neither starves the other, and a
 //! message in quarantine is tried while nothing else is. Pure: the clock is an argument.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// After a lone try, everything else has this many times as long before the next one: messages in quarantine take a fifth
 /// of a consumer's time, however slow they are.
@@ -147,10 +147,10 @@ impl Slots {
         }
     }
 
-    /// The others may go on, and have their time before the next lone try.
-    pub(crate) fn end_lone(&mut self, now: Instant) {
+    /// The others may go on, and have their time before the next lone try: `least`, or longer.
+    pub(crate) fn end_lone(&mut self, now: Instant, least: Duration) {
         if let Lone::Awaited { since } | Lone::Trying { since } = self.lone {
-            let others = now.saturating_duration_since(since).saturating_mul(OTHERS);
+            let others = now.saturating_duration_since(since).saturating_mul(OTHERS).max(least);
             // A time that cannot be told is farther away than any try is long.
             self.lone = Lone::None { not_before: now.checked_add(others) };
         }
@@ -166,8 +166,6 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Has both sides begin as much as they may, in `rounds` rounds in which the longest-running try ends; answers how
@@ -242,7 +240,7 @@ mod tests {
         slots.begin_lone();
         assert_eq!((slots.first_may_begin(Due::No), slots.retries_may_begin(false)), (false, 0));
         assert!(!slots.lone_may_begin());
-        slots.end_lone(start + Duration::from_secs(1));
+        slots.end_lone(start + Duration::from_secs(1), Duration::ZERO);
         assert!(slots.first_may_begin(Due::No));
         assert_eq!(slots.await_lone(start + Duration::from_secs(4)), Some(start + Duration::from_secs(5)));
         assert!(slots.first_may_begin(Due::No));
@@ -250,5 +248,17 @@ mod tests {
         assert!(!slots.first_may_begin(Due::No));
         slots.give_up_lone();
         assert!(slots.first_may_begin(Due::No));
+    }
+
+    #[test]
+    fn a_lone_try_that_found_nothing_is_not_made_again_before_its_wait() {
+        let mut slots = Slots::new(8);
+        let start = Instant::now();
+        let wait = Duration::from_millis(100);
+        slots.await_lone(start);
+        slots.begin_lone();
+        slots.end_lone(start, wait);
+        assert_eq!(slots.await_lone(start), Some(start + wait));
+        assert_eq!(slots.await_lone(start + wait), None);
     }
 }

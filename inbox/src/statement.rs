@@ -6,10 +6,13 @@
 //! statement that was named there stays behind, and the next client's of that name fails. So what runs alone runs in a
 //! transaction and unnamed ([`run`], [`rows`], …), and what runs in a handler's transaction is named if the handler's
 //! statements are ([`is_named`]).
+//!
+//! What runs alone waits for no lock longer than a minute.
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use message::sqlstate;
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, PgTransaction};
@@ -161,6 +164,12 @@ pub(crate) async fn rows_without_flush(pool: &PgPool, query: PgQuery<'_>) -> Res
 /// Runs one statement alone, without a wait for the disk; its row.
 pub(crate) async fn row_without_flush(pool: &PgPool, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
     rows_without_flush(pool, query).await?.into_iter().next().ok_or(sqlx::Error::RowNotFound)
+}
+
+/// Whether a lock was waited for too long.
+pub(crate) fn is_locked(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code == sqlstate::LOCK_NOT_AVAILABLE)
 }
 
 /// Whether a statement of ours may be named on somebody else's connection: as theirs are, which saves a round trip and the

@@ -49,24 +49,47 @@ impl std::fmt::Debug for Unreadable {
 pub(crate) enum Body<'m> {
     Message(&'m Message),
     Malformed(&'m Malformed),
-    /// What the inbox cannot store as it is: its id, and the rest as bytes and ASCII.
+    /// What the inbox cannot store as it is: its id and its source, by which copies are told, and the rest as bytes.
     PlainMessage(&'m Message),
+    /// The same, of which the inbox cannot store the source either.
+    WithoutSource(&'m Message),
     PlainMalformed(&'m Malformed),
 }
 
 impl<'m> Body<'m> {
-    /// In a form that any database stores.
+    /// In a form that almost any database stores.
     pub(crate) fn plain(self) -> Self {
         match self {
-            Body::Message(message) | Body::PlainMessage(message) => Body::PlainMessage(message),
-            Body::Malformed(malformed) | Body::PlainMalformed(malformed) => Body::PlainMalformed(malformed),
+            Body::Message(message) => Body::PlainMessage(message),
+            Body::Malformed(malformed) => Body::PlainMalformed(malformed),
+            plain => plain,
+        }
+    }
+
+    /// In a form that any database stores. A message of the same id from another source is taken for a copy of it.
+    pub(crate) fn without_source(self) -> Self {
+        match self.plain() {
+            Body::PlainMessage(message) => Body::WithoutSource(message),
+            plain => plain,
+        }
+    }
+
+    /// By what it is told from another message with its id, however it is stored.
+    pub(crate) fn source(self) -> Option<&'m str> {
+        match self {
+            Body::Message(message) | Body::PlainMessage(message) | Body::WithoutSource(message) => {
+                message.source.as_deref()
+            }
+            Body::Malformed(_) | Body::PlainMalformed(_) => None,
         }
     }
 
     /// For the log; empty: it could not be understood.
     pub(crate) fn id(self) -> String {
         match self {
-            Body::Message(message) | Body::PlainMessage(message) => message.id.to_string(),
+            Body::Message(message) | Body::PlainMessage(message) | Body::WithoutSource(message) => {
+                message.id.to_string()
+            }
             Body::Malformed(_) | Body::PlainMalformed(_) => String::new(),
         }
     }
@@ -87,14 +110,16 @@ impl<'m> Body<'m> {
                 .bind(message.payload.to_vec()),
             Body::Malformed(malformed) => {
                 let destination = malformed.destination.replace('\0', "\u{fffd}");
-                bytes(query, None, destination, malformed.payload.to_vec())
+                bytes(query, None, None, destination, malformed.payload.to_vec())
             }
-            Body::PlainMessage(message) => {
+            Body::PlainMessage(message) | Body::WithoutSource(message) => {
                 let whole = structured::encode(message).into_bytes();
-                bytes(query, Some(*message.id.as_uuid()), plain(&message.topic), whole)
+                let is_stored = matches!(self, Body::PlainMessage(_));
+                let source = message.source.as_deref().filter(|_| is_stored);
+                bytes(query, Some(*message.id.as_uuid()), source, plain(&message.topic), whole)
             }
             Body::PlainMalformed(malformed) => {
-                bytes(query, None, plain(&malformed.destination), malformed.payload.to_vec())
+                bytes(query, None, None, plain(&malformed.destination), malformed.payload.to_vec())
             }
         }
     }
@@ -104,6 +129,7 @@ impl<'m> Body<'m> {
 fn bytes(
     query: PgQuery<'static>,
     id: Option<Uuid>,
+    source: Option<&str>,
     destination: String,
     payload: Vec<u8>,
 ) -> PgQuery<'static> {
@@ -112,7 +138,7 @@ fn bytes(
         .bind(None::<Uuid>)
         .bind(None::<Uuid>)
         .bind(None::<DateTime<Utc>>)
-        .bind(None::<String>)
+        .bind(source.map(str::to_owned))
         .bind(destination)
         .bind(None::<String>)
         .bind(None::<String>)

@@ -8,43 +8,61 @@ use tracing::warn;
 use crate::apply::Applied;
 use crate::attempt::Setback;
 use crate::consumer::Core;
-use crate::hold::{Hold, hold};
+use crate::hold::{Found, Hold, hold};
+use crate::horizon::Refusal;
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::bounded;
 use crate::stored::Body;
 
-/// Parks what could not be stored, behind its key if the key can be stored, otherwise alone.
+/// Parks what could not be stored as `held`: behind its key if the key can be stored, otherwise alone; alone, too, if its
+/// id is known from another source.
 pub(crate) async fn park(
     core: &Core,
-    key: Option<&str>,
+    held: &Hold<'_>,
     body: Body<'_>,
     error: &str,
     received: Instant,
 ) -> Applied {
     measure::count(&core.name, measure::UNSTORABLE);
-    let error = plain(&format!("the inbox cannot store it as a message: {error}"));
-    warn!(consumer = %core.name, message = body.id(), error, "message parked in plain form");
-    let mut keys = [key, None].into_iter();
-    let mut held = Hold { key: keys.next().flatten(), attempts: 0, delay: None, error: &error };
+    let (why, another) = (text(held.error, error), text(&Refusal::AnotherSource.to_string(), error));
+    warn!(consumer = %core.name, message = body.id(), error = why, "message parked in plain form");
+    let mut held = Hold { attempts: 0, delay: None, error: &why, ..*held };
+    // Each leaves out what the database may have refused in the one before it.
+    let forms = [(held.key, body.plain()), (None, body.plain()), (None, body.without_source())];
+    let mut form = 0;
     let mut patience = Patience::default();
     loop {
-        let setback = match core.in_time(hold(core, &held, body.plain(), received)).await {
-            Ok(_) => return Applied::Done,
-            Err(Setback::Unstorable(refused)) => match keys.next() {
-                Some(key) => {
-                    held.key = key;
-                    continue;
-                }
-                // It holds nothing of the message now but bytes: the database refuses every message.
-                None => Setback::Database(refused),
-            },
+        let (key, body) = forms[form];
+        held.key = key.filter(|_| !held.another_source);
+        let setback = match core.in_time(hold(core, &held, body, received)).await {
+            Ok(Found::AnotherSource) => {
+                (held.another_source, held.error) = (true, &another);
+                continue;
+            }
+            Ok(Found::Held | Found::Handled) => return Applied::Done,
+            Err(Setback::Unstorable(_)) if form + 1 < forms.len() => {
+                form += 1;
+                continue;
+            }
+            // It holds nothing of the message now but bytes: the database refuses every message.
+            Err(Setback::Unstorable(refused)) => Setback::Database(refused),
             Err(setback) => setback,
         };
         patience::count(core, &setback);
         if !patience.wait(core, &setback).await {
             return Applied::GivenUp;
         }
+    }
+}
+
+/// Why it is held, if it was held for a reason, and that it could not be.
+fn text(reason: &str, error: &str) -> String {
+    const CANNOT: &str = "the inbox cannot store it as a message";
+    if reason.is_empty() {
+        plain(&format!("{CANNOT}: {error}"))
+    } else {
+        plain(&format!("{reason}; {CANNOT}: {error}"))
     }
 }
 

@@ -86,7 +86,11 @@ fn printable(text: &str) -> bool {
     (1..=NAME_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-pub(crate) fn source(text: &str) -> Result<(), InvalidMessage> {
+/// Whether `text` may be a source.
+///
+/// # Errors
+/// What a source must be.
+pub fn source(text: &str) -> Result<(), InvalidMessage> {
     check(printable(text), Field::Source, "1 to 200 printable ASCII characters without a space")
 }
 
@@ -110,7 +114,11 @@ pub fn topic(text: &str) -> Result<(), InvalidMessage> {
     )
 }
 
-pub(crate) fn key(text: &str) -> Result<(), InvalidMessage> {
+/// Whether `text` may be a key.
+///
+/// # Errors
+/// What a key must be.
+pub fn key(text: &str) -> Result<(), InvalidMessage> {
     check((1..=KEY_BYTES).contains(&text.len()), Field::Key, "1 to 512 bytes")?;
     check(!text.contains('\0'), Field::Key, "must not contain NUL")
 }

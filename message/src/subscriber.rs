@@ -14,6 +14,18 @@ use crate::Message;
 /// acknowledge in any order everywhere.
 #[async_trait]
 pub trait Subscriber: Send {
+    /// Takes its place in the group, and makes the group if it is new: what is published from now on is received, also where
+    /// a new group begins with what comes. [`receive`](Self::receive) does the same. A subscriber that wraps another passes
+    /// it on.
+    ///
+    /// Dropping the future loses nothing: a later call goes on.
+    ///
+    /// # Errors
+    /// As of [`receive`](Self::receive).
+    async fn subscribe(&mut self) -> Result<(), SubscribeError> {
+        Ok(())
+    }
+
     /// Waits for at least one delivery and answers with up to `max`; those of one key are in order, across calls too.
     ///
     /// Dropping the future loses nothing: what it had received comes with a later call.

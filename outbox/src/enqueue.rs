@@ -1,6 +1,6 @@
 //! Writing messages beside the state change, in the service's own transaction.
 
-use message::{Event, InvalidMessage, Message, MessageId, sqlstate};
+use message::{Event, InvalidMessage, Message, MessageId, limits, sqlstate};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments, AssertSqlSafe, PgTransaction};
 
@@ -10,7 +10,7 @@ use crate::statement::is_named;
 const ENQUEUE: &str = include_str!("sql/enqueue.sql");
 const LOCK_KEYS: &str = include_str!("sql/lock_keys.sql");
 
-/// Why nothing was enqueued. After every error but [`Invalid`](EnqueueError::Invalid),
+/// Why nothing was enqueued. After every error but [`Invalid`](EnqueueError::Invalid), [`Key`](EnqueueError::Key),
 /// [`DueAt`](EnqueueError::DueAt) and [`Encode`](EnqueueError::Encode), which are found before any SQL runs, the transaction
 /// can only be rolled back.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,14 @@ pub enum EnqueueError {
         /// Which of the messages given.
         index: usize,
         /// The field and its limit.
+        fault: InvalidMessage,
+    },
+    /// The caller's: what is to be locked is not a key that a message may have. The transaction is untouched.
+    #[error("key {index} of the call is not valid: {fault}")]
+    Key {
+        /// Which of the keys given.
+        index: usize,
+        /// The limit.
         fault: InvalidMessage,
     },
     /// The caller's: a scheduled message is due when no calendar of ours holds it. The transaction is untouched.
@@ -136,6 +144,9 @@ pub async fn enqueue_beside(
 /// # Errors
 /// See [`EnqueueError`].
 pub async fn lock_keys(tx: &mut PgTransaction<'_>, keys: &[&str]) -> Result<(), EnqueueError> {
+    keys.iter()
+        .enumerate()
+        .try_for_each(|(index, key)| limits::key(key).map_err(|fault| EnqueueError::Key { index, fault }))?;
     let query = sqlx::query(LOCK_KEYS).bind(keys).persistent(is_named(tx));
     query.execute(&mut **tx).await.map_err(classify)?;
     Ok(())

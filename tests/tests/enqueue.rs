@@ -39,6 +39,24 @@ async fn a_message_outside_the_limits_is_refused_before_any_sql_and_the_transact
 }
 
 #[tokio::test]
+async fn what_is_no_key_is_not_locked_and_the_transaction_goes_on() {
+    let database = Database::new("lock_no_key").await;
+    let long = "k".repeat(513);
+    for bad in ["a\0b", "", &long] {
+        let mut tx = database.pool().begin().await.unwrap();
+        let error = outbox::lock_keys(&mut tx, &["good", bad]).await.unwrap_err();
+        assert!(
+            matches!(&error, EnqueueError::Key { index: 1, fault } if fault.field == Field::Key),
+            "{error}"
+        );
+        outbox::lock_keys(&mut tx, &["good"]).await.unwrap();
+        outbox::enqueue_all(&mut tx, &[message("good")]).await.unwrap();
+        outbox::commit(tx).await.unwrap();
+    }
+    assert_eq!(count(database.pool()).await, 3);
+}
+
+#[tokio::test]
 async fn an_aborted_transaction_is_named_and_does_not_count_as_committed() {
     let database = Database::new("enqueue_aborted").await;
     let mut tx = database.pool().begin().await.unwrap();

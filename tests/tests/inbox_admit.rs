@@ -68,6 +68,22 @@ async fn an_id_past_the_horizon_or_ahead_or_undated_is_refused_and_the_transacti
 }
 
 #[tokio::test]
+async fn a_source_that_no_message_may_have_is_refused_and_the_transaction_goes_on() {
+    let service = Service::new("source refused").await;
+    let mut tx = service.pool.begin().await.unwrap();
+    for source in ["a\0b", "", "\u{1f600}"] {
+        for all in [false, true] {
+            let mut message = placed("a", "");
+            message.source = Some(source.into());
+            let refused = admitted(&mut tx, &message, Horizon::default(), all).await.unwrap_err();
+            assert!(matches!(refused, AdmitError::Invalid(_)), "{refused:?}");
+        }
+    }
+    assert_eq!(admit(&mut tx, CONSUMER, &placed("a", "")).await.unwrap(), Admission::First);
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test]
 async fn batches_that_cross_do_not_deadlock_and_admit_each_message_once() {
     let service = Service::new("crossing batches").await;
     let [first, middle, last] = [placed("", ""), placed("", ""), placed("", "")];

@@ -11,12 +11,12 @@ use std::time::Duration;
 use brokers::memory::Broker;
 use brokers::postgres::{PostgresPublisher, PostgresSubscriber};
 use chrono::Utc;
-use inbox::Consumer;
+use inbox::{Consumer, HandlerError};
 use inbox_support::{CONSUMER, KIND, Service, effect, placed};
 use message::{Delivery, Message, Outgoing, Subscriber, publish_all};
 use outbox::{Backoff, admin};
 use relay_support::{PATIENCE, message, numbers, patient, settings, start, until, until_published, write};
-use sqlx::PgPool;
+use sqlx::{PgPool, PgTransaction};
 use tests::{Database, Fate, Proxy};
 
 const LEASE: Duration = Duration::from_secs(2);
@@ -122,6 +122,39 @@ async fn a_consumer_whose_commits_are_never_answered_handles_their_messages_once
     notes.sort();
     assert_eq!(notes, ["1", "2", "2", "3", "3"]);
     consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_was_counted_and_not_made_is_not_counted_again_beside_others_of_its_claim() {
+    let service = Service::new("partition_retry").await;
+    let reject = async |_: &mut PgTransaction<'_>, _: &Message| Err(HandlerError::reject("not today"));
+    let rejecting = inbox_support::start(service.consumer().on(KIND, reject));
+    service.publish(&[placed("a", "a"), placed("b", "b")]).await;
+    service.acknowledged().await;
+    service.parked(2).await;
+    rejecting.stop().await;
+
+    let (through, network) = through(&service.database).await;
+    let subscriber = service.broker.subscriber(CONSUMER, ["orders"]);
+    let consumer = Consumer::new(CONSUMER, through, subscriber).on(KIND, effect).with_max_attempts(1);
+    let mut ready = consumer.ready();
+    let consumer = inbox_support::start(consumer.with_handler_timeout(LEASE));
+    assert!(ready.wait().await);
+    network.at_commit(Fate::LosesItsAnswer);
+    let due =
+        "update inbox.held_key set state = 'retrying', attempts = 0, next_attempt_at = now() where key = $1";
+    sqlx::query(due).bind("a").execute(&service.pool).await.unwrap();
+    let counted =
+        || async { service.count("select attempts::bigint from inbox.held_key where key = 'a'").await == 1 };
+    until("it is counted, and the answer is lost", counted).await;
+    network.at_commit(Fate::Passes);
+    // Both are due, and taken by one statement.
+    let both = "update inbox.held_key set state = 'retrying', next_attempt_at = now(),
+        attempts = case key when 'a' then attempts else 0 end";
+    sqlx::query(both).execute(&service.pool).await.unwrap();
+    service.nothing_is_held().await;
+    consumer.stop().await;
+    assert_eq!(service.count("select count(*) from inbox.message where attempts = 1").await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -157,23 +157,34 @@ impl NatsPublisher {
     ) -> Result<(), PublishError> {
         // The last id is one that no message has, so this ends.
         let ids = [identity::suffixed(&first, outgoing), format!("{first}/{}", Uuid::new_v4().simple())];
+        let mut perhaps_kept = false;
         for id in ids {
             let answer = acknowledgement.await;
-            let answer =
-                answer.map_err(|error| meaning(&error, &outgoing.destination, self.stream_name()))?;
-            if !answer.duplicate || self.is_kept(live, outgoing, &answer.stream, answer.sequence).await {
+            let answer = answer.map_err(|error| {
+                meant(perhaps_kept, meaning(&error, &outgoing.destination, self.stream_name()))
+            })?;
+            if !answer.duplicate {
                 return Ok(());
             }
-            acknowledgement = self.send(live, outgoing, &id).await?;
+            match self.is_kept(live, outgoing, &answer.stream, answer.sequence).await {
+                Some(true) => return Ok(()),
+                Some(false) => {}
+                None => perhaps_kept = true,
+            }
+            acknowledgement =
+                self.send(live, outgoing, &id).await.map_err(|error| meant(perhaps_kept, error))?;
         }
         let answer = acknowledgement.await;
-        answer.map(drop).map_err(|error| meaning(&error, &outgoing.destination, self.stream_name()))
+        answer
+            .map(drop)
+            .map_err(|error| meant(perhaps_kept, meaning(&error, &outgoing.destination, self.stream_name())))
     }
 
-    /// Whether what the stream keeps, or kept, under the sequence that it calls the copy of is this message.
-    async fn is_kept(&self, live: &Live, outgoing: &Outgoing, stream: &str, sequence: u64) -> bool {
+    /// Whether what the stream keeps, or kept, under the sequence that it calls the copy of is this message. `None`: it cannot
+    /// be read.
+    async fn is_kept(&self, live: &Live, outgoing: &Outgoing, stream: &str, sequence: u64) -> Option<bool> {
         let found = match stored::message(&live.client, stream, sequence).await {
-            Ok(None) => return true,
+            Ok(None) => return Some(true),
             Ok(Some(stored)) => identity::compare(&stored, outgoing),
             Err(error) => {
                 let due = self.lines.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now());
@@ -185,15 +196,15 @@ impl NatsPublisher {
                         "cannot read what a message is a copy of, publishing it again"
                     );
                 }
-                return false;
+                return None;
             }
         };
         match found {
-            Found::Same => true,
-            Found::Other => false,
+            Found::Same => Some(true),
+            Found::Other => Some(false),
             Found::SameElsewhere => {
-                let stream = live.context.get_stream(stream).await;
-                stream.is_ok_and(|stream| stream.cached_info().config.subject_transform.is_some())
+                let stream = live.context.get_stream(stream).await.ok()?;
+                Some(stream.cached_info().config.subject_transform.is_some())
             }
         }
     }
@@ -232,6 +243,11 @@ fn context(client: &Client, ack_wait: Duration) -> Context {
         .ack_timeout(ack_wait)
         .max_ack_inflight(ACKNOWLEDGEMENTS)
         .build(client.clone())
+}
+
+/// What an error means of a message of which the stream perhaps keeps an earlier copy.
+fn meant(perhaps_kept: bool, error: PublishError) -> PublishError {
+    if perhaps_kept { PublishError::Unknown(error.to_string()) } else { error }
 }
 
 /// The client keeps what it is given while the connection is down and sends it later, perhaps after somebody else has: so

@@ -350,6 +350,13 @@ fn is_pin(pin: &str) -> bool {
 
 #[async_trait]
 impl Subscriber for NatsSubscriber {
+    /// A stream that keeps only what a consumer is interested in keeps it from then on.
+    async fn subscribe(&mut self) -> Result<(), SubscribeError> {
+        self.follow().await;
+        connected(&self.client)?;
+        self.prepare().await
+    }
+
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscribeError> {
         loop {
             self.follow().await;

@@ -2,6 +2,7 @@
 
 use message::sqlstate::{self, fault};
 use message::{PublishError, error_chain};
+use outbox::log::AppendError;
 use sqlx::Error;
 
 /// What came of appending a batch.
@@ -13,11 +14,21 @@ pub(super) enum Fault {
     Batch(PublishError),
 }
 
-/// Why appending failed, once the statement was sent.
-pub(super) fn of(error: &Error) -> Fault {
+/// Why appending failed.
+pub(super) fn of(error: &AppendError) -> Fault {
+    let error = match error {
+        AppendError::NotAppended(error) => error,
+        AppendError::Unknown(error) => {
+            return Fault::Batch(PublishError::Unknown(format!("postgres: {}", error_chain(error))));
+        }
+        // Whatever it is, a second copy is no loss.
+        error => return Fault::Batch(PublishError::Unknown(format!("postgres: {}", error_chain(error)))),
+    };
+    if let Error::Encode(_) = error {
+        return Fault::Message("the driver cannot send it".to_owned());
+    }
     let Some(answer) = error.as_database_error() else {
-        // A lost connection, a torn answer: the commit may have gone through.
-        return Fault::Batch(PublishError::Unknown(format!("postgres: {}", error_chain(error))));
+        return Fault::Batch(unavailable(error));
     };
     let code = answer.code().unwrap_or_default();
     match fault(&code) {
@@ -42,8 +53,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_answer_is_unknown() {
-        let torn = Error::Io(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
-        assert!(matches!(of(&torn), Fault::Batch(PublishError::Unknown(_))));
+    fn a_lost_answer_to_a_commit_is_unknown_and_before_it_nothing_was_appended() {
+        let torn = || Error::Io(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+        let unknown = of(&AppendError::Unknown(torn()));
+        assert!(matches!(unknown, Fault::Batch(PublishError::Unknown(_))));
+        let lost = of(&AppendError::NotAppended(torn()));
+        assert!(matches!(lost, Fault::Batch(PublishError::Unavailable(_))));
     }
 }

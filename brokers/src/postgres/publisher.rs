@@ -81,7 +81,12 @@ impl PostgresPublisher {
             match one.map_err(|error| fault::of(&error)) {
                 Ok(()) => outcomes.report(index, Ok(())),
                 Err(Fault::Message(reason)) => failed.reject(index, message, reason),
-                Err(Fault::Batch(error)) => return Err(error),
+                Err(Fault::Batch(error)) => {
+                    // Those after it were not sent.
+                    let text = error.to_string();
+                    outcomes.report(index, Err(error));
+                    return Err(PublishError::Unavailable(text));
+                }
             }
         }
         Ok(())

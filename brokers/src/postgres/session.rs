@@ -169,6 +169,8 @@ impl Session {
     async fn take_part(&self, begun: &mut bool, failures: &mut u32) -> Result<Ended, Refusal> {
         let mut log = LogConnection::open(&self.pool).await?;
         let (mut store, kept) = in_time(self.join(&mut log)).await?;
+        self.shared.lock().joined = true;
+        self.shared.arrived.notify_one();
         let mut share = kept.shares();
         let mut leases = JoinSet::new();
         let keeping = Arc::clone(&kept);

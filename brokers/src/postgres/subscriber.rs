@@ -95,8 +95,10 @@ pub(super) struct Shared {
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     pub(super) desk: Desk,
-    /// What the next call of `receive` is told.
+    /// What the next call of `subscribe` or `receive` is told.
     pub(super) trouble: Option<SubscribeError>,
+    /// The group has its cursors: it receives what is committed from now on, whoever of it works.
+    pub(super) joined: bool,
 }
 
 impl Shared {
@@ -226,6 +228,26 @@ impl std::fmt::Debug for PostgresSubscriber {
 
 #[async_trait]
 impl Subscriber for PostgresSubscriber {
+    /// A paused group is joined when it is resumed.
+    async fn subscribe(&mut self) -> Result<(), SubscribeError> {
+        let shared = self.begin();
+        loop {
+            {
+                let mut shown = shared.lock();
+                if shown.joined {
+                    return Ok(());
+                }
+                if self.pool.is_closed() {
+                    return Err(SubscribeError::Refused("its pool is closed".to_owned()));
+                }
+                if let Some(trouble) = shown.trouble.take() {
+                    return Err(trouble);
+                }
+            }
+            shared.arrived.notified().await;
+        }
+    }
+
     async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscribeError> {
         let shared = self.begin();
         loop {

@@ -173,11 +173,10 @@ async fn look_at(schema: Schema, pool: &PgPool, found: &mut Vec<Line>) -> Result
 
 /// What consumers have parked, and how far back they take messages.
 async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
-    let mut looking = pool.begin().await?;
+    let mut looking = pool.acquire().await?;
     let status = ::inbox::admin::status(&mut looking).await?;
     let kinds = ::inbox::admin::kinds(&mut looking, None).await?;
     let floor = ::inbox::admin::floor(&mut looking).await?;
-    looking.commit().await?;
     let unhandled = kinds.iter().filter(|kind| kind.is_unhandled(UNSEEN)).map(|kind| Line {
         name: "unhandled_kind",
         severity: HURTS,
@@ -217,9 +216,7 @@ async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
 
 /// Whether the inbox cannot store every text of a message, also for services that only call `admit`.
 async fn encoding(pool: &PgPool) -> Result<Option<Line>, sqlx::Error> {
-    let mut looking = pool.begin().await?;
-    let encoding = ::inbox::admin::encoding(&mut looking).await?;
-    looking.commit().await?;
+    let encoding = ::inbox::admin::encoding(&mut *pool.acquire().await?).await?;
     Ok((encoding != "UTF8").then(|| Line {
         name: ENCODING,
         severity: UNSAFE,

@@ -131,24 +131,34 @@ async fn run_redrive(Redrive { choice, every, late, who, reason }: Redrive) -> R
     let (pool, url) = choice.open().await?;
     let mut connection = pool.acquire().await.map_err(|error| failed(&url, &error))?;
     let holder = choice.holder();
+    let undecided = |error| database::undecided(&format!("database {url}"), error);
     let redriven = match (every, &holder) {
-        (true, Holder::Consumer(name)) => inbox::admin::redrive_all(&mut connection, name, who, reason).await,
-        (true, Holder::Relay(name)) => redrive_every(&pool, name, who, reason).await,
+        (true, Holder::Consumer(name)) => {
+            let redriven = inbox::admin::redrive_all(&mut connection, name, who, reason).await;
+            redriven.map_err(undecided)?
+        }
+        (true, Holder::Relay(name)) => {
+            redrive_every(&pool, name, who, reason).await.map_err(|error| failed(&url, &error))?
+        }
         (false, holder) => {
             let number = choice.number(&pool, &mut connection, holder, &url).await?;
             let done = match holder {
-                Holder::Relay(name) => outbox::admin::redrive(&pool, name, number, who, reason).await,
+                Holder::Relay(name) => {
+                    let done = outbox::admin::redrive(&pool, name, number, who, reason).await;
+                    done.map_err(|error| failed(&url, &error))?
+                }
                 Holder::Consumer(name) if late => {
-                    inbox::admin::admit_late(&mut connection, name, number, who, reason).await
+                    let done = inbox::admin::admit_late(&mut connection, name, number, who, reason).await;
+                    done.map_err(undecided)?
                 }
                 Holder::Consumer(name) => {
-                    inbox::admin::redrive(&mut connection, name, number, who, reason).await
+                    let done = inbox::admin::redrive(&mut connection, name, number, who, reason).await;
+                    done.map_err(undecided)?
                 }
             };
-            done.map(u64::from)
+            u64::from(done)
         }
     };
-    let redriven = redriven.map_err(|error| failed(&url, &error))?;
     if redriven == 0 && !every {
         return Err(not_held(&holder));
     }
@@ -192,7 +202,7 @@ async fn run_skip(Skip { choice, who, reason }: Skip) -> Result<(), Failure> {
         }
         Holder::Consumer(name) => {
             let skipped = inbox::admin::skip(&mut connection, name, number, who, &reason).await;
-            let skipped = skipped.map_err(|error| failed(&url, &error))?;
+            let skipped = skipped.map_err(|error| database::undecided(&format!("database {url}"), error))?;
             // What could not be understood has no identity.
             skipped.map(|message| message.received.ok().map(|message| message.id.into()))
         }

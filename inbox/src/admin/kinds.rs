@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use crate::statement::{self, Begin, SILENCE};
+use crate::statement::{self, Begin, SILENCE, is_locked};
 
 /// Processes register their kinds again every minute.
 const HANDLED: Duration = Duration::from_secs(120);
@@ -53,9 +53,18 @@ pub enum ForgetKindError {
     /// The caller's: messages of it would be lost while a process waits for them.
     #[error("a process of the consumer handles this kind, or did in the last two minutes: stop it first")]
     Handled,
+    /// Another transaction's: a try that takes long, or another decision. Nothing was changed.
+    #[error("another transaction keeps it locked: nothing was changed; try again")]
+    Locked(#[source] sqlx::Error),
     /// The database's.
     #[error(transparent)]
-    Database(#[from] sqlx::Error),
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for ForgetKindError {
+    fn from(error: sqlx::Error) -> Self {
+        if is_locked(&error) { ForgetKindError::Locked(error) } else { ForgetKindError::Database(error) }
+    }
 }
 
 /// The kinds of one consumer or of all (`None`), by name.
@@ -84,7 +93,7 @@ pub async fn kinds(
 /// held are given up, like [`skip`](super::skip) each, and their keys go on. `who` decides it, and says why.
 ///
 /// # Errors
-/// A process handles it still, or the database's.
+/// See [`ForgetKindError`].
 pub async fn forget_kind(
     connection: &mut PgConnection,
     consumer: &str,

@@ -1,6 +1,7 @@
 -- Takes one held key that is due and whose first message is in quarantine, and counts its try before it begins. The
--- caller tries nothing else meanwhile, so a death during this try is the message's. A try by this process, which lives,
--- that did not end is made again and counted once. No row: none is due.
+-- caller tries nothing else meanwhile, so a death during this try is the message's: what the process had declared, and does
+-- not try now, is taken back. A try by this process, which lives, that did not end is made again and counted once. No row:
+-- none is due.
 -- $1 consumer, $2 milliseconds a try may last, $3 the kinds that this process handles, $4 process
 with due as materialized (
     select held_key.hold, suspect.arrival
@@ -28,6 +29,8 @@ with due as materialized (
     from due
     where held_key.consumer = $1::text and held_key.hold = due.hold
     returning held_key.hold, held_key.attempts, held_key.last_error, due.arrival
+), taken_back as (
+    update inbox.process set in_hand = '{}' where id = $4::uuid and in_hand <> '{}' and exists (select from claimed)
 )
 select
     claimed.hold, claimed.attempts, claimed.last_error, message.arrival, message.received_at, message.message_id,

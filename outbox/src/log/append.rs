@@ -1,6 +1,6 @@
 //! Writing to the log of a broker's database: the other end of a relay, not of a business transaction.
 
-use message::Message;
+use message::{Message, sqlstate};
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Connection, Executor, Row};
 
@@ -8,17 +8,39 @@ use super::Refusal;
 use crate::statement::{BEGIN_LONG, alone};
 use crate::{bell, enqueue};
 
+/// Why messages are not known to be appended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// None was: COMMIT was not sent, or the server says that it rolled back.
+    #[error("the messages were not appended")]
+    NotAppended(#[source] sqlx::Error),
+    /// COMMIT was sent, and its answer is lost, or is of a server that may have committed before it went away.
+    #[error("whether the messages were appended is unknown")]
+    Unknown(#[source] sqlx::Error),
+}
+
 /// Appends messages in the order given, in one statement that is a transaction of its own: all or none. When it answers
 /// `Ok`, they are on disk, whatever `synchronous_commit` says by default.
 ///
 /// # Errors
-/// The database's, as it is. One that is no answer of the server's leaves open whether the messages were appended.
-pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Result<(), sqlx::Error> {
-    let arguments = enqueue::bind(PgArguments::default(), messages)?;
-    // Without a bound on silence, which a long statement on a slow line would break: it locks nothing that others wait for.
-    let mut tx = Connection::begin_with(connection, BEGIN_LONG).await?;
-    sqlx::query_with(include_str!("sql/append.sql"), arguments).persistent(false).execute(&mut *tx).await?;
-    tx.commit().await?;
+/// See [`AppendError`].
+pub async fn append(connection: &mut PgConnection, messages: &[Message]) -> Result<(), AppendError> {
+    let insert = async {
+        let arguments = enqueue::bind(PgArguments::default(), messages)?;
+        // Without a bound on silence, which a long statement on a slow line would break: it locks nothing that others wait
+        // for.
+        let mut tx = Connection::begin_with(connection, BEGIN_LONG).await?;
+        let query = sqlx::query_with(include_str!("sql/append.sql"), arguments);
+        query.persistent(false).execute(&mut *tx).await?;
+        Ok(tx)
+    };
+    let tx = insert.await.map_err(AppendError::NotAppended)?;
+    tx.commit().await.map_err(|error| {
+        let code = error.as_database_error().and_then(|error| error.code());
+        let rolled_back = code.is_some_and(|code| sqlstate::is_rolled_back(&code));
+        if rolled_back { AppendError::NotAppended(error) } else { AppendError::Unknown(error) }
+    })?;
     bell::ring();
     Ok(())
 }

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use message::limits::LONGEST;
 
-pub use append::{append, check_appendable, name};
+pub use append::{AppendError, append, check_appendable, name};
 pub use connection::{LogConnection, LogError};
 pub use destination::{Destination, Elsewhere};
 pub use eras::{Era, Eras};

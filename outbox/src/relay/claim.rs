@@ -24,6 +24,25 @@ impl Unmade {
     fn with<T>(&self, act: impl FnOnce(&mut HashMap<i64, i32>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// How many attempts at each of these keys were made, if one more may have been counted.
+    fn made(&self, keys: impl Iterator<Item = i64>) -> Vec<Option<i32>> {
+        self.with(|unmade| keys.map(|key| unmade.get(&key).copied()).collect())
+    }
+
+    /// One more attempt at each of these is counted when COMMIT is answered, or may be if it is not.
+    fn count(&self, counted: &[(i64, i32)]) {
+        self.with(|unmade| unmade.extend(counted.iter().copied()));
+    }
+
+    /// COMMIT is answered: these attempts are made now. A key of the same batch that is not tried this time stays as it was.
+    fn are_made(&self, counted: &[(i64, i32)]) {
+        self.with(|unmade| {
+            for (key, _) in counted {
+                unmade.remove(key);
+            }
+        });
+    }
 }
 
 impl<P> Holds<P> {
@@ -39,9 +58,7 @@ impl<P> Holds<P> {
     }
 
     async fn count(&self, keys: &[Due], again: Duration, messages: usize) -> Result<Vec<PgRow>, sqlx::Error> {
-        let made = self.unmade.with(|unmade| {
-            keys.iter().map(|key| unmade.get(&key.position).copied()).collect::<Vec<Option<i32>>>()
-        });
+        let made = self.unmade.made(keys.iter().map(|key| key.position));
         let query = sqlx::query(include_str!("sql/begin_attempts.sql"))
             .bind(&self.relay)
             .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>())
@@ -59,9 +76,28 @@ impl<P> Holds<P> {
         let counted =
             rows.iter().map(|row| Ok((row.try_get("held")?, row.try_get::<i32, _>("attempts")? - 1)));
         let counted: Vec<(i64, i32)> = counted.collect::<Result<_, sqlx::Error>>()?;
-        self.unmade.with(|unmade| unmade.extend(counted));
+        self.unmade.count(&counted);
         tx.commit().await?;
-        self.unmade.with(|unmade| unmade.retain(|held, _| keys.iter().all(|key| key.position != *held)));
+        self.unmade.are_made(&counted);
         Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_was_counted_and_not_made_is_remembered_while_others_of_its_batch_are_made() {
+        let unmade = Unmade::default();
+        // The answer to this COMMIT is lost.
+        unmade.count(&[(1, 4), (2, 0)]);
+        assert_eq!(unmade.made([1, 2, 3].into_iter()), [Some(4), Some(0), None]);
+        // The second key has no place in the next batch: the first has taken all the bytes.
+        unmade.count(&[(1, 4)]);
+        unmade.are_made(&[(1, 4)]);
+        assert_eq!(unmade.made([1, 2].into_iter()), [None, Some(0)]);
+        unmade.are_made(&[(2, 0)]);
+        assert_eq!(unmade.made([2].into_iter()), [None]);
     }
 }

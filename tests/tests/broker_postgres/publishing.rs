@@ -25,15 +25,99 @@ async fn a_batch_under_way_when_its_connection_dies_is_not_confirmed_and_goes_wh
         }
     };
     let (results, ()) = tokio::join!(publish_all(&publisher, &batch), terminating);
-    assert!(
-        matches!(results[0], Err(PublishError::Unavailable(_) | PublishError::Unknown(_))),
-        "{results:?}"
-    );
+    assert!(matches!(results[0], Err(PublishError::Unavailable(_))), "{results:?}");
     sqlx::raw_sql("rollback").execute(&mut blocker).await.unwrap();
     assert_eq!(publish_all(&publisher, &batch).await, [Ok(())]);
     let count: i64 =
         sqlx::query_scalar("select count(*) from outbox.message").fetch_one(&broker.pool).await.unwrap();
     assert_eq!(count, 1);
+}
+
+/// A server that goes away while COMMIT waits may have committed, whatever it says; before COMMIT it has not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_commit_the_server_does_not_finish_is_unknown_and_one_before_its_commit_is_not() {
+    let broker = postgres().await;
+    broker
+        .execute(
+            "create function public.wait() returns trigger language plpgsql as $$
+            begin perform pg_advisory_xact_lock_shared(7); return new; end $$",
+        )
+        .await;
+    for (trigger, is_unknown) in [
+        (
+            "create trigger wait before insert on outbox.message for each row execute function public.wait()",
+            false,
+        ),
+        (
+            "drop trigger wait on outbox.message;
+            create constraint trigger wait after insert on outbox.message deferrable initially deferred
+                for each row execute function public.wait()",
+            true,
+        ),
+    ] {
+        broker.execute(trigger).await;
+        let mut lock = broker.pool.begin().await.unwrap();
+        sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *lock).await.unwrap();
+        let (publisher, batch) =
+            (broker.publisher(), [outgoing("orders", Message::new("orders", "k", "{}"))]);
+        let ending = async {
+            let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                where datname = $1 and wait_event = 'advisory'";
+            let mut ended = 0_i64;
+            while ended == 0 {
+                let end = sqlx::query_scalar(end).bind(&broker.database.name);
+                ended = end.fetch_one(broker.database.admin()).await.unwrap();
+            }
+        };
+        let (results, ()) = tokio::join!(publish_all(&publisher, &batch), ending);
+        lock.rollback().await.unwrap();
+        match is_unknown {
+            true => assert!(matches!(results[0], Err(PublishError::Unknown(_))), "{results:?}"),
+            false => assert!(matches!(results[0], Err(PublishError::Unavailable(_))), "{results:?}"),
+        }
+    }
+}
+
+/// Of a batch that is appended one by one, what comes after the unknown one was not sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_an_unknown_message_nothing_of_its_batch_is_unknown() {
+    let broker = postgres().await;
+    broker
+        .execute(
+            "alter table outbox.message add constraint no_gifts check (kind <> 'gift');
+            create function public.wait() returns trigger language plpgsql as $$
+            begin if new.kind = 'waits' then perform pg_advisory_xact_lock_shared(7); end if; return new; end $$;
+            create constraint trigger wait after insert on outbox.message deferrable initially deferred
+                for each row execute function public.wait()",
+        )
+        .await;
+    let mut lock = broker.pool.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *lock).await.unwrap();
+    let batch = ["order", "gift", "waits", "order"]
+        .map(|kind| outgoing("orders", Message::new("orders", kind, "{}")));
+    let publisher = broker.publisher();
+    let ending = async {
+        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+            where datname = $1 and wait_event = 'advisory'";
+        let mut ended = 0_i64;
+        while ended == 0 {
+            let end = sqlx::query_scalar(end).bind(&broker.database.name);
+            ended = end.fetch_one(broker.database.admin()).await.unwrap();
+        }
+    };
+    let (results, ()) = tokio::join!(publish_all(&publisher, &batch), ending);
+    assert!(
+        matches!(
+            &results[..],
+            [
+                Ok(()),
+                Err(PublishError::Rejected(_)),
+                Err(PublishError::Unknown(_)),
+                Err(PublishError::Unavailable(_))
+            ]
+        ),
+        "{results:?}"
+    );
 }
 
 #[tokio::test]

@@ -264,7 +264,8 @@ impl Bench<'_> {
         self.place.pool.execute("checkpoint").await.map_err(failed)?;
         let mut connection = self.place.pool.acquire().await.map_err(failed)?;
         let began = self.moment().await?;
-        inbox::admin::redrive_all(&mut connection, child::CONSUMER, "bench", None).await.map_err(failed)?;
+        let redriven = inbox::admin::redrive_all(&mut connection, child::CONSUMER, "bench", None).await;
+        redriven.map_err(|error| crate::database::undecided("bench", error))?;
         drop(connection);
         let mut held = i64::from(self.args.keys);
         while held > 0 {
