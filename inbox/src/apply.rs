@@ -22,6 +22,7 @@ use crate::horizon::Refusal;
 use crate::kinds;
 use crate::measure;
 use crate::patience::{self, Patience};
+use crate::postpone::{lost_each_time, suspect};
 use crate::report::bounded;
 use crate::statement::{begin_on_pool, is_named};
 use crate::stored::Body;
@@ -168,6 +169,9 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
             }
             Err(setback) => {
                 patience::count(core, &setback);
+                if patience.is_suspicious(&setback) && suspect(core, message.id).await {
+                    return hold_suspect(core, message, &setback, received).await;
+                }
                 if patience.is_over(&setback) {
                     return hold_postponed(core, message, &setback, received).await;
                 }
@@ -223,14 +227,15 @@ async fn once(
         core.in_time(tx.commit()).await?;
         return Ok(step);
     }
-    let admitted = Admitted { transaction: row.try_get("transaction")?, backend: row.try_get("backend")? };
+    let (transaction, backend) = (row.try_get("transaction")?, row.try_get("backend")?);
+    let admitted = Admitted { transaction, backend, settings: None };
     match attempt(core, handler, &mut tx, message, &admitted).await {
-        Ok(()) => {
+        Ok(_) => {
             commit(core, tx).await?;
             Ok(Step::Handled(begun.elapsed()))
         }
         Err(broken) => {
-            abandon(core, tx, broken.cut.then_some(admitted.backend)).await;
+            abandon(core, tx, broken.backend).await;
             Err(broken.setback)
         }
     }
@@ -242,6 +247,15 @@ async fn hold_quarantined(core: &Core, message: &Message, received: Instant) -> 
     info!(consumer = %core.name, message = %message.id, "message was in hand when a process died; it is tried alone");
     let error = "in hand when a process died; tried alone";
     let held = Hold { delay: Some(Duration::ZERO), ..Hold::parked(message.key.as_deref(), error) };
+    insist(core, &held, Body::Message(message), received).await
+}
+
+/// Holds the key of a message each of whose tries has lost its connection. From now on they are made alone, and count.
+async fn hold_suspect(core: &Core, message: &Message, setback: &Setback, received: Instant) -> Applied {
+    measure::count(&core.name, measure::QUARANTINED);
+    let error = lost_each_time(setback);
+    warn!(consumer = %core.name, message = %message.id, error, "message may end its connections; it is tried alone");
+    let held = Hold { delay: Some(Duration::ZERO), ..Hold::parked(message.key.as_deref(), &error) };
     insist(core, &held, Body::Message(message), received).await
 }
 

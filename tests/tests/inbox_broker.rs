@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use inbox::{Consumer, HandlerError};
+use inbox::Consumer;
 use inbox_support::{CONSUMER, KIND, Service, Slow, effect, eventually, placed, start};
 use message::{Acknowledge, Delivery, Message, SubscribeError, Subscriber};
 use sqlx::{Executor, PgTransaction};
