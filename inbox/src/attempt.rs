@@ -225,7 +225,7 @@ fn judge(error: &HandlerError, stands: bool) -> Setback {
 async fn cut_off(core: &Core, is_open: bool, admitted: &Admitted, failure: Failure) -> Broken {
     let was = end(core, admitted).await;
     let strayed = match &was {
-        Ok(was) => was.strayed(),
+        Ok(was) => was.strayed(is_open),
         Err(_) => !is_open,
     };
     let failure = if strayed { failure.outside() } else { failure };
@@ -245,7 +245,7 @@ async fn ended(
     let failure = Failure { parks: error.is_some_and(|error| error.parks), ..failure };
     let was = end(core, admitted).await;
     let failure = match &was {
-        Ok(was) if !was.strayed() => failure,
+        Ok(was) if !was.strayed(false) => failure,
         _ => failure.outside(),
     };
     // The driver may know of none, and would leave it open.
@@ -270,14 +270,16 @@ async fn silent(core: &Core, admitted: &Admitted, error: Option<HandlerError>) -
 struct Was {
     alive: bool,
     active: bool,
-    rolled_back: bool,
+    failed: bool,
+    stands: Option<bool>,
     guarded: bool,
 }
 
 impl Was {
     /// Whether a statement may have been committed by itself: its backend lives, and the transaction is over without effect.
-    fn strayed(&self) -> bool {
-        self.alive && self.rolled_back && !self.guarded
+    /// One in which a statement failed is not over before its ROLLBACK; if the server does not say, the driver may know.
+    fn strayed(&self, is_open: bool) -> bool {
+        self.alive && self.failed && !self.stands.unwrap_or(is_open) && !self.guarded
     }
 }
 
@@ -298,7 +300,8 @@ async fn end(core: &Core, admitted: &Admitted) -> Result<Was, sqlx::Error> {
         Ok(Was {
             alive: row.try_get("alive")?,
             active: row.try_get("active")?,
-            rolled_back: row.try_get("rolled_back")?,
+            failed: row.try_get("failed")?,
+            stands: row.try_get("stands")?,
             guarded: row.try_get("guarded")?,
         })
     };

@@ -96,6 +96,28 @@ async fn a_handler_that_is_cut_off_while_it_waits_for_a_savepoint_is_tried_again
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_is_cut_off_after_a_statement_that_failed_is_tried_again() {
+    let service = Service::new("cut off").await;
+    static TRIES: AtomicUsize = AtomicUsize::new(0);
+    let handler = async |tx: &mut PgTransaction<'_>, message: &Message| {
+        effect(tx, message).await?;
+        let tried = TRIES.fetch_add(1, Ordering::SeqCst);
+        if tried < 2 {
+            let failed = tx.execute("select 1 / 0").await;
+            assert!(tried == 0, "{failed:?}");
+            std::future::pending().await
+        }
+        Ok(())
+    };
+    let running = start(service.consumer().with_handler_timeout(Duration::from_secs(2)).on(KIND, handler));
+    service.publish(&[placed("a", "1")]).await;
+    service.acknowledged().await;
+    service.nothing_is_held().await;
+    running.stop().await;
+    assert_eq!(service.notes().await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_error_of_a_statement_that_a_handler_gave_up_does_not_make_its_message_unstorable() {
     for (says, error) in [
         ("retry", "the statement took too long"),

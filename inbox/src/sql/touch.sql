@@ -4,7 +4,7 @@
 -- $1 transaction id, $2 the settings before the handler, in the order of retry.sql (null: nothing of ours comes after it)
 select
     coalesce(pg_current_xact_id_if_assigned()::text = $1::text, false) as same,
-    $2::text[] is not null and $2::text[] <> array[
+    $2::text[] is not null and $2::text[] operator(pg_catalog.<>) array[
         pg_catalog.current_setting('session_authorization'), pg_catalog.current_setting('role'),
         pg_catalog.current_setting('search_path'), pg_catalog.current_setting('statement_timeout'),
         pg_catalog.current_setting('lock_timeout'), pg_catalog.current_setting('row_security'),
