@@ -1,10 +1,13 @@
 //! One delivery: admitted, handled and committed in one transaction, or held, or parked; then acknowledged.
 
+use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use message::{Delivery, Malformed, MalformedReason, Message};
+use futures_util::future::{Either, select};
+use message::{Delivery, Malformed, MalformedReason, Message, SubscribeError, Subscriber};
 use sqlx::Row;
 use tracing::{Instrument, debug, info, info_span, warn};
 
@@ -19,12 +22,18 @@ use crate::horizon::Refusal;
 use crate::kinds;
 use crate::measure;
 use crate::patience::{self, Patience};
+use crate::postpone::{lost_each_time, suspect};
 use crate::report::bounded;
 use crate::statement::{begin_on_pool, is_named};
 use crate::stored::Body;
 use crate::unstorable;
 
 static RECEIVE: LazyLock<ByDay> = LazyLock::new(|| ByDay::new(include_str!("sql/receive.sql")));
+
+/// A broker that does not answer for so long has not heard.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that a stop waits for a subscriber.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whether the lane may go on to its next delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,31 +59,59 @@ enum Step {
 /// Applies one delivery and answers it, keeping it from being delivered elsewhere meanwhile.
 pub(crate) async fn deliver(core: &Core, delivery: Delivery, received: Instant) -> Applied {
     let applied = {
-        let apply = apply(core, &delivery, received);
-        tokio::pin!(apply);
-        let mut ticks = tokio::time::interval(core.extend_every);
-        ticks.tick().await;
-        loop {
-            tokio::select! {
-                biased;
-                applied = &mut apply => break applied,
-                _ = ticks.tick() => {
-                    if let Err(error) = delivery.extend().await {
-                        debug!(consumer = %core.name, %error, "a delivery could not be extended");
-                    }
-                }
-            }
+        // Side by side: a broker that is slow to hear takes no time from a handler.
+        let (apply, extend) = (pin!(apply(core, &delivery, received)), pin!(extend(core, &delivery)));
+        match select(apply, extend).await {
+            Either::Left((applied, _)) => applied,
+            Either::Right((never, _)) => match never {},
         }
     };
     let answered = match applied {
-        Applied::Done => delivery.acknowledge().await,
-        Applied::GivenUp => delivery.retry_after(Duration::ZERO).await,
+        Applied::Done => heard(delivery.acknowledge()).await,
+        Applied::GivenUp => heard(delivery.retry_after(Duration::ZERO)).await,
     };
     if let Err(error) = answered {
         // Durable all the same: another copy will be a repeat.
         debug!(consumer = %core.name, %error, "the broker did not take an answer");
     }
     applied
+}
+
+/// Tells the broker again and again that a delivery is still worked at.
+async fn extend(core: &Core, delivery: &Delivery) -> Infallible {
+    let mut ticks = tokio::time::interval(core.extend_every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        if let Err(error) = heard(delivery.extend()).await {
+            debug!(consumer = %core.name, %error, "a delivery could not be extended");
+        }
+    }
+}
+
+/// What the broker says to what it is told, unless it says nothing: then it delivers again what it may not have heard of.
+async fn heard(told: impl Future<Output = Result<(), SubscribeError>>) -> Result<(), SubscribeError> {
+    let late = |_| Err(SubscribeError::Unavailable("no answer in time".to_owned()));
+    tokio::time::timeout(ANSWER_TIMEOUT, told).await.unwrap_or_else(late)
+}
+
+/// Gives deliveries back that have not begun.
+pub(crate) async fn give_back(deliveries: impl IntoIterator<Item = (Delivery, Instant)>) {
+    // In order, so that the broker has them in order.
+    for (delivery, _) in deliveries {
+        if heard(delivery.retry_after(Duration::ZERO)).await.is_err() {
+            // Then it comes again when the broker has waited enough, and so do those after it.
+            return;
+        }
+    }
+}
+
+/// Closes a subscriber. One that does not end is left as if its process had died.
+pub(crate) async fn close(core: &Core, subscriber: &mut dyn Subscriber) {
+    if tokio::time::timeout(CLOSE_TIMEOUT, subscriber.close()).await.is_err() {
+        warn!(consumer = %core.name, "the subscriber did not close in time");
+    }
 }
 
 async fn apply(core: &Core, delivery: &Delivery, received: Instant) -> Applied {
@@ -132,6 +169,9 @@ async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: 
             }
             Err(setback) => {
                 patience::count(core, &setback);
+                if patience.is_suspicious(&setback) && suspect(core, message.id).await {
+                    return hold_suspect(core, message, &setback, received).await;
+                }
                 if patience.is_over(&setback) {
                     return hold_postponed(core, message, &setback, received).await;
                 }
@@ -187,14 +227,15 @@ async fn once(
         core.in_time(tx.commit()).await?;
         return Ok(step);
     }
-    let admitted = Admitted { transaction: row.try_get("transaction")?, backend: row.try_get("backend")? };
+    let (transaction, backend) = (row.try_get("transaction")?, row.try_get("backend")?);
+    let admitted = Admitted { transaction, backend, settings: None };
     match attempt(core, handler, &mut tx, message, &admitted).await {
-        Ok(()) => {
+        Ok(_) => {
             commit(core, tx).await?;
             Ok(Step::Handled(begun.elapsed()))
         }
         Err(broken) => {
-            abandon(core, tx, broken.cut.then_some(admitted.backend)).await;
+            abandon(core, tx, broken.backend).await;
             Err(broken.setback)
         }
     }
@@ -206,6 +247,15 @@ async fn hold_quarantined(core: &Core, message: &Message, received: Instant) -> 
     info!(consumer = %core.name, message = %message.id, "message was in hand when a process died; it is tried alone");
     let error = "in hand when a process died; tried alone";
     let held = Hold { delay: Some(Duration::ZERO), ..Hold::parked(message.key.as_deref(), error) };
+    insist(core, &held, Body::Message(message), received).await
+}
+
+/// Holds the key of a message each of whose tries has lost its connection. From now on they are made alone, and count.
+async fn hold_suspect(core: &Core, message: &Message, setback: &Setback, received: Instant) -> Applied {
+    measure::count(&core.name, measure::QUARANTINED);
+    let error = lost_each_time(setback);
+    warn!(consumer = %core.name, message = %message.id, error, "message may end its connections; it is tried alone");
+    let held = Hold { delay: Some(Duration::ZERO), ..Hold::parked(message.key.as_deref(), &error) };
     insist(core, &held, Body::Message(message), received).await
 }
 

@@ -12,7 +12,9 @@ use sqlx::PgTransaction;
 ///
 /// Write on `tx` and nowhere else: what is written on another connection, sent or called happens again when the message
 /// is tried again. Nothing of a try stays that fails, panics or takes longer than the consumer's handler timeout. A
-/// handler must not end the transaction by SQL of its own, nor block its thread.
+/// handler must not end the transaction by SQL of its own, nor block its thread, nor give up waiting for a savepoint: the
+/// driver ends the whole transaction when `tx.begin()` is cancelled, and what is written then commits by itself. Its message is
+/// parked at once. What it sets, it sets with `set local`.
 ///
 /// ```
 /// use inbox::{Handler, HandlerError};

@@ -28,6 +28,7 @@ mod measure;
 mod outage;
 mod outcome;
 mod patience;
+mod postpone;
 mod process;
 mod prune;
 mod ready;

@@ -21,6 +21,7 @@ pub(crate) const REJECTED: &str = "rejected";
 pub(crate) const PANICKED: &str = "panicked";
 pub(crate) const TIMED_OUT: &str = "timed_out";
 pub(crate) const SWALLOWED: &str = "swallowed";
+pub(crate) const LOST: &str = "lost";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const CONTENTION: &str = "contention";
 pub(crate) const DATABASE: &str = "database";

@@ -1,6 +1,8 @@
 //! Whose fault an error of the database is, for a consumer. Pure; what each SQLSTATE means stands in
 //! [`message::sqlstate`].
 
+use std::io;
+
 use message::sqlstate::{self, Fault};
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
@@ -57,6 +59,27 @@ pub(crate) fn fault(error: &sqlx::Error) -> Fault {
     }
 }
 
+/// Whether the connection that it came from is gone.
+pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            let answer = error.try_downcast_ref::<PgDatabaseError>();
+            matches!(answer.map(PgDatabaseError::severity), Some(PgSeverity::Fatal | PgSeverity::Panic))
+        }
+        // A time-out may be our own: that says nothing of the connection.
+        sqlx::Error::Io(error) => error.kind() != io::ErrorKind::TimedOut,
+        sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
+/// Whether an error with this SQLSTATE says that there is no session, or one that cannot write at all. Then no transaction
+/// stands in it.
+pub(crate) fn is_of_session(code: &str) -> bool {
+    matches!(code, "53300" | sqlstate::READ_ONLY)
+        || (matches!(code.get(..2), Some("08" | "28" | "3D" | "57")) && code != "57014")
+}
+
 /// Whether the transaction is aborted: a statement failed in it and was passed over.
 pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(error) if error.code().is_some_and(|code| code == sqlstate::ABORTED))
@@ -83,6 +106,18 @@ mod tests {
         ] {
             assert_eq!(of_sqlstate(code), blame, "{code}");
         }
+        for (code, of_session) in [
+            ("57P01", true),
+            ("3D000", true),
+            ("53300", true),
+            ("25006", true),
+            ("53100", false),
+            ("57014", false),
+        ] {
+            assert_eq!(is_of_session(code), of_session, "{code}");
+        }
+        assert!(is_lost(&sqlx::Error::WorkerCrashed) && !is_lost(&sqlx::Error::PoolTimedOut));
+        assert!(!is_lost(&sqlx::Error::Io(io::ErrorKind::TimedOut.into())));
         assert_eq!(blame(&sqlx::Error::PoolTimedOut), Blame::Database);
         assert_eq!(blame(&sqlx::Error::RowNotFound), Blame::Handler);
         assert_eq!(fault(&sqlx::Error::Encode("too long".into())), Fault::Value);

@@ -19,10 +19,15 @@ const MEETINGS: u32 = 10;
 /// Tries in place when the database did not do its part; with their waits, about a minute.
 const OUTAGES: u32 = 20;
 
+/// Tries in place that lost their connection while the handler was under way, though each had one that answered before:
+/// the message is suspected of ending them.
+const LOSSES: u32 = 5;
+
 /// The tries of one message in one place.
 #[derive(Debug)]
 pub(crate) struct Patience {
     tries: u32,
+    losses: u32,
     begun: Instant,
     longest: Duration,
 }
@@ -36,17 +41,25 @@ impl Default for Patience {
 impl Patience {
     /// For no longer than `longest`, however few tries that allows.
     pub(crate) fn within(longest: Duration) -> Self {
-        Patience { tries: 0, begun: Instant::now(), longest }
+        Patience { tries: 0, losses: 0, begun: Instant::now(), longest }
     }
 
     /// Whether the place is wanted back, after one more setback.
     pub(crate) fn is_over(&self, setback: &Setback) -> bool {
         let most = match setback {
             Setback::Contention(_) => MEETINGS,
-            Setback::Database(_) => OUTAGES,
+            Setback::Database(_) | Setback::Lost(_) => OUTAGES,
             Setback::Failed(_) | Setback::Unstorable(_) => 1,
         };
         self.tries + 1 >= most || self.begun.elapsed() >= self.longest
+    }
+
+    /// Whether a message is to be tried alone, after one more setback: each of its tries has lost its connection, up to the
+    /// last that it has in this place.
+    pub(crate) fn is_suspicious(&mut self, setback: &Setback) -> bool {
+        let Setback::Lost(_) = setback else { return false };
+        self.losses += 1;
+        self.losses >= LOSSES || self.is_over(setback)
     }
 
     /// Waits; `false`: the consumer stops and there is no end of it.
@@ -56,8 +69,8 @@ impl Patience {
         let delay = match setback {
             Setback::Contention(_) if stopping && self.tries >= MEETINGS => return false,
             Setback::Contention(_) => core.contention.delay(self.tries, chance()),
-            Setback::Database(_) if stopping => return false,
-            Setback::Database(error) => {
+            Setback::Database(_) | Setback::Lost(_) if stopping => return false,
+            Setback::Database(error) | Setback::Lost(error) => {
                 if self.tries == 1 {
                     warn!(consumer = %core.name, error, "the database does not do its part; trying again");
                 }
@@ -67,7 +80,7 @@ impl Patience {
         };
         tokio::select! {
             () = tokio::time::sleep(delay) => true,
-            () = core.stop.cancelled(), if matches!(setback, Setback::Database(_)) => false,
+            () = core.stop.cancelled(), if !matches!(setback, Setback::Contention(_)) => false,
         }
     }
 }
@@ -76,7 +89,7 @@ impl Patience {
 pub(crate) fn count(core: &Core, setback: &Setback) {
     match setback {
         Setback::Contention(_) => measure::count(&core.name, measure::CONTENTION),
-        Setback::Database(_) => measure::count(&core.name, measure::DATABASE),
+        Setback::Database(_) | Setback::Lost(_) => measure::count(&core.name, measure::DATABASE),
         Setback::Failed(_) | Setback::Unstorable(_) => {}
     }
 }
@@ -84,6 +97,15 @@ pub(crate) fn count(core: &Core, setback: &Setback) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_suspected_when_each_try_in_its_place_has_lost_its_connection() {
+        let lost = Setback::Lost(String::new());
+        let mut patience = Patience::default();
+        assert!((1..LOSSES).all(|_| !patience.is_suspicious(&lost)));
+        assert!(!patience.is_suspicious(&Setback::Database(String::new())) && patience.is_suspicious(&lost));
+        assert!(Patience::within(Duration::ZERO).is_suspicious(&lost));
+    }
 
     #[test]
     fn a_place_is_given_back_after_so_many_tries_or_so_much_time() {

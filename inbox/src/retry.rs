@@ -6,36 +6,37 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::admit::comes_from_another_source;
-use crate::attempt::{Admitted, Failure, Setback, abandon, attempt, commit};
-use crate::backoff::chance;
+use crate::attempt::{Admitted, Broken, Failure, Setback, abandon, attempt, commit, restore};
 use crate::consumer::{Core, IN_PLACE};
 use crate::day::ByDay;
 use crate::hold::milliseconds;
 use crate::horizon::Refusal;
 use crate::measure;
 use crate::patience::{self, Patience};
+use crate::postpone::{Postponed, lost_each_time, postpone, suspect};
 use crate::report::report;
 use crate::statement::{self, begin_on_pool, is_named};
 use crate::stored::HeldMessage;
-use crate::unstorable::plain;
 
 static RETRY: LazyLock<ByDay> = LazyLock::new(|| ByDay::new(include_str!("sql/retry.sql")));
 
 /// A held key that this process may try, and its first message.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    hold: i64,
+    pub(crate) hold: i64,
     /// With this try.
-    attempts: i32,
-    last_error: String,
+    pub(crate) attempts: i32,
+    pub(crate) last_error: String,
     /// `None`: nothing waits.
-    first: Option<HeldMessage>,
+    pub(crate) first: Option<HeldMessage>,
+    /// Whether this process tries nothing else meanwhile.
+    alone: bool,
 }
 
 /// What a retry's transaction came to.
@@ -94,7 +95,9 @@ pub(crate) async fn claim_alone(core: &Core) -> Result<Option<Claim>, sqlx::Erro
         .bind(milliseconds(core.try_time()))
         .bind(&core.kinds)
         .bind(core.process.id);
-    statement::rows_without_flush(&core.pool, query).await?.first().map(Claim::from_row).transpose()
+    let claimed = statement::rows_without_flush(&core.pool, query).await?;
+    let claimed = claimed.first().map(Claim::from_row).transpose()?;
+    Ok(claimed.map(|claim| Claim { alone: true, ..claim }))
 }
 
 /// What has become of a held key after a try.
@@ -176,8 +179,26 @@ async fn one(core: &Core, claim: &Claim, first: &HeldMessage) -> Tried {
                 postpone(core, claim, Postponed::Parked(&failure)).await;
                 return Tried::Ended;
             }
+            Err(setback @ Setback::Lost(_)) if claim.alone => {
+                patience::count(core, &setback);
+                let error =
+                    format!("the connection was lost while nothing else was tried: {}", setback.error());
+                let failure = Failure::new(measure::LOST, &error);
+                let parks = u32::try_from(claim.attempts).unwrap_or(0) >= core.max_attempts;
+                let next = if parks { Postponed::Parked(&failure) } else { Postponed::Retrying(&failure) };
+                postpone(core, claim, next).await;
+                return Tried::Ended;
+            }
             Err(setback) => {
                 patience::count(core, &setback);
+                let message = first.received.as_ref().ok().map(|message| message.id);
+                if patience.is_suspicious(&setback)
+                    && let Some(message) = message
+                    && suspect(core, message).await
+                {
+                    postpone(core, claim, Postponed::Suspected(&lost_each_time(&setback))).await;
+                    return Tried::Ended;
+                }
                 if patience.is_over(&setback) {
                     postpone(core, claim, Postponed::Again(&setback, first.received_at)).await;
                     return Tried::Ended;
@@ -237,10 +258,15 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
         return Ok(Step::Refused(refusal));
     }
     if first_copy {
-        let admitted =
-            Admitted { transaction: row.try_get("transaction")?, backend: row.try_get("backend")? };
-        if let Err(broken) = attempt(core, &**handler, &mut tx, message, &admitted).await {
-            abandon(core, tx, broken.cut.then_some(admitted.backend)).await;
+        let (transaction, backend) = (row.try_get("transaction")?, row.try_get("backend")?);
+        let admitted = Admitted { transaction, backend, settings: Some(row.try_get("settings")?) };
+        let handled = match attempt(core, &**handler, &mut tx, message, &admitted).await {
+            Ok(true) => restore(core, &mut tx, &admitted).await.map_err(Broken::from),
+            Ok(false) => Ok(()),
+            Err(broken) => Err(broken),
+        };
+        if let Err(broken) = handled {
+            abandon(core, tx, broken.backend).await;
             return Err(broken.setback);
         }
     }
@@ -308,84 +334,6 @@ async fn set_aside(core: &Core, claim: &Claim, first: &HeldMessage) -> bool {
     done
 }
 
-enum Postponed<'f> {
-    Retrying(&'f Failure),
-    Parked(&'f Failure),
-    /// Parked, and its handler was not called.
-    Refused(&'f Failure),
-    /// More tries than are granted have begun, and the last one did not end.
-    UsedUp,
-    /// No end of setbacks that are nobody's fault, for a message that has waited since then: not counted.
-    Again(&'f Setback, DateTime<Utc>),
-    /// The try did not come to an end: it is not counted.
-    Uncounted(Duration),
-}
-
-async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
-    let attempts = claim.attempts;
-    let used_up = format!("attempts used up, or the last one did not end; before it: {}", claim.last_error);
-    let used_up = Failure::new(measure::FAILED, &used_up);
-    let (kept, state, delay, error) = match &next {
-        Postponed::Retrying(failure) => {
-            let delay = core.backoff.delay(u32::try_from(attempts).unwrap_or(0), chance());
-            warn!(consumer = %core.name, hold = claim.hold, attempts, error = failure.error, ?delay, "message failed again");
-            measure::count(&core.name, failure.result);
-            (attempts, "retrying", Some(delay), Some(failure.error.as_str()))
-        }
-        Postponed::Parked(failure) | Postponed::Refused(failure) => {
-            warn!(consumer = %core.name, hold = claim.hold, attempts, error = failure.error, "message parked");
-            measure::count(&core.name, failure.result);
-            measure::count(&core.name, measure::PARKED);
-            (attempts, "parked", None, Some(failure.error.as_str()))
-        }
-        Postponed::UsedUp => {
-            let error = used_up.error.as_str();
-            warn!(consumer = %core.name, hold = claim.hold, attempts = attempts - 1, error, "message parked");
-            measure::count(&core.name, used_up.result);
-            measure::count(&core.name, measure::PARKED);
-            (attempts - 1, "parked", None, Some(error))
-        }
-        Postponed::Again(setback, since) => {
-            let waited = (Utc::now() - since).to_std().unwrap_or_default();
-            let (error, delay) = (setback.error(), core.backoff.as_long_again(waited, chance()));
-            warn!(consumer = %core.name, hold = claim.hold, error, ?delay, "no end of setbacks that are not the message's");
-            measure::count(&core.name, measure::POSTPONED);
-            (attempts - 1, "retrying", Some(delay), Some(error))
-        }
-        Postponed::Uncounted(delay) => (attempts - 1, "retrying", Some(*delay), None),
-    };
-    // A try that ended did not kill its process. One that was refused says nothing of that.
-    let ended = matches!(next, Postponed::Retrying(_) | Postponed::Parked(_) | Postponed::Again(..));
-    let cleared = claim.first.as_ref().filter(|_| ended).and_then(|first| first.received.as_ref().ok());
-    let mut patience = Patience::default();
-    let mut error = error.map(str::to_owned);
-    loop {
-        let query = sqlx::query(include_str!("sql/postpone.sql"))
-            .bind(&*core.name)
-            .bind(claim.hold)
-            .bind(attempts)
-            .bind(kept)
-            .bind(state)
-            .bind(delay.map(milliseconds))
-            .bind(error.as_deref())
-            .bind(core.process.id)
-            .bind(cleared.map(|message| *message.id.as_uuid()));
-        // If it cannot be written, the key is due when the time of this try has passed.
-        match core.last_word(query).await.map_err(Setback::from) {
-            Ok(_) => return,
-            // The text of the error is the one value here that a database may refuse.
-            Err(Setback::Unstorable(_)) if error.as_deref().is_some_and(|text| *text != plain(text)) => {
-                error = error.as_deref().map(plain);
-            }
-            Err(setback) => {
-                if !patience.wait(core, &setback).await {
-                    return;
-                }
-            }
-        }
-    }
-}
-
 impl Claim {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         let arrival: Option<i64> = row.try_get("arrival")?;
@@ -394,6 +342,7 @@ impl Claim {
             attempts: row.try_get("attempts")?,
             last_error: row.try_get("last_error")?,
             first: arrival.map(|_| HeldMessage::from_row(row)).transpose()?,
+            alone: false,
         })
     }
 }

@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::admit::check_consumer;
-use crate::apply::{Applied, deliver};
+use crate::apply::{Applied, close, deliver, give_back};
 use crate::backoff::chance;
 use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
 use crate::declared::Declared;
@@ -88,7 +88,7 @@ impl Consumer {
         // In this order: what reports that it is ready has ended when its last sender goes.
         listening.shutdown().await;
         drop(ready);
-        subscriber.close().await;
+        close(&work.core, &mut *subscriber).await;
         if let Err(error) =
             within(DEREGISTER_TIMEOUT, work.core.last_word(work.core.process.deregister())).await
         {
@@ -474,14 +474,4 @@ impl Work {
 /// What the message of a delivery is called; `None`: it is none, and is not tried.
 fn id((delivery, _): &(Delivery, std::time::Instant)) -> Option<Uuid> {
     delivery.received.as_ref().ok().map(|message| *message.id.as_uuid())
-}
-
-async fn give_back(deliveries: impl IntoIterator<Item = (Delivery, std::time::Instant)>) {
-    // In order, so that the broker has them in order.
-    for (delivery, _) in deliveries {
-        if delivery.retry_after(Duration::ZERO).await.is_err() {
-            // Then it comes again when the broker has waited enough, and so do those after it.
-            return;
-        }
-    }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use inbox::HandlerError;
-use inbox_support::{CONSUMER, KIND, Service, effect, eventually, placed, start};
+use inbox_support::{CONSUMER, KIND, Service, effect, eventually, note, placed, start};
 use message::Message;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgTransaction};
@@ -199,4 +199,66 @@ async fn a_consumer_that_is_stopped_while_the_database_is_away_stops_and_loses_n
     service.acknowledged().await;
     running.stop().await;
     assert_eq!(service.notes().await, ["0", "1", "2"]);
+}
+
+/// Asks another database, which is missing (or starts, or has no connection left).
+struct Elsewhere(String);
+
+#[async_trait::async_trait]
+impl inbox::Handler for Elsewhere {
+    async fn handle(&self, _: &mut PgTransaction<'_>, _: &Message) -> Result<(), HandlerError> {
+        PgConnection::connect(&self.0).await?;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_another_database_is_the_handlers_affair() {
+    let service = Service::new("another database").await;
+    let url = service.database.url().replace(&service.database.name, "there_is_no_such_database");
+    service.publish(&[placed("a", "1")]).await;
+    let running = start(service.consumer().with_max_attempts(2).on(KIND, Elsewhere(url)));
+    let parked = service.parked(1).await.remove(0);
+    running.stop().await;
+    assert_eq!(parked.attempts, 2);
+    assert!(parked.last_error.contains("3D000"), "{}", parked.last_error);
+}
+
+/// Ends its backend each time, in its statement or at its COMMIT: out of memory, say, or a crash in an extension.
+struct EndsBackend;
+
+#[async_trait::async_trait]
+impl inbox::Handler for EndsBackend {
+    async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
+        effect(tx, message).await?;
+        if note(message) == "ends at once" {
+            sqlx::query("select pg_terminate_backend(pg_backend_pid())").execute(&mut **tx).await?;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_ends_its_backend_each_time_parks_in_the_end() {
+    let service = Service::new("ends its backend").await;
+    let at_commit = "create function stop() returns trigger language plpgsql as $$
+            begin perform pg_terminate_backend(pg_backend_pid()); return null; end
+        $$;
+        create constraint trigger stop after insert on effect deferrable initially deferred
+            for each row when (new.note = 'ends at commit') execute function stop()";
+    sqlx::raw_sql(at_commit).execute(&service.pool).await.unwrap();
+    let mut messages = vec![placed("a", "ends at once"), placed("b", "ends at commit")];
+    messages.extend((0..20).map(|n| placed(&format!("other-{n}"), "other")));
+    service.publish(&messages).await;
+    let running = start(service.consumer().with_max_attempts(2).on(KIND, EndsBackend));
+    service.acknowledged().await;
+    let parked = service.parked(2).await;
+    running.stop().await;
+    for key in &parked {
+        assert_eq!((key.attempts, key.messages), (2, 1), "{}", key.last_error);
+        assert!(key.last_error.contains("while nothing else was tried"), "{}", key.last_error);
+    }
+    assert_eq!(parked.len(), 2);
+    assert_eq!(service.count("select count(*) from effect where note = 'other'").await, 20);
+    assert_eq!(service.count("select count(*) from effect").await, 20);
 }

@@ -41,5 +41,12 @@ select
     judged.too_old,
     judged.another_source,
     pg_current_xact_id_if_assigned()::text as transaction,
-    pg_backend_pid() as backend
+    pg_backend_pid() as backend,
+    array[
+        pg_catalog.current_setting('session_authorization'), pg_catalog.current_setting('role'),
+        pg_catalog.current_setting('search_path'), pg_catalog.current_setting('statement_timeout'),
+        pg_catalog.current_setting('lock_timeout'), pg_catalog.current_setting('row_security'),
+        pg_catalog.current_setting('session_replication_role'), pg_catalog.current_setting('client_encoding'),
+        pg_catalog.current_setting('transaction_read_only')
+    ] as settings
 from locked, judged

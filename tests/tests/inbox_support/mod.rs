@@ -4,12 +4,13 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use brokers::memory::Broker;
 use inbox::admin::{self, HeldKey};
 use inbox::{Backoff, Consumer, ConsumerError, HandlerError};
-use message::{Message, Outgoing, publish_all};
+use message::{Acknowledge, Delivery, Message, Outgoing, SubscribeError, Subscriber, publish_all};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgPool, PgTransaction};
 use tests::Database;
@@ -149,5 +150,42 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
         }
         assert!(tokio::time::Instant::now() < end, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A subscriber to which saying "still at work" takes long: one whose server says nothing (the NATS client waits five
+/// seconds). Acknowledging works.
+pub(crate) struct Slow<S>(pub(crate) S, pub(crate) Duration, pub(crate) Arc<AtomicBool>);
+struct SlowAnswer(Delivery, Duration, Arc<AtomicBool>);
+
+#[async_trait::async_trait]
+impl<S: Subscriber> Subscriber for Slow<S> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<Delivery>, SubscribeError> {
+        let deliveries = self.0.receive(max).await?;
+        let slow = |delivery: Delivery| {
+            let received = delivery.received.clone();
+            Delivery::new(received, Box::new(SlowAnswer(delivery, self.1, self.2.clone())))
+        };
+        Ok(deliveries.into_iter().map(slow).collect())
+    }
+    async fn close(&mut self) {
+        self.0.close().await;
+    }
+}
+
+#[async_trait::async_trait]
+impl Acknowledge for SlowAnswer {
+    async fn acknowledge(self: Box<Self>) -> Result<(), SubscribeError> {
+        self.0.acknowledge().await
+    }
+    async fn retry_after(self: Box<Self>, delay: Duration) -> Result<(), SubscribeError> {
+        self.0.retry_after(delay).await
+    }
+    async fn extend(&self) -> Result<(), SubscribeError> {
+        if self.2.load(Ordering::SeqCst) {
+            tokio::time::sleep(self.1).await;
+            return Err(SubscribeError::Unavailable("no answer in time".to_owned()));
+        }
+        self.0.extend().await
     }
 }
