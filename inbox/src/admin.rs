@@ -32,6 +32,12 @@ pub enum HeldState {
     Parked,
 }
 
+impl HeldState {
+    fn of(state: &str) -> Self {
+        if state == "parked" { HeldState::Parked } else { HeldState::Retrying }
+    }
+}
+
 /// A key that a consumer holds back, or a message without a key.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -54,6 +60,10 @@ pub struct HeldKey {
     pub held_at: DateTime<Utc>,
     /// How many messages wait.
     pub messages: i64,
+    /// The number of the first message, which [`skip`] names, and of the last one.
+    pub first: Option<i64>,
+    /// See [`first`](Self::first).
+    pub last: Option<i64>,
     /// The first message's id; `None`: it could not be understood.
     pub first_id: Option<MessageId>,
     /// The first message's kind.
@@ -84,6 +94,9 @@ pub struct ConsumerStatus {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecisionError {
+    /// Its key is tried again: its first message may be handled at any moment.
+    #[error("its key is not parked, or not any more: nothing was changed; look again at what is held")]
+    NotParked,
     /// Another transaction's: a try that takes long, or another decision.
     #[error("another transaction keeps it locked: nothing was changed; try again")]
     Locked(#[source] sqlx::Error),
@@ -131,17 +144,19 @@ pub async fn held_keys(
     let query = sqlx::query(include_str!("sql/held_keys.sql")).bind(consumer).bind(limit);
     let rows = statement::read(connection, query).await?;
     let held_key = |row: &PgRow| {
-        let state: String = row.try_get("state")?;
+        let state = row.try_get("state")?;
         Ok(HeldKey {
             consumer: row.try_get("consumer")?,
             hold: row.try_get("hold")?,
             key: row.try_get("key")?,
-            state: if state == "parked" { HeldState::Parked } else { HeldState::Retrying },
+            state: HeldState::of(state),
             attempts: row.try_get("attempts")?,
             next_attempt_at: row.try_get("next_attempt_at")?,
             last_error: row.try_get("last_error")?,
             held_at: row.try_get("held_at")?,
             messages: row.try_get("messages")?,
+            first: row.try_get("first")?,
+            last: row.try_get("last")?,
             first_id: row.try_get::<Option<Uuid>, _>("first_id")?.and_then(|id| id.try_into().ok()),
             first_kind: row.try_get("first_kind")?,
         })
@@ -199,9 +214,10 @@ pub async fn redrive_all(
     Ok(statement::run(connection, query).await?)
 }
 
-/// Lets the messages of a held key be admitted although they are past the horizon, and has it tried again now. Whoever
-/// asks for it knows that they were not handled: the inbox does not any more. Answers whether it is held. `who` decides
-/// it, and perhaps says why.
+/// Lets the messages of a held key be admitted although they are past the horizon, up to the one numbered `through`
+/// ([`HeldKey::last`], when a person looked), and has the key tried again now. Whoever asks for it knows that they were not
+/// handled: the inbox does not any more. What has come since then was not looked at, and is refused as before. Answers whether
+/// it is held. `who` decides it, and perhaps says why.
 ///
 /// # Errors
 /// See [`DecisionError`].
@@ -209,16 +225,18 @@ pub async fn admit_late(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
+    through: i64,
     who: &str,
     reason: Option<&str>,
 ) -> Result<bool, DecisionError> {
     let mut tx = connection.begin_bounded(SILENCE).await?;
-    if !lock(&mut tx, consumer, hold).await? {
+    if lock(&mut tx, consumer, hold).await?.is_none() {
         return Ok(false);
     }
     sqlx::query(include_str!("sql/mark_late.sql"))
         .bind(consumer)
         .bind(hold)
+        .bind(through)
         .persistent(false)
         .execute(&mut *tx)
         .await?;
@@ -228,22 +246,29 @@ pub async fn admit_late(
     Ok(held)
 }
 
-/// Gives up the first message of a held key and has the others tried now. What was given up is answered, and counts as
-/// handled: a later copy of it is a repeat. `who` decides it, and says why.
+/// Gives up the message numbered `message` ([`HeldKey::first`]), the first of a parked key, and has the others tried now. What was
+/// given up is answered, and counts as handled: a later copy of it is a repeat. `None`: it is not the first message of a held
+/// key, or not any more, and nothing was changed. `who` decides it, and says why.
+///
+/// A key's first message changes while a person looks at it, so this names the message, not the key.
 ///
 /// # Errors
 /// See [`DecisionError`].
 pub async fn skip(
     connection: &mut PgConnection,
     consumer: &str,
-    hold: i64,
+    message: i64,
     who: &str,
     reason: &str,
 ) -> Result<Option<HeldMessage>, DecisionError> {
-    Ok(give_up(connection, consumer, hold, Some(1), who, reason).await?.pop())
+    let query = sqlx::query(include_str!("sql/hold_of.sql")).bind(consumer).bind(message);
+    let Some(row) = statement::optional(&mut *connection, query).await? else { return Ok(None) };
+    let given_up = GivenUp { hold: row.try_get("hold")?, through: message, alone: true };
+    Ok(give_up(connection, consumer, given_up, who, reason).await?.pop())
 }
 
-/// Gives up all messages of a held key, like [`skip`] each. The key is free at once.
+/// Gives up the messages of a parked key, like [`skip`] each, up to the one numbered `through` ([`HeldKey::last`], when a person
+/// looked). What has come since then is tried now; without any, the key is free at once.
 ///
 /// # Errors
 /// See [`DecisionError`].
@@ -251,34 +276,49 @@ pub async fn discard(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
+    through: i64,
     who: &str,
     reason: &str,
 ) -> Result<Vec<HeldMessage>, DecisionError> {
-    give_up(connection, consumer, hold, None, who, reason).await
+    give_up(connection, consumer, GivenUp { hold, through, alone: false }, who, reason).await
+}
+
+/// Which messages of a hold are given up: those up to a number, or that one alone, if it is the first.
+struct GivenUp {
+    hold: i64,
+    through: i64,
+    alone: bool,
 }
 
 async fn give_up(
     connection: &mut PgConnection,
     consumer: &str,
-    hold: i64,
-    most: Option<i64>,
+    GivenUp { hold, through, alone }: GivenUp,
     who: &str,
     reason: &str,
 ) -> Result<Vec<HeldMessage>, DecisionError> {
     let mut tx = connection.begin_bounded(SILENCE).await?;
-    if !lock(&mut tx, consumer, hold).await? {
-        return Ok(Vec::new());
+    match lock(&mut tx, consumer, hold).await? {
+        Some(HeldState::Parked) => {}
+        Some(HeldState::Retrying) => return Err(DecisionError::NotParked),
+        None => return Ok(Vec::new()),
     }
     let rows = sqlx::query(include_str!("sql/give_up.sql"))
         .bind(consumer)
         .bind(hold)
-        .bind(most)
+        .bind(through)
         .bind(who)
         .bind(reason)
+        .bind(alone)
         .persistent(false)
         .fetch_all(&mut *tx)
         .await?;
     let given_up = rows.iter().map(HeldMessage::from_row).collect::<Result<Vec<_>, sqlx::Error>>()?;
+    if given_up.is_empty() {
+        // Nothing was decided, so nothing is tried.
+        tx.rollback().await?;
+        return Ok(given_up);
+    }
     let released = sqlx::query(include_str!("sql/release.sql"))
         .bind(consumer)
         .bind(hold)
@@ -310,7 +350,12 @@ async fn write_down(
 }
 
 /// Waits for the try under way and keeps appenders out.
-async fn lock(connection: &mut PgConnection, consumer: &str, hold: i64) -> Result<bool, sqlx::Error> {
+async fn lock(
+    connection: &mut PgConnection,
+    consumer: &str,
+    hold: i64,
+) -> Result<Option<HeldState>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/release_lock.sql")).bind(consumer).bind(hold);
-    Ok(statement::optional(connection, query).await?.is_some())
+    let row = statement::optional(connection, query).await?;
+    row.map(|row| row.try_get("state").map(HeldState::of)).transpose()
 }

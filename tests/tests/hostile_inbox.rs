@@ -23,63 +23,6 @@ async fn reject(_: &mut PgTransaction<'_>, _: &Message) -> Result<(), HandlerErr
     Err(HandlerError::reject("not today"))
 }
 
-/// Two persons look at the same parked key and skip its first message at the same time. Right: one of them does, the other
-/// is told that the key is not parked any more (as `outbox::admin::skip` does for a relay; docs/operations.md: "`outbox
-/// parked skip` gives up the first message of a parked key"). Found: the second gives up a message that has never been
-/// tried, and its effect is lost.
-#[tokio::test]
-async fn of_two_persons_who_skip_one_parked_message_only_one_gives_something_up() {
-    let service = Service::new("two skip").await;
-    service.publish(&[placed("a", "1"), placed("a", "2")]).await;
-    let running = start(service.consumer().on(KIND, reject));
-    service.parked(1).await;
-    service.acknowledged().await;
-    running.stop().await;
-    let hold = service.held().await[0].hold;
-    let skip = async |who: &str| {
-        let mut connection = service.pool.acquire().await.unwrap();
-        admin::skip(&mut connection, CONSUMER, hold, who, "it is poison").await.unwrap()
-    };
-    let (one, two) = tokio::join!(skip("ada"), skip("bob"));
-    let given_up = [one, two].into_iter().flatten().count();
-    let running = start(service.consumer().on(KIND, effect));
-    service.nothing_is_held().await;
-    running.stop().await;
-    assert_eq!((given_up, service.notes().await), (1, vec!["2".to_owned()]));
-}
-
-/// One person redrives a parked key, another, who has seen it parked a moment ago, skips it. Right: the redrive wins and the
-/// skip is refused, or the skip gives up the message that was parked. Found: while the messages behind are being drained,
-/// the skip gives up whichever comes next; it was never tried.
-#[tokio::test]
-async fn a_skip_after_a_redrive_gives_up_no_message_that_was_not_parked() {
-    let service = Service::new("redrive and skip").await;
-    service.publish(&[placed("a", "1"), placed("a", "2"), placed("a", "3")]).await;
-    let running = start(service.consumer().on(KIND, reject));
-    service.parked(1).await;
-    service.acknowledged().await;
-    running.stop().await;
-    let parked = service.held().await.remove(0);
-    let slow = async |tx: &mut PgTransaction<'_>, message: &Message| {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        effect(tx, message).await
-    };
-    let running = start(service.consumer().on(KIND, slow));
-    let mut connection = service.pool.acquire().await.unwrap();
-    assert!(admin::redrive(&mut connection, CONSUMER, parked.hold, "ada", None).await.unwrap());
-    eventually("the first is handled", async || (service.notes().await == ["1"]).then_some(())).await;
-    let given_up = admin::skip(&mut connection, CONSUMER, parked.hold, "bob", "poison").await.unwrap();
-    let given_up = given_up.and_then(|message| message.received.ok()).map(|message| message.id);
-    service.nothing_is_held().await;
-    running.stop().await;
-    assert!(
-        given_up.is_none() || given_up == parked.first_id,
-        "given up: {given_up:?}, {:?}",
-        service.notes().await
-    );
-    assert_eq!(service.notes().await, ["1", "2", "3"]);
-}
-
 /// A service whose sessions have these settings.
 async fn with_settings(claim: &str, settings: &[(&str, &str)]) -> Service {
     let mut service = Service::new(claim).await;

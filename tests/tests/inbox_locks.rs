@@ -66,8 +66,14 @@ async fn decide(
     let decided = match decision {
         Decision::Redrive => admin::redrive(connection, CONSUMER, hold, who, None).await.map(drop),
         Decision::RedriveAll => admin::redrive_all(connection, CONSUMER, who, None).await.map(drop),
-        Decision::AdmitLate => admin::admit_late(connection, CONSUMER, hold, who, None).await.map(drop),
-        Decision::Skip => admin::skip(connection, CONSUMER, hold, who, "why").await.map(drop),
+        Decision::AdmitLate => {
+            admin::admit_late(connection, CONSUMER, hold, i64::MAX, who, None).await.map(drop)
+        },
+        Decision::Skip => {
+            let first = "select min(arrival) from inbox.held_message where hold = $1";
+            let first = sqlx::query_scalar(first).bind(hold).fetch_one(&mut *connection).await.unwrap();
+            admin::skip(connection, CONSUMER, first, who, "why").await.map(drop)
+        }
         Decision::ForgetKind => {
             return match admin::forget_kind(connection, CONSUMER, kind, who, "why").await {
                 Ok(_) => Decided::Done,
@@ -92,7 +98,7 @@ async fn after_a_decision_a_key_names_no_process_that_lives_and_one_that_died_st
         let other = "update inbox.held_message set kind = 'order.other' where convert_from(payload, 'UTF8') = 'second'";
         service.pool.execute(other).await.unwrap();
         let process = Uuid::new_v4();
-        sqlx::query("insert into inbox.process (id, consumer, expires_at) values ($1, $2, now() + interval '1 hour' * $3)")
+        sqlx::query("insert into inbox.process (id, consumer, expires_at) values ($1, $2, now() + interval '30 seconds' * $3)")
             .bind(process)
             .bind(CONSUMER)
             .bind(if lives { 1.0 } else { -1.0 })
@@ -122,7 +128,7 @@ async fn a_decision_that_meets_a_lock_without_end_says_so_and_changes_nothing() 
     for decision in DECISIONS {
         assert_eq!(decide(&mut person, decision, hold, KIND, "ada").await, Decided::Locked, "{decision:?}");
     }
-    let discarded = admin::discard(&mut person, CONSUMER, hold, "ada", "why").await;
+    let discarded = admin::discard(&mut person, CONSUMER, hold, i64::MAX, "ada", "why").await;
     assert!(matches!(discarded, Err(DecisionError::Locked(_))), "{discarded:?}");
     let lowered = admin::lower_floor(&mut person).await;
     assert!(matches!(lowered, Err(LowerFloorError::Locked(_))), "{lowered:?}");

@@ -106,6 +106,8 @@ mod tests {
         let held = Held {
             holder: Holder::Relay("default".to_owned()),
             number: 812,
+            first: None,
+            last: None,
             key: Some("order-7\n".to_owned()),
             parked: true,
             attempts: 10,

@@ -148,7 +148,11 @@ async fn run_redrive(Redrive { choice, every, late, who, reason }: Redrive) -> R
                     done.map_err(|error| failed(&url, &error))?
                 }
                 Holder::Consumer(name) if late => {
-                    let done = inbox::admin::admit_late(&mut connection, name, number, who, reason).await;
+                    // What comes from now on was not there to be looked at.
+                    let last = looked_up(&pool, &mut connection, holder, number, &url).await?.last;
+                    let last = last.unwrap_or_default();
+                    let done =
+                        inbox::admin::admit_late(&mut connection, name, number, last, who, reason).await;
                     done.map_err(undecided)?
                 }
                 Holder::Consumer(name) => {
@@ -201,7 +205,9 @@ async fn run_skip(Skip { choice, who, reason }: Skip) -> Result<(), Failure> {
             skipped.map(|id| Some(id.into()))
         }
         Holder::Consumer(name) => {
-            let skipped = inbox::admin::skip(&mut connection, name, number, who, &reason).await;
+            let held = looked_up(&pool, &mut connection, &holder, number, &url).await?;
+            let first = held.first.filter(|_| held.parked).ok_or_else(|| not_held(&holder))?;
+            let skipped = inbox::admin::skip(&mut connection, name, first, who, &reason).await;
             let skipped = skipped.map_err(|error| database::undecided(&format!("database {url}"), error))?;
             // What could not be understood has no identity.
             skipped.map(|message| message.received.ok().map(|message| message.id.into()))
@@ -214,6 +220,18 @@ async fn run_skip(Skip { choice, who, reason }: Skip) -> Result<(), Failure> {
         &Done { redriven: None, skipped: Some(id) },
         &format!("{name} is given up by {holder}; the next of its key is tried\n"),
     )
+}
+
+/// What is held under a number.
+async fn looked_up(
+    pool: &PgPool,
+    connection: &mut PgConnection,
+    holder: &Holder,
+    number: i64,
+    url: &SecretUrl,
+) -> Result<Held, Failure> {
+    let held = held::of(pool, connection, holder).await.map_err(|error| failed(url, &error))?;
+    held.into_iter().find(|held| held.number == number).ok_or_else(|| not_held(holder))
 }
 
 fn report(format: Format, done: &Done, text: &str) -> Result<(), Failure> {
