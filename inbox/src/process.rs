@@ -8,7 +8,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
+use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use crate::hold::milliseconds;
@@ -79,16 +79,9 @@ impl Process {
         consumer: &str,
         messages: &[Uuid],
     ) -> Result<(), sqlx::Error> {
-        // In one message, so one round trip and, behind a pooler too, one transaction.
-        let sql = format!(
-            "{};\n{}",
-            statement::NO_FLUSH,
-            declaration(include_str!("sql/declare.sql"), self.id, messages)
-        );
+        let sql = declaration(include_str!("sql/declare.sql"), self.id, messages);
         for _ in 0..2 {
-            let done = pool.execute(AssertSqlSafe(sql.clone())).await?;
-            // The setting is one row.
-            if done.rows_affected() > 1 {
+            if statement::run_as_text(pool, &sql).await? > 0 {
                 return Ok(());
             }
             // Others took this process for dead and removed its row.
