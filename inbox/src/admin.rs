@@ -20,6 +20,7 @@ pub use self::kinds::{ForgetKindError, ForgottenKind, KindStatus, forget_kind, k
 pub use crate::audit::{AuditEntry, audit};
 pub use crate::encoding::encoding;
 pub use crate::floor::{FloorStatus, LowerFloorError, floor, lower_floor};
+use crate::moment::{moment, moment_if_any};
 use crate::statement::{self, Begin, SILENCE, is_locked};
 pub use crate::stored::{HeldMessage, Unreadable};
 
@@ -84,6 +85,8 @@ pub struct ConsumerStatus {
     pub parked: i64,
     /// Messages of both.
     pub messages: i64,
+    /// Messages of held keys that wait for a person.
+    pub parked_messages: i64,
     /// Since when the oldest of them is held.
     pub oldest_held_at: Option<DateTime<Utc>>,
     /// Processes that are alive.
@@ -121,15 +124,47 @@ pub async fn status(connection: &mut PgConnection) -> Result<Vec<ConsumerStatus>
     let status = |row: &PgRow| {
         Ok(ConsumerStatus {
             consumer: row.try_get("consumer")?,
-            started_at: row.try_get("started_at")?,
+            started_at: moment_if_any(row, "started_at")?,
             retrying: row.try_get("retrying")?,
             parked: row.try_get("parked")?,
             messages: row.try_get("messages")?,
-            oldest_held_at: row.try_get("oldest_held_at")?,
+            parked_messages: row.try_get("parked_messages")?,
+            oldest_held_at: moment_if_any(row, "oldest_held_at")?,
             processes: row.try_get("processes")?,
         })
     };
     rows.iter().map(status).collect()
+}
+
+/// What a database clock that was ahead has written of a consumer, and what is therefore not believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TimesAhead {
+    /// Whose.
+    pub consumer: String,
+    /// Processes that expire later than any can: they count as dead.
+    pub processes: i64,
+    /// Kinds that were registered in the future: they count as handled by none until a process registers them again.
+    pub kinds: i64,
+    /// Held keys that are due in more than a day. A process that runs makes those due that are due later than any can be.
+    pub keys: i64,
+}
+
+/// The consumers of which times lie farther ahead than they can have been written, by name.
+///
+/// # Errors
+/// The database's.
+pub async fn times_ahead(connection: &mut PgConnection) -> Result<Vec<TimesAhead>, sqlx::Error> {
+    let rows = statement::read(connection, sqlx::query(include_str!("sql/times_ahead.sql"))).await?;
+    let ahead = |row: &PgRow| {
+        Ok(TimesAhead {
+            consumer: row.try_get("consumer")?,
+            processes: row.try_get("processes")?,
+            kinds: row.try_get("kinds")?,
+            keys: row.try_get("keys")?,
+        })
+    };
+    rows.iter().map(ahead).collect()
 }
 
 /// What is held back, the oldest first: of one consumer or of all (`None`), at most `limit`.
@@ -151,9 +186,9 @@ pub async fn held_keys(
             key: row.try_get("key")?,
             state: HeldState::of(state),
             attempts: row.try_get("attempts")?,
-            next_attempt_at: row.try_get("next_attempt_at")?,
+            next_attempt_at: moment_if_any(row, "next_attempt_at")?,
             last_error: row.try_get("last_error")?,
-            held_at: row.try_get("held_at")?,
+            held_at: moment(row, "held_at")?,
             messages: row.try_get("messages")?,
             first: row.try_get("first")?,
             last: row.try_get("last")?,

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use message::Message;
 use sqlx::Row;
 use tokio::sync::{oneshot, watch};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::apply::{Applied, insist, park_refused};
 use crate::attempt::Setback;
 use crate::consumer::Core;
-use crate::hold::Hold;
+use crate::hold::{Hold, milliseconds};
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::report;
@@ -86,6 +86,16 @@ pub(crate) async fn register(core: &Core) -> Result<bool, sqlx::Error> {
 pub(crate) async fn refresh(core: &Core) {
     if let Err(error) = core.in_time(register(core)).await {
         debug!(consumer = %core.name, error = report(&error), "kinds could not be registered again");
+    }
+    let longest = core.backoff.longest().max(core.try_time()).saturating_mul(2);
+    let recall = sqlx::query(include_str!("sql/recall.sql")).bind(&*core.name).bind(milliseconds(longest));
+    match core.in_time(statement::run(&core.pool, recall)).await {
+        Ok(0) => {}
+        Ok(keys) => warn!(
+            consumer = %core.name, keys,
+            "held keys were due later than any can be: the database's clock was ahead; they are due now"
+        ),
+        Err(error) => debug!(consumer = %core.name, error = report(&error), "held keys could not be looked at"),
     }
 }
 

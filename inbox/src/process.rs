@@ -5,6 +5,8 @@
 //! names its suspects, which go to the quarantine and are tried alone. Declaring costs a small statement for several
 //! messages, without a wait for the disk, so it is not done all the time.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,10 @@ const FORGOTTEN: Duration = Duration::from_secs(86_400);
 pub(crate) struct Process {
     pub(crate) id: Uuid,
     declares_until: Mutex<Option<Instant>>,
+    /// Whether its row was written, or may have been.
+    is_written: AtomicBool,
+    /// Whether something that it has declared is in hand.
+    keeps_declared: AtomicBool,
 }
 
 /// What a heartbeat found.
@@ -41,7 +47,12 @@ pub(crate) struct Deaths {
 
 impl Default for Process {
     fn default() -> Self {
-        Process { id: Uuid::new_v4(), declares_until: Mutex::new(None) }
+        Process {
+            id: Uuid::new_v4(),
+            declares_until: Mutex::new(None),
+            is_written: AtomicBool::new(false),
+            keeps_declared: AtomicBool::new(false),
+        }
     }
 }
 
@@ -52,13 +63,25 @@ impl Process {
         until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Whether its row was written, or may have been.
+    pub(crate) fn is_written(&self) -> bool {
+        self.is_written.load(Relaxed)
+    }
+
+    /// Whether heartbeats keep what is declared, also when no death is recent any more: a message that kills its process may
+    /// take longer than that.
+    pub(crate) fn keep_declared(&self, keeps: bool) {
+        self.keeps_declared.store(keeps, Relaxed);
+    }
+
     /// Renews this process's heartbeat and removes processes whose heartbeat has expired.
     pub(crate) async fn beat(&self, pool: &PgPool, consumer: &str) -> Result<Deaths, sqlx::Error> {
+        self.is_written.store(true, Relaxed);
         let query = sqlx::query(include_str!("sql/heartbeat.sql"))
             .bind(self.id)
             .bind(consumer)
             .bind(milliseconds(EXPIRY))
-            .bind(self.declares())
+            .bind(self.declares() || self.keeps_declared.load(Relaxed))
             .bind(milliseconds(RECENT))
             .bind(milliseconds(FORGOTTEN));
         let row = statement::row_without_flush(pool, query).await?;
