@@ -220,7 +220,7 @@ async fn what_cannot_be_declared_at_a_stop_is_given_back() {
     let lock = locked(&service, "inbox.process").await;
     service.publish(&[placed("a", "1"), placed("b", "2")]).await;
     let declares = "select count(*) from pg_stat_activity where datname = current_database()
-        and wait_event_type = 'Lock' and query like '%in_hand%' and query not like '%expires_at%'";
+        and wait_event_type = 'Lock' and query like '%sent as text%'";
     eventually("it declares", async || (service.count(declares).await == 1).then_some(())).await;
     running.stop.cancel();
     received_by_another(&service, 2).await;
