@@ -151,7 +151,7 @@ async fn no_statement_of_the_inbox_alone_waits_for_a_lock_without_end() {
     service.pool.execute(sees).await.unwrap();
     let hold = park(&service, &["a"]).await[0];
     let mut connection = service.pool.acquire().await.unwrap();
-    for decision in [Decision::Redrive, Decision::RedriveAll, Decision::Skip, Decision::ForgetKind] {
+    for decision in [Decision::Skip, Decision::Redrive, Decision::RedriveAll, Decision::ForgetKind] {
         assert_eq!(decide(&mut connection, decision, hold, KIND, "ada").await, Decided::Done);
     }
     let seen: Vec<String> = sqlx::query_scalar("select distinct setting from public.seen order by setting")
@@ -242,7 +242,7 @@ async fn a_decision_that_fails_leaves_the_callers_transaction_as_it_was() {
     connection.execute(AssertSqlSafe(role)).await.unwrap();
     // Who may decide has the rights for it.
     for decision in
-        [Decision::Redrive, Decision::RedriveAll, Decision::AdmitLate, Decision::Skip, Decision::ForgetKind]
+        [Decision::Skip, Decision::Redrive, Decision::RedriveAll, Decision::AdmitLate, Decision::ForgetKind]
     {
         assert_eq!(decide(&mut connection, decision, hold, KIND, "ada").await, Decided::Done, "{decision:?}");
     }
