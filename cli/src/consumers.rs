@@ -132,7 +132,10 @@ async fn run_forget(forget: Forget) -> Result<(), Failure> {
         )));
     };
     if status.is_handled() {
-        return Err(Failure::failed(format!("consumer {consumer}, kind {kind}: {}", ForgetKindError::Handled)));
+        return Err(Failure::failed(format!(
+            "consumer {consumer}, kind {kind}: {}",
+            ForgetKindError::Handled
+        )));
     }
     if !execute {
         let done =

@@ -88,9 +88,15 @@ async fn doctor_names_times_that_a_clock_has_written_which_was_ahead_and_counts_
     let report: serde_json::Value = serde_json::from_str(&found.out).unwrap();
     let what = |name: &str| {
         let findings = report["findings"].as_array().unwrap().iter();
-        findings.filter(|finding| finding["name"] == name).map(|finding| finding["what"].to_string()).collect::<String>()
+        findings
+            .filter(|finding| finding["name"] == name)
+            .map(|finding| finding["what"].to_string())
+            .collect::<String>()
     };
-    assert!(what("times_ahead").contains("consumer payment: 1 processes, 0 kinds and 0 held keys"), "{report}");
+    assert!(
+        what("times_ahead").contains("consumer payment: 1 processes, 0 kinds and 0 held keys"),
+        "{report}"
+    );
     assert!(what("parked_keys").contains("1 keys; 1 messages wait for a person"), "{report}");
 }
 

@@ -44,7 +44,9 @@ pub enum LowerFloorError {
     #[error("nothing to repair: the floor is as low as it can be")]
     NothingToLower,
     /// The caller's: its transaction is above read committed, and does not see which rows were removed since it began.
-    #[error("the transaction's isolation level must be read committed: it does not see which rows were removed meanwhile")]
+    #[error(
+        "the transaction's isolation level must be read committed: it does not see which rows were removed meanwhile"
+    )]
     Isolation,
     /// Another transaction's, which removes rows or reads the floor. Nothing was changed.
     #[error("another transaction keeps the floor locked: nothing was changed; try again")]

@@ -6,8 +6,7 @@ use sqlx::{Row, ValueRef};
 
 /// The moment in a column that holds one; of what no calendar holds, the calendar's first or last.
 pub(crate) fn moment(row: &PgRow, name: &str) -> Result<DateTime<Utc>, sqlx::Error> {
-    moment_if_any(row, name)?
-        .ok_or_else(|| sqlx::Error::Decode(format!("no moment in column {name}").into()))
+    moment_if_any(row, name)?.ok_or_else(|| sqlx::Error::Decode(format!("no moment in column {name}").into()))
 }
 
 /// The same; `None`: the column is null.
@@ -28,7 +27,8 @@ pub(crate) fn day_if_any(row: &PgRow, name: &str) -> Result<Option<NaiveDate>, s
     if value.is_null() {
         return Ok(None);
     }
-    let bytes: [u8; 4] = value.as_bytes().map_err(sqlx::Error::Decode)?.try_into().map_err(|_| wrong(name))?;
+    let bytes: [u8; 4] =
+        value.as_bytes().map_err(sqlx::Error::Decode)?.try_into().map_err(|_| wrong(name))?;
     let days = i64::from(i32::from_be_bytes(bytes));
     Ok(Some(of_microseconds(days.saturating_mul(86_400_000_000)).date_naive()))
 }
@@ -39,7 +39,8 @@ fn number(row: &PgRow, name: &str) -> Result<Option<i64>, sqlx::Error> {
     if value.is_null() {
         return Ok(None);
     }
-    let bytes: [u8; 8] = value.as_bytes().map_err(sqlx::Error::Decode)?.try_into().map_err(|_| wrong(name))?;
+    let bytes: [u8; 8] =
+        value.as_bytes().map_err(sqlx::Error::Decode)?.try_into().map_err(|_| wrong(name))?;
     Ok(Some(i64::from_be_bytes(bytes)))
 }
 

@@ -151,7 +151,8 @@ async fn empty_undated(pool: &PgPool, slot: usize, pruned: &mut Pruned) -> Resul
         let next = pages.min(first + PAGES);
         let mut tx = begin(pool).await?;
         let floor = keep_floor(&mut tx).await?;
-        let delete = sqlx::query(sql(include_str!("sql/prune_slot.sql"), slot)).bind(floor).bind(first).bind(next);
+        let delete =
+            sqlx::query(sql(include_str!("sql/prune_slot.sql"), slot)).bind(floor).bind(first).bind(next);
         pruned.undated += delete.persistent(false).execute(&mut *tx).await?.rows_affected();
         tx.commit().await?;
         first = next;

@@ -3,8 +3,8 @@
 use chrono::{DateTime, Utc};
 use message::wire::structured;
 use message::{Headers, Malformed, Message, MessageId};
-use sqlx::postgres::PgRow;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::moment::{checked_moment, moment};

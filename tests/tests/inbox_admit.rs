@@ -390,8 +390,7 @@ async fn pruning_reads_each_page_of_undated_ids_once_and_removes_every_old_row()
     assert_eq!(service.count(old).await, 0);
     let sql = include_str!("../../inbox/src/sql/prune_slot.sql").replace("{slot}", "32");
     let sql = format!("explain {}", sql.replace("$1", "now()").replace("$2", "0").replace("$3", "128"));
-    let plan: Vec<String> =
-        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&service.pool).await.unwrap();
+    let plan: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&service.pool).await.unwrap();
     assert!(plan.iter().any(|line| line.contains("Tid Range Scan")), "{plan:?}");
 }
 

@@ -47,7 +47,11 @@ async fn a_process_whose_own_time_is_ahead_judges_no_other_before_its_next_heart
     eventually("it runs", async || (service.count(lives).await == 1).then_some(())).await;
     let other = start(service.consumer().on(KIND, effect));
     eventually("both run", async || (service.count(lives).await == 2).then_some(())).await;
-    service.pool.execute("update inbox.process set expires_at = expires_at + interval '30 days'").await.unwrap();
+    service
+        .pool
+        .execute("update inbox.process set expires_at = expires_at + interval '30 days'")
+        .await
+        .unwrap();
     let right = "select count(*) from inbox.process where expires_at < now() + interval '1 minute'";
     eventually("both are right again", async || (service.count(right).await == 2).then_some(())).await;
     running.stop().await;
@@ -85,7 +89,8 @@ async fn a_kind_that_was_seen_in_the_future_is_registered_anew_and_can_be_forgot
     let kinds = admin::kinds(&mut connection, None).await.unwrap();
     assert!(!kinds[0].is_handled() && kinds[0].unseen.is_none());
     let running = start(service.consumer().on(KIND, effect));
-    let right = "select count(*) from inbox.consumer_kind where last_seen_at <= now() and registered_at <= now()";
+    let right =
+        "select count(*) from inbox.consumer_kind where last_seen_at <= now() and registered_at <= now()";
     eventually("it is registered anew", async || (service.count(right).await == 1).then_some(())).await;
     let forgotten = admin::forget_kind(&mut connection, CONSUMER, KIND, "ada", "rolled back").await;
     assert!(matches!(forgotten, Err(ForgetKindError::Handled)), "{forgotten:?}");

@@ -124,7 +124,8 @@ async fn tried(claim: &str) -> (Service, HeldKey, Uuid) {
     let held = service.parked(1).await.remove(0);
     running.stop().await;
     let process = Uuid::new_v4();
-    let tried = "update inbox.held_key set state = 'retrying', attempts = 1, next_attempt_at = now(), tried_by = $1";
+    let tried =
+        "update inbox.held_key set state = 'retrying', attempts = 1, next_attempt_at = now(), tried_by = $1";
     sqlx::query(tried).bind(process).execute(&service.pool).await.unwrap();
     (service, held, process)
 }
@@ -134,7 +135,9 @@ async fn a_try_that_did_not_end_in_its_time_is_a_death_only_if_its_process_lives
     for lives in [true, false] {
         let (service, _, process) = tried("did not end").await;
         let expires = if lives { "now() + interval '8 seconds'" } else { "now() - interval '1 second'" };
-        let row = format!("insert into inbox.process (id, consumer, expires_at) values ('{process}', '{CONSUMER}', {expires})");
+        let row = format!(
+            "insert into inbox.process (id, consumer, expires_at) values ('{process}', '{CONSUMER}', {expires})"
+        );
         service.pool.execute(AssertSqlSafe(row)).await.unwrap();
         let claimed = claim(&service, Uuid::new_v4()).await;
         assert_eq!(claimed, if lives { [(Some(1), false)] } else { [(None, true)] });
@@ -147,7 +150,11 @@ async fn a_try_that_did_not_end_in_its_time_is_a_death_only_if_its_process_lives
 async fn a_try_that_ends_late_says_nothing_of_the_next_message_of_its_key() {
     let (service, held, process) = tried("ends late").await;
     // A person has given up the first one meanwhile, and this process tries the second.
-    service.pool.execute("delete from inbox.held_message where convert_from(payload, 'UTF8') = '1'").await.unwrap();
+    service
+        .pool
+        .execute("delete from inbox.held_message where convert_from(payload, 'UTF8') = '1'")
+        .await
+        .unwrap();
     let postpone = sqlx::query(include_str!("../../inbox/src/sql/postpone.sql"))
         .bind(CONSUMER)
         .bind(held.hold)

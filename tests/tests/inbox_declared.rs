@@ -57,7 +57,8 @@ async fn is_declared(service: &Service) {
 async fn what_is_in_hand_when_a_death_is_noticed_is_declared_though_nothing_else_waits() {
     let service = Service::new("in hand alone").await;
     let (release, running) = at_work(&service, &placed("a", "alone"), false).await;
-    let dead = "insert into inbox.process (id, consumer, expires_at) values (gen_random_uuid(), 'shipping', now())";
+    let dead =
+        "insert into inbox.process (id, consumer, expires_at) values (gen_random_uuid(), 'shipping', now())";
     service.pool.execute(dead).await.unwrap();
     is_declared(&service).await;
     release.notify_one();
@@ -72,7 +73,8 @@ async fn what_is_in_hand_stays_declared_when_the_death_is_recent_no_more_until_i
     let died = "update inbox.consumer set died_at = clock_timestamp() - interval '85 seconds'";
     service.pool.execute(died).await.unwrap();
     is_declared(&service).await;
-    let recent = "select count(*) from inbox.consumer where died_at > clock_timestamp() - interval '90 seconds'";
+    let recent =
+        "select count(*) from inbox.consumer where died_at > clock_timestamp() - interval '90 seconds'";
     eventually("no death is recent", async || (service.count(recent).await == 0).then_some(())).await;
     // Several heartbeats later: each puts off the expiry.
     let beats = "with now as materialized (select max(expires_at) as at from inbox.process)

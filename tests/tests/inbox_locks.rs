@@ -68,7 +68,7 @@ async fn decide(
         Decision::RedriveAll => admin::redrive_all(connection, CONSUMER, who, None).await.map(drop),
         Decision::AdmitLate => {
             admin::admit_late(connection, CONSUMER, hold, i64::MAX, who, None).await.map(drop)
-        },
+        }
         Decision::Skip => {
             let first = "select min(arrival) from inbox.held_message where hold = $1";
             let first = sqlx::query_scalar(first).bind(hold).fetch_one(&mut *connection).await.unwrap();

@@ -375,7 +375,9 @@ fn is_sent_alone(code: &str) -> bool {
         code.match_indices(send).any(|(at, _)| {
             let (on, sent) = (&code[..at], &code[at + send.len()..]);
             let argument = &sent[..sent.find([')', ',']).unwrap_or(sent.len())];
-            let is_text = sent.starts_with("sqlx::raw_sql(") || sent.starts_with("AssertSqlSafe(") || sent.contains("include_str!");
+            let is_text = sent.starts_with("sqlx::raw_sql(")
+                || sent.starts_with("AssertSqlSafe(")
+                || sent.contains("include_str!");
             on.ends_with("pool") || argument.ends_with("pool") || is_text && !on.ends_with("tx")
         })
     })
@@ -394,10 +396,17 @@ fn each_transaction_of_ours_begins_in_one_place() {
         "begin_with(statement::BEGIN_READING)",
         "begin_with(connection, BEGIN_LONG)",
     ];
-    for alone in ["pool.execute(sql.clone()).await?", "query.fetch_all(&core.pool).await?", "connection.execute(AssertSqlSafe(sql))"] {
+    for alone in [
+        "pool.execute(sql.clone()).await?",
+        "query.fetch_all(&core.pool).await?",
+        "connection.execute(AssertSqlSafe(sql))",
+    ] {
         assert!(is_sent_alone(alone), "{alone}");
     }
-    assert!(!is_sent_alone("query.persistent(false).execute(&mut *tx).await?") && !is_sent_alone("tx.execute(sqlx::raw_sql(SPEECH))"));
+    assert!(
+        !is_sent_alone("query.persistent(false).execute(&mut *tx).await?")
+            && !is_sent_alone("tx.execute(sqlx::raw_sql(SPEECH))")
+    );
     let mut faults = Vec::new();
     for part in ["outbox", "inbox", "brokers", "migrations"] {
         for file in files(&root().join(part).join("src"), ".rs") {
@@ -410,7 +419,8 @@ fn each_transaction_of_ours_begins_in_one_place() {
                 let begins = code.contains(".begin()")
                     || code.contains("begin_with(")
                     || code.contains("Connection::begin(");
-                let sends = is_sent_alone(code) && !code.contains("raw_sql(alone(") && !code.starts_with("//");
+                let sends =
+                    is_sent_alone(code) && !code.contains("raw_sql(alone(") && !code.starts_with("//");
                 if sends && !SENT_ALONE.iter().any(|(file, sent)| *file == name && code.contains(sent)) {
                     faults.push(format!("{name}:{}: {code}", number + 1));
                 }

@@ -64,7 +64,9 @@ pub enum ForgetKindError {
     Handled,
     /// The caller's: its transaction is above read committed, and does not see which process has registered the kind since it
     /// began.
-    #[error("the transaction's isolation level must be read committed: it does not see who has registered the kind meanwhile")]
+    #[error(
+        "the transaction's isolation level must be read committed: it does not see who has registered the kind meanwhile"
+    )]
     Isolation,
     /// Another transaction's: a try that takes long, or another decision. Nothing was changed.
     #[error("another transaction keeps it locked: nothing was changed; try again")]
