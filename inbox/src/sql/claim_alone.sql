@@ -35,7 +35,7 @@ with due as materialized (
     where held_key.consumer = $1::text and held_key.hold = due.hold
     returning held_key.hold, held_key.attempts, held_key.last_error, due.arrival
 ), taken_back as (
-    update inbox.process set in_hand = '{}' where id = $4::uuid and in_hand <> '{}' and exists (select from claimed)
+    update inbox.process set in_hand = '{}' where id = $4::uuid and pg_catalog.cardinality(in_hand) > 0 and exists (select from claimed)
 )
 select
     claimed.hold, claimed.attempts, claimed.last_error, message.arrival, message.received_at, message.message_id,
