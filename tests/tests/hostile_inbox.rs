@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use brokers::postgres::{PostgresPublisher, PostgresSubscriber};
 use inbox::{Backoff, Consumer, HandlerError, admin};
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, note, placed, start};
-use message::{Acknowledge, Delivery, Message, MessageId, Outgoing, SubscribeError, Subscriber, publish_all};
-use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, Executor, PgPool, PgTransaction};
+use message::{Acknowledge, Delivery, Message, Outgoing, SubscribeError, Subscriber, publish_all};
+use sqlx::{AssertSqlSafe, Executor, PgTransaction};
 use tests::Database;
 use tokio_util::sync::CancellationToken;
 
