@@ -134,7 +134,7 @@ async fn tried(claim: &str) -> (Service, HeldKey, Uuid) {
 async fn a_try_that_did_not_end_in_its_time_is_a_death_only_if_its_process_lives_no_more() {
     for lives in [true, false] {
         let (service, _, process) = tried("did not end").await;
-        let expires = if lives { "now() + interval '8 seconds'" } else { "now() - interval '1 second'" };
+        let expires = if lives { "now() + interval '40 seconds'" } else { "now() - interval '1 second'" };
         let row = format!(
             "insert into inbox.process (id, consumer, expires_at) values ('{process}', '{CONSUMER}', {expires})"
         );
