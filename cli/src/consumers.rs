@@ -131,6 +131,12 @@ async fn run_forget(forget: Forget) -> Result<(), Failure> {
             "consumer {consumer} has no kind {kind}; `outbox consumers` lists them"
         )));
     };
+    if status.is_handled() {
+        return Err(Failure::failed(format!(
+            "consumer {consumer}, kind {kind}: {}",
+            ForgetKindError::Handled
+        )));
+    }
     if !execute {
         let done =
             Done { consumer: &consumer, kind: &kind, done: false, messages: status.messages, keys: None };

@@ -45,7 +45,10 @@ async fn a_kind_that_none_handles_is_named_and_forgotten_when_a_person_says_so()
     // Nothing without a word, and never what a process handles.
     let foretold = forget("order.amended", &[]).json();
     assert_eq!((&foretold["done"], &foretold["messages"]), (&false.into(), &1.into()), "{foretold}");
-    forget("order.placed", &["--execute"]).failed(1, &["order.placed", "stop it first"]);
+    // What would be refused is not said to be done either.
+    for more in [&[][..], &["--execute"]] {
+        forget("order.placed", more).failed(1, &["order.placed", "stop it first"]);
+    }
     forget("order.dreamt", &["--execute"]).failed(1, &["no kind order.dreamt"]);
     let held = "select count(*) from inbox.held_message";
     assert_eq!(sqlx::query_scalar::<_, i64>(held).fetch_one(database.pool()).await.unwrap(), 2);
@@ -67,6 +70,34 @@ async fn a_kind_that_none_handles_is_named_and_forgotten_when_a_person_says_so()
             .contains("forget_kind, consumer payment, kind order.amended")
     );
     assert!(run(&["consumers"], &environment).succeeded().contains("order.placed"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_times_that_a_clock_has_written_which_was_ahead_and_counts_what_waits_for_a_person() {
+    let database = Database::new("times_ahead").await;
+    let ahead = "
+        insert into inbox.process (id, consumer, expires_at)
+            values (gen_random_uuid(), 'payment', now() + interval '30 days');
+        insert into inbox.held_key (consumer, key, state, attempts, last_error)
+            values ('payment', 'order-8', 'parked', 1, 'no');
+        insert into inbox.held_message (consumer, hold, payload)
+            select 'payment', hold, '' from inbox.held_key where key = 'order-8'";
+    database.pool().execute(sqlx::raw_sql(WEEK_OLD)).await.unwrap();
+    database.pool().execute(sqlx::raw_sql(ahead)).await.unwrap();
+    let found = run(&["doctor", "--output", "json"], &[("DATABASE_URL", database.url())]);
+    let report: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    let what = |name: &str| {
+        let findings = report["findings"].as_array().unwrap().iter();
+        findings
+            .filter(|finding| finding["name"] == name)
+            .map(|finding| finding["what"].to_string())
+            .collect::<String>()
+    };
+    assert!(
+        what("times_ahead").contains("consumer payment: 1 processes, 0 kinds and 0 held keys"),
+        "{report}"
+    );
+    assert!(what("parked_keys").contains("1 keys; 1 messages wait for a person"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

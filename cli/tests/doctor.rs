@@ -139,7 +139,7 @@ const HURTS: [(&str, &str); 17] = [
         "inbox_not_pruned",
         "insert into inbox.consumer (name, horizon) values ('payment', '7 days');
          insert into inbox.process (id, consumer, started_at, expires_at)
-         values (gen_random_uuid(), 'payment', now() - interval '1 day', now() + interval '1 hour')",
+         values (gen_random_uuid(), 'payment', now() - interval '1 day', now() + interval '40 seconds')",
     ),
     (
         "unfinished_replay",

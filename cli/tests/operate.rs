@@ -352,7 +352,7 @@ async fn the_living_processes_of_a_consumer_are_counted() {
     for sql in [
         "insert into inbox.consumer (name, horizon) values ('stock', '7 days'), ('payment', '7 days')",
         "insert into inbox.process (id, consumer, expires_at) values
-             (gen_random_uuid(), 'stock', now() + interval '1 hour'), (gen_random_uuid(), 'stock', now())",
+             (gen_random_uuid(), 'stock', now() + interval '40 seconds'), (gen_random_uuid(), 'stock', now())",
     ] {
         database.pool().execute(sql).await.unwrap();
     }

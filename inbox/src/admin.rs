@@ -20,6 +20,7 @@ pub use self::kinds::{ForgetKindError, ForgottenKind, KindStatus, forget_kind, k
 pub use crate::audit::{AuditEntry, audit};
 pub use crate::encoding::encoding;
 pub use crate::floor::{FloorStatus, LowerFloorError, floor, lower_floor};
+use crate::moment::{moment, moment_if_any};
 use crate::statement::{self, Begin, SILENCE, is_locked};
 pub use crate::stored::{HeldMessage, Unreadable};
 
@@ -30,6 +31,12 @@ pub enum HeldState {
     Retrying,
     /// When a person asks for it.
     Parked,
+}
+
+impl HeldState {
+    fn of(state: &str) -> Self {
+        if state == "parked" { HeldState::Parked } else { HeldState::Retrying }
+    }
 }
 
 /// A key that a consumer holds back, or a message without a key.
@@ -78,6 +85,8 @@ pub struct ConsumerStatus {
     pub parked: i64,
     /// Messages of both.
     pub messages: i64,
+    /// Messages of held keys that wait for a person.
+    pub parked_messages: i64,
     /// Since when the oldest of them is held.
     pub oldest_held_at: Option<DateTime<Utc>>,
     /// Processes that are alive.
@@ -88,6 +97,9 @@ pub struct ConsumerStatus {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecisionError {
+    /// Its key is tried again: its first message may be handled at any moment.
+    #[error("its key is not parked, or not any more: nothing was changed; look again at what is held")]
+    NotParked,
     /// Another transaction's: a try that takes long, or another decision.
     #[error("another transaction keeps it locked: nothing was changed; try again")]
     Locked(#[source] sqlx::Error),
@@ -112,15 +124,47 @@ pub async fn status(connection: &mut PgConnection) -> Result<Vec<ConsumerStatus>
     let status = |row: &PgRow| {
         Ok(ConsumerStatus {
             consumer: row.try_get("consumer")?,
-            started_at: row.try_get("started_at")?,
+            started_at: moment_if_any(row, "started_at")?,
             retrying: row.try_get("retrying")?,
             parked: row.try_get("parked")?,
             messages: row.try_get("messages")?,
-            oldest_held_at: row.try_get("oldest_held_at")?,
+            parked_messages: row.try_get("parked_messages")?,
+            oldest_held_at: moment_if_any(row, "oldest_held_at")?,
             processes: row.try_get("processes")?,
         })
     };
     rows.iter().map(status).collect()
+}
+
+/// What a database clock that was ahead has written of a consumer, and what is therefore not believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TimesAhead {
+    /// Whose.
+    pub consumer: String,
+    /// Processes that expire later than any can: they count as dead.
+    pub processes: i64,
+    /// Kinds that were registered in the future: they count as handled by none until a process registers them again.
+    pub kinds: i64,
+    /// Held keys that are due in more than a day. A process that runs makes those due that are due later than any can be.
+    pub keys: i64,
+}
+
+/// The consumers of which times lie farther ahead than they can have been written, by name.
+///
+/// # Errors
+/// The database's.
+pub async fn times_ahead(connection: &mut PgConnection) -> Result<Vec<TimesAhead>, sqlx::Error> {
+    let rows = statement::read(connection, sqlx::query(include_str!("sql/times_ahead.sql"))).await?;
+    let ahead = |row: &PgRow| {
+        Ok(TimesAhead {
+            consumer: row.try_get("consumer")?,
+            processes: row.try_get("processes")?,
+            kinds: row.try_get("kinds")?,
+            keys: row.try_get("keys")?,
+        })
+    };
+    rows.iter().map(ahead).collect()
 }
 
 /// What is held back, the oldest first: of one consumer or of all (`None`), at most `limit`.
@@ -135,16 +179,16 @@ pub async fn held_keys(
     let query = sqlx::query(include_str!("sql/held_keys.sql")).bind(consumer).bind(limit);
     let rows = statement::read(connection, query).await?;
     let held_key = |row: &PgRow| {
-        let state: String = row.try_get("state")?;
+        let state = row.try_get("state")?;
         Ok(HeldKey {
             consumer: row.try_get("consumer")?,
             hold: row.try_get("hold")?,
             key: row.try_get("key")?,
-            state: if state == "parked" { HeldState::Parked } else { HeldState::Retrying },
+            state: HeldState::of(state),
             attempts: row.try_get("attempts")?,
-            next_attempt_at: row.try_get("next_attempt_at")?,
+            next_attempt_at: moment_if_any(row, "next_attempt_at")?,
             last_error: row.try_get("last_error")?,
-            held_at: row.try_get("held_at")?,
+            held_at: moment(row, "held_at")?,
             messages: row.try_get("messages")?,
             first: row.try_get("first")?,
             last: row.try_get("last")?,
@@ -221,7 +265,7 @@ pub async fn admit_late(
     reason: Option<&str>,
 ) -> Result<bool, DecisionError> {
     let mut tx = connection.begin_bounded(SILENCE).await?;
-    if !lock(&mut tx, consumer, hold).await? {
+    if lock(&mut tx, consumer, hold).await?.is_none() {
         return Ok(false);
     }
     sqlx::query(include_str!("sql/mark_late.sql"))
@@ -237,7 +281,7 @@ pub async fn admit_late(
     Ok(held)
 }
 
-/// Gives up the message numbered `message` ([`HeldKey::first`]), the first of a held key, and has the others tried now. What was
+/// Gives up the message numbered `message` ([`HeldKey::first`]), the first of a parked key, and has the others tried now. What was
 /// given up is answered, and counts as handled: a later copy of it is a repeat. `None`: it is not the first message of a held
 /// key, or not any more, and nothing was changed. `who` decides it, and says why.
 ///
@@ -258,7 +302,7 @@ pub async fn skip(
     Ok(give_up(connection, consumer, given_up, who, reason).await?.pop())
 }
 
-/// Gives up the messages of a held key, like [`skip`] each, up to the one numbered `through` ([`HeldKey::last`], when a person
+/// Gives up the messages of a parked key, like [`skip`] each, up to the one numbered `through` ([`HeldKey::last`], when a person
 /// looked). What has come since then is tried now; without any, the key is free at once.
 ///
 /// # Errors
@@ -289,8 +333,10 @@ async fn give_up(
     reason: &str,
 ) -> Result<Vec<HeldMessage>, DecisionError> {
     let mut tx = connection.begin_bounded(SILENCE).await?;
-    if !lock(&mut tx, consumer, hold).await? {
-        return Ok(Vec::new());
+    match lock(&mut tx, consumer, hold).await? {
+        Some(HeldState::Parked) => {}
+        Some(HeldState::Retrying) => return Err(DecisionError::NotParked),
+        None => return Ok(Vec::new()),
     }
     let rows = sqlx::query(include_str!("sql/give_up.sql"))
         .bind(consumer)
@@ -339,7 +385,12 @@ async fn write_down(
 }
 
 /// Waits for the try under way and keeps appenders out.
-async fn lock(connection: &mut PgConnection, consumer: &str, hold: i64) -> Result<bool, sqlx::Error> {
+async fn lock(
+    connection: &mut PgConnection,
+    consumer: &str,
+    hold: i64,
+) -> Result<Option<HeldState>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/release_lock.sql")).bind(consumer).bind(hold);
-    Ok(statement::optional(connection, query).await?.is_some())
+    let row = statement::optional(connection, query).await?;
+    row.map(|row| row.try_get("state").map(HeldState::of)).transpose()
 }

@@ -91,20 +91,11 @@ async fn extend(core: &Core, delivery: &Delivery) -> Infallible {
 }
 
 /// What the broker says to what it is told, unless it says nothing: then it delivers again what it may not have heard of.
-async fn heard(told: impl Future<Output = Result<(), SubscribeError>>) -> Result<(), SubscribeError> {
+pub(crate) async fn heard(
+    told: impl Future<Output = Result<(), SubscribeError>>,
+) -> Result<(), SubscribeError> {
     let late = |_| Err(SubscribeError::Unavailable("no answer in time".to_owned()));
     tokio::time::timeout(ANSWER_TIMEOUT, told).await.unwrap_or_else(late)
-}
-
-/// Gives deliveries back that have not begun.
-pub(crate) async fn give_back(deliveries: impl IntoIterator<Item = (Delivery, Instant)>) {
-    // In order, so that the broker has them in order.
-    for (delivery, _) in deliveries {
-        if heard(delivery.retry_after(Duration::ZERO)).await.is_err() {
-            // Then it comes again when the broker has waited enough, and so do those after it.
-            return;
-        }
-    }
 }
 
 /// Closes a subscriber. One that does not end is left as if its process had died.

@@ -5,6 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::moment::moment;
 use crate::statement;
 
 /// One decision.
@@ -49,7 +50,7 @@ pub async fn audit(
 fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {
     Ok(AuditEntry {
         id: row.try_get("id")?,
-        at: row.try_get("at")?,
+        at: moment(row, "at")?,
         who: row.try_get("who")?,
         role: row.try_get("role")?,
         action: row.try_get("action")?,

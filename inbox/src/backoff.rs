@@ -48,6 +48,11 @@ impl Backoff {
         self.wait(waited.max(self.first), chance)
     }
 
+    /// The longest wait.
+    pub(crate) fn longest(&self) -> Duration {
+        self.ceiling
+    }
+
     fn wait(&self, doubled: Duration, chance: u64) -> Duration {
         let half = doubled.min(self.ceiling) / 2;
         let most = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);

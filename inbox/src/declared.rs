@@ -34,13 +34,15 @@ impl Declared {
         self.messages.contains(message)
     }
 
-    /// What to declare now, if it is time: half of what comes next is not declared.
+    /// What to declare now, if it is time: half of what comes next is not declared, or something in hand, since it began before
+    /// the death.
     pub(crate) fn begin(&mut self, in_hand: &[Uuid], upcoming: &[Uuid]) -> Option<Vec<Uuid>> {
         let declared = upcoming.iter().filter(|message| self.contains(message)).count();
         // Enough is declared only if what comes next is: it may be what came last, and nothing passes it.
         let is_next_declared = upcoming.first().is_none_or(|message| self.contains(message));
         let is_enough = is_next_declared && declared > self.ahead / 2;
-        if self.next.is_some() || declared == upcoming.len() || is_enough {
+        let is_in_hand_declared = in_hand.iter().all(|message| self.contains(message));
+        if self.next.is_some() || is_in_hand_declared && (declared == upcoming.len() || is_enough) {
             return None;
         }
         let next: HashSet<Uuid> = in_hand.iter().chain(upcoming).copied().collect();
@@ -48,6 +50,27 @@ impl Declared {
         self.messages.retain(|message| next.contains(message));
         self.next = Some(next.clone());
         Some(next.into_iter().collect())
+    }
+
+    /// No death is recent any more: what is declared and in hand stays in the row until it ends. What to declare now, if more is
+    /// in the row.
+    pub(crate) fn narrow(&mut self, in_hand: &[Uuid]) -> Option<Vec<Uuid>> {
+        if self.next.is_some() {
+            return None;
+        }
+        let (before, in_hand) = (self.messages.len(), in_hand.iter().collect::<HashSet<_>>());
+        self.messages.retain(|message| in_hand.contains(message));
+        // An empty row is the next heartbeat's.
+        if self.messages.is_empty() || self.messages.len() == before {
+            return None;
+        }
+        self.next = Some(self.messages.clone());
+        Some(self.messages.iter().copied().collect())
+    }
+
+    /// Whether nothing is declared, nor about to be.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.next.is_none()
     }
 
     /// The declaration was written, or may not have been.
@@ -128,5 +151,32 @@ mod tests {
         declared.end(true);
         assert_eq!(declared.begin(&ids(0..1), &[]), None);
         assert_eq!(Declared::new(1_000).ahead(), 1_032);
+    }
+
+    #[test]
+    fn what_is_in_hand_is_declared_though_nothing_comes_next() {
+        let mut declared = Declared::new(8);
+        assert_eq!(declared.begin(&ids(0..1), &[]), Some(ids(0..1)));
+        declared.end(true);
+        assert_eq!(declared.begin(&ids(0..1), &[]), None);
+        // The next ones are, and yet what is in hand began before the death.
+        declared.begin(&[], &ids(0..16)).unwrap();
+        declared.end(true);
+        assert!(declared.begin(&ids(20..21), &ids(0..16)).is_some());
+    }
+
+    #[test]
+    fn what_is_declared_and_in_hand_stays_declared_when_no_death_is_recent_any_more() {
+        let mut declared = Declared::new(8);
+        declared.begin(&ids(0..2), &ids(2..6)).unwrap();
+        declared.end(true);
+        let mut kept = declared.narrow(&[ids(0..2), ids(9..10)].concat()).unwrap();
+        kept.sort();
+        assert_eq!(kept, ids(0..2));
+        declared.end(true);
+        assert_eq!(declared.narrow(&ids(0..2)), None);
+        assert_eq!(declared.narrow(&ids(1..2)), Some(ids(1..2)));
+        declared.end(true);
+        assert_eq!((declared.narrow(&[]), declared.is_empty()), (None, true));
     }
 }

@@ -1,13 +1,14 @@
 //! The floor of the inbox: the moment before which no message is admitted, because its row may be gone. What moves it, and
 //! how a repair lowers it again after a clock was wrong.
 
-use chrono::{DateTime, DurationRound, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use message::clock_difference;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use crate::day::end_of;
 use crate::horizon::{Horizon, MARGIN};
+use crate::moment::{day_if_any, moment, moment_if_any};
 use crate::statement::{self, Begin, is_locked};
 
 /// A process prunes when it starts and every hour: one that has run for so long has done it.
@@ -41,6 +42,11 @@ pub enum LowerFloorError {
     /// It is where it should be, or as low as the rows that were removed allow.
     #[error("nothing to repair: the floor is as low as it can be")]
     NothingToLower,
+    /// The caller's: its transaction is above read committed, and does not see which rows were removed since it began.
+    #[error(
+        "the transaction's isolation level must be read committed: it does not see which rows were removed meanwhile"
+    )]
+    Isolation,
     /// Another transaction's, which removes rows or reads the floor. Nothing was changed.
     #[error("another transaction keeps the floor locked: nothing was changed; try again")]
     Locked(#[source] sqlx::Error),
@@ -74,15 +80,15 @@ impl FloorStatus {
 
     /// `asked` and now are this process's times before and after the database said its own.
     pub(crate) fn from_row(row: &PgRow, asked: DateTime<Utc>) -> Result<Self, sqlx::Error> {
-        let database_time = row.try_get("now")?;
+        let database_time = moment(row, "now")?;
         let longest = row.try_get::<Option<i64>, _>("horizon")?.and_then(TimeDelta::try_seconds);
         Ok(FloorStatus {
-            floor: row.try_get("floor")?,
+            floor: moment(row, "floor")?,
             due: due(longest, database_time),
-            emptied_before: row.try_get::<Option<NaiveDate>, _>("emptied")?.map(end_of),
+            emptied_before: day_if_any(row, "emptied")?.map(end_of),
             database_time,
             clock_difference: clock_difference(database_time, asked, Utc::now()),
-            running_since: row.try_get("running_since")?,
+            running_since: moment_if_any(row, "running_since")?,
         })
     }
 }
@@ -109,7 +115,10 @@ pub(crate) async fn read(on: impl Begin<'_>) -> Result<FloorStatus, sqlx::Error>
 pub async fn lower_floor(connection: &mut PgConnection) -> Result<FloorStatus, LowerFloorError> {
     let mut tx = connection.begin_bounded(statement::SILENCE).await?;
     // Who removes rows holds the floor meanwhile: what is read after this is all that was removed below it.
-    sqlx::query(include_str!("sql/lock_floor.sql")).persistent(false).execute(&mut *tx).await?;
+    let lock = sqlx::query_scalar(include_str!("sql/lock_floor.sql")).persistent(false);
+    if !lock.fetch_one(&mut *tx).await? {
+        return Err(LowerFloorError::Isolation);
+    }
     let asked = Utc::now();
     let query = sqlx::query(include_str!("sql/floor_status.sql")).persistent(false);
     let status = FloorStatus::from_row(&query.fetch_one(&mut *tx).await?, asked)?;

@@ -9,7 +9,7 @@ use sqlx::{PgTransaction, Row};
 
 use crate::attempt::Setback;
 use crate::consumer::Core;
-use crate::statement::{self, is_named};
+use crate::statement::{Begin, SILENCE, is_named};
 use crate::stored::Body;
 
 /// How a message is held.
@@ -65,17 +65,22 @@ pub(crate) async fn hold(
             .bind(microseconds_since(received))
             .bind(body.source().map(str::to_owned))
             .bind(hold.another_source);
-        let row = statement::row(&core.pool, query).await?;
-        if row.try_get("handled")? {
-            return Ok(Found::Handled);
-        }
-        if row.try_get("held")? {
-            return Ok(Found::Held);
-        }
-        if row.try_get("another_source")? {
-            return Ok(Found::AnotherSource);
-        }
-        // The key was opened or released by another transaction between the statement's snapshot and its insert.
+        let mut tx = core.pool.begin_bounded(SILENCE).await?;
+        let row = query.persistent(false).fetch_one(&mut *tx).await?;
+        let found = if row.try_get("handled")? {
+            Found::Handled
+        } else if row.try_get("held")? {
+            Found::Held
+        } else if row.try_get("another_source")? {
+            Found::AnotherSource
+        } else {
+            // Between the statement's snapshot and its insert another transaction opened or released the key, or held a copy: a
+            // key that was opened for it would be empty.
+            tx.rollback().await?;
+            continue;
+        };
+        tx.commit().await?;
+        return Ok(found);
     }
 }
 

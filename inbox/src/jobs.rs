@@ -35,6 +35,8 @@ pub(crate) enum Job {
     Beat,
     Refresh,
     Prune,
+    Extend,
+    GiveBack,
 }
 
 /// What a task answers.
@@ -47,12 +49,10 @@ pub(crate) enum Ended {
     Turn(Option<Turn>),
     /// A message in quarantine, if one was due.
     Alone(Option<Tried>),
-    Released,
     /// Whether it was written.
     Declared(bool),
-    Pruned,
-    Refreshed,
-    Beaten,
+    /// Nothing that the loop must know.
+    Done,
 }
 
 /// Renews this process's heartbeat, and says if others have died.
@@ -73,13 +73,13 @@ pub(crate) async fn beat_again(core: &Core) -> Ended {
     if let Err(error) = within(2 * HEARTBEAT, beat(core)).await {
         debug!(consumer = %core.name, error = report(&error), "no heartbeat could be written");
     }
-    Ended::Beaten
+    Ended::Done
 }
 
-/// Registers this process's kinds again: not with the heartbeat, which must wait for no lock and for no disk.
+/// Registers this process's kinds again, unless the consumer stops: not with the heartbeat, which must wait for no lock and for no disk.
 pub(crate) async fn refresh_kinds(core: &Core) -> Ended {
-    kinds::refresh(core).await;
-    Ended::Refreshed
+    core.stop.run_until_cancelled(kinds::refresh(core)).await;
+    Ended::Done
 }
 
 /// Takes held keys that are due.
@@ -113,20 +113,22 @@ pub(crate) async fn declare(core: &Core, messages: &[Uuid]) -> Ended {
     Ended::Declared(true)
 }
 
-/// Removes rows past the horizon.
+/// Removes rows past the horizon, until the consumer stops: then the transaction under way is given up.
 pub(crate) async fn prune(core: &Core) -> Ended {
-    match within(PRUNE_TIMEOUT, crate::prune::prune(&core.pool)).await {
-        Ok(Pruned { clock_difference: Some(difference), .. }) => {
+    let prune = within(PRUNE_TIMEOUT, crate::prune::prune(&core.pool));
+    match core.stop.run_until_cancelled(prune).await {
+        Some(Ok(Pruned { clock_difference: Some(difference), .. })) => {
             let ahead_by_seconds = difference.num_seconds();
             warn!(
                 consumer = %core.name, ahead_by_seconds,
                 "the database's clock differs from this process's; nothing is pruned until they agree"
             )
         }
-        Ok(pruned) => debug!(consumer = %core.name, ?pruned, "pruned"),
-        Err(error) => {
+        Some(Ok(pruned)) => debug!(consumer = %core.name, ?pruned, "pruned"),
+        Some(Err(error)) => {
             warn!(consumer = %core.name, error = report(&error), "could not prune; rows past the horizon stay");
         }
+        None => debug!(consumer = %core.name, "the consumer stops: pruning goes on at the next start"),
     }
-    Ended::Pruned
+    Ended::Done
 }

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use message::Message;
 use sqlx::Row;
 use tokio::sync::{oneshot, watch};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::apply::{Applied, insist, park_refused};
 use crate::attempt::Setback;
 use crate::consumer::Core;
-use crate::hold::Hold;
+use crate::hold::{Hold, milliseconds};
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::report;
@@ -28,6 +28,8 @@ use crate::stored::Body;
 
 /// How long an answer about registered kinds is used before the database is asked again.
 pub(crate) const BELIEVED: Duration = Duration::from_secs(5);
+/// No held key is due later than that, unless a consumer's longest wait is as long.
+const LATEST: Duration = Duration::from_secs(3_600);
 /// Kinds that are named in the log when a message of them is dropped. A bound on memory: kinds come from outside.
 const NAMED: usize = 1_000;
 
@@ -86,6 +88,19 @@ pub(crate) async fn register(core: &Core) -> Result<bool, sqlx::Error> {
 pub(crate) async fn refresh(core: &Core) {
     if let Err(error) = core.in_time(register(core)).await {
         debug!(consumer = %core.name, error = report(&error), "kinds could not be registered again");
+    }
+    // Another process may wait longer.
+    let longest = core.backoff.longest().saturating_mul(2).max(LATEST);
+    let recall = sqlx::query(include_str!("sql/recall.sql")).bind(&*core.name).bind(milliseconds(longest));
+    match core.in_time(statement::run(&core.pool, recall)).await {
+        Ok(0) => {}
+        Ok(keys) => warn!(
+            consumer = %core.name, keys,
+            "held keys were due later than any can be: the database's clock was ahead; they are due now"
+        ),
+        Err(error) => {
+            debug!(consumer = %core.name, error = report(&error), "held keys could not be looked at")
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod jobs;
 mod kinds;
 mod lanes;
 mod measure;
+mod moment;
 mod outage;
 mod outcome;
 mod patience;
@@ -41,6 +42,7 @@ mod statement;
 mod stored;
 mod turn;
 mod unstorable;
+mod waiting;
 
 pub use admit::{Admission, AdmitError, admit, admit_all, admit_within};
 pub use backoff::Backoff;

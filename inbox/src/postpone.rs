@@ -112,7 +112,8 @@ pub(crate) async fn postpone(core: &Core, claim: &Claim, next: Postponed<'_>) {
             .bind(delay.map(milliseconds))
             .bind(error.as_deref())
             .bind(core.process.id)
-            .bind(cleared.map(|message| *message.id.as_uuid()));
+            .bind(cleared.map(|message| *message.id.as_uuid()))
+            .bind(claim.first.as_ref().map(|first| first.arrival));
         // If it cannot be written, the key is due when the time of this try has passed.
         match core.last_word(query).await.map_err(Setback::from) {
             Ok(_) => return,

@@ -5,10 +5,12 @@
 //! names its suspects, which go to the quarantine and are tried alone. Declaring costs a small statement for several
 //! messages, without a wait for the disk, so it is not done all the time.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, Executor, PgPool, Row};
+use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use crate::hold::milliseconds;
@@ -29,6 +31,10 @@ const FORGOTTEN: Duration = Duration::from_secs(86_400);
 pub(crate) struct Process {
     pub(crate) id: Uuid,
     declares_until: Mutex<Option<Instant>>,
+    /// Whether its row was written, or may have been.
+    is_written: AtomicBool,
+    /// Whether something that it has declared is in hand.
+    keeps_declared: AtomicBool,
 }
 
 /// What a heartbeat found.
@@ -41,7 +47,12 @@ pub(crate) struct Deaths {
 
 impl Default for Process {
     fn default() -> Self {
-        Process { id: Uuid::new_v4(), declares_until: Mutex::new(None) }
+        Process {
+            id: Uuid::new_v4(),
+            declares_until: Mutex::new(None),
+            is_written: AtomicBool::new(false),
+            keeps_declared: AtomicBool::new(false),
+        }
     }
 }
 
@@ -52,13 +63,25 @@ impl Process {
         until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Whether its row was written, or may have been.
+    pub(crate) fn is_written(&self) -> bool {
+        self.is_written.load(Relaxed)
+    }
+
+    /// Whether heartbeats keep what is declared, also when no death is recent any more: a message that kills its process may
+    /// take longer than that.
+    pub(crate) fn keep_declared(&self, keeps: bool) {
+        self.keeps_declared.store(keeps, Relaxed);
+    }
+
     /// Renews this process's heartbeat and removes processes whose heartbeat has expired.
     pub(crate) async fn beat(&self, pool: &PgPool, consumer: &str) -> Result<Deaths, sqlx::Error> {
+        self.is_written.store(true, Relaxed);
         let query = sqlx::query(include_str!("sql/heartbeat.sql"))
             .bind(self.id)
             .bind(consumer)
             .bind(milliseconds(EXPIRY))
-            .bind(self.declares())
+            .bind(self.declares() || self.keeps_declared.load(Relaxed))
             .bind(milliseconds(RECENT))
             .bind(milliseconds(FORGOTTEN));
         let row = statement::row_without_flush(pool, query).await?;
@@ -79,16 +102,9 @@ impl Process {
         consumer: &str,
         messages: &[Uuid],
     ) -> Result<(), sqlx::Error> {
-        // In one message, so one round trip and, behind a pooler too, one transaction.
-        let sql = format!(
-            "{};\n{}",
-            statement::NO_FLUSH,
-            declaration(include_str!("sql/declare.sql"), self.id, messages)
-        );
+        let sql = declaration(include_str!("sql/declare.sql"), self.id, messages);
         for _ in 0..2 {
-            let done = pool.execute(AssertSqlSafe(sql.clone())).await?;
-            // The setting is one row.
-            if done.rows_affected() > 1 {
+            if statement::run_as_text(pool, &sql).await? > 0 {
                 return Ok(());
             }
             // Others took this process for dead and removed its row.

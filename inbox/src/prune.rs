@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::day::{RING, UNDATED, lowest_id};
 use crate::floor;
 use crate::horizon::MARGIN;
-use crate::statement::{Begin, SILENCE, is_locked};
+use crate::statement::{self, Begin, SILENCE, is_locked};
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Pruned {
 
 /// Rows a transaction deletes, so that none is long.
 const BATCH: i64 = 5_000;
+/// Pages of undated ids that a transaction reads, so that none is long: a megabyte, some 9,000 rows.
+const PAGES: i64 = 128;
 /// How often the floor is to be raised: transactions above read committed lock it, each for its own time.
 const RAISES: u32 = 20;
 
@@ -141,17 +143,21 @@ async fn delete_before(pool: &PgPool, slot: usize, pruned: &mut Pruned) -> Resul
 }
 
 async fn empty_undated(pool: &PgPool, slot: usize, pruned: &mut Pruned) -> Result<(), sqlx::Error> {
-    loop {
+    let size = sqlx::query(sql(include_str!("sql/pages.sql"), slot));
+    // What is written meanwhile is not past the floor.
+    let pages: i64 = statement::row(pool, size).await?.try_get("pages")?;
+    let mut first = 0;
+    while first < pages {
+        let next = pages.min(first + PAGES);
         let mut tx = begin(pool).await?;
         let floor = keep_floor(&mut tx).await?;
-        let delete = sqlx::query(sql(include_str!("sql/prune_slot.sql"), slot)).bind(floor).bind(BATCH);
-        let deleted = delete.persistent(false).execute(&mut *tx).await?.rows_affected();
+        let delete =
+            sqlx::query(sql(include_str!("sql/prune_slot.sql"), slot)).bind(floor).bind(first).bind(next);
+        pruned.undated += delete.persistent(false).execute(&mut *tx).await?.rows_affected();
         tx.commit().await?;
-        pruned.undated += deleted;
-        if deleted < BATCH.unsigned_abs() {
-            return Ok(());
-        }
+        first = next;
     }
+    Ok(())
 }
 
 /// A transaction that waits for no lock longer than 50 milliseconds.

@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::admit::check_consumer;
-use crate::apply::{Applied, close, deliver, give_back};
+use crate::apply::{Applied, close, deliver};
 use crate::backoff::chance;
 use crate::consumer::{Consumer, ConsumerError, Core, Settings, within};
 use crate::declared::Declared;
@@ -30,6 +30,7 @@ use crate::report::report;
 use crate::retry::{Claim, Claimed, Tried, drain, release};
 use crate::slots::{Due, Slots};
 use crate::turn::{self, Turn};
+use crate::waiting::{Waiting, give_back};
 
 /// Less than the time after which the kinds of a process count as handled by none.
 const REFRESH_KINDS_EVERY: Duration = Duration::from_secs(30);
@@ -76,9 +77,17 @@ impl Consumer {
             tokio::time::sleep(DEREGISTER_TIMEOUT).await;
         };
         let is_new = tokio::select! {
-            registered = registered(&core) => registered?,
-            // It waits for another transaction. What it may have left is found dead by others.
-            () = stopped_long_since => return Ok(()),
+            registered = registered(&core) => registered.map(Some),
+            // It waits for another transaction.
+            () = stopped_long_since => Ok(None),
+        };
+        let is_new = match is_new {
+            Ok(Some(is_new)) => is_new,
+            Ok(None) => return Ok(leave(&core).await),
+            Err(error) => {
+                leave(&core).await;
+                return Err(error);
+            }
         };
         let (subscribed, is_subscribed) = oneshot::channel();
         listening.spawn(kinds::report_ready(ready.clone(), core.name.clone(), is_new, is_subscribed));
@@ -88,21 +97,28 @@ impl Consumer {
         // In this order: what reports that it is ready has ended when its last sender goes.
         listening.shutdown().await;
         drop(ready);
+        // Nothing is in hand any more, however long the broker takes.
+        leave(&work.core).await;
         close(&work.core, &mut *subscriber).await;
-        if let Err(error) =
-            within(DEREGISTER_TIMEOUT, work.core.last_word(work.core.process.deregister())).await
-        {
-            // Then it is taken for dead, and the others declare what they try for a while.
-            debug!(consumer = %work.core.name, error = report(&error), "could not deregister");
-        }
         info!(consumer = %work.core.name, "consumer stopped");
         ended
     }
 }
 
+/// This process ends in good order, if it has written that it runs.
+async fn leave(core: &Core) {
+    if !core.process.is_written() {
+        return;
+    }
+    if let Err(error) = within(DEREGISTER_TIMEOUT, core.last_word(core.process.deregister())).await {
+        // Then it is taken for dead, and the others declare what they try for a while.
+        debug!(consumer = %core.name, error = report(&error), "could not deregister");
+    }
+}
+
 struct Work {
     core: Arc<Core>,
-    lanes: Lanes<(Delivery, std::time::Instant)>,
+    lanes: Lanes<Waiting>,
     /// Owned here: none outlives the loop.
     tasks: JoinSet<Ended>,
     jobs: HashMap<Id, Job>,
@@ -129,12 +145,13 @@ impl Work {
     fn new(core: Arc<Core>, settings: &Settings, subscribed: oneshot::Sender<()>) -> Self {
         let claim_every =
             core.backoff.delay(1, 0).clamp(Duration::from_millis(20), Duration::from_millis(500));
+        let slots = Slots::new(settings.concurrency).with_longest_wait(core.try_time());
         Work {
             core,
             lanes: Lanes::default(),
             tasks: JoinSet::new(),
             jobs: HashMap::new(),
-            slots: Slots::new(settings.concurrency),
+            slots,
             yields: Arc::default(),
             next_claim: Instant::now(),
             claim_every,
@@ -168,6 +185,7 @@ impl Work {
             let claims = self.slots.retries_may_begin(self.lanes.peek().is_some());
             let receives = room > 0 && outage.is_over();
             let is_subscribed = self.subscribed.is_none();
+            let lone_until = self.slots.lone_waits_until().map(Instant::from);
             // Told to stop, it does not even look. `None`: it has subscribed.
             let receive = stop.run_until_cancelled(async {
                 match is_subscribed {
@@ -177,7 +195,7 @@ impl Work {
             });
             tokio::select! {
                 () = stop.cancelled() => {}
-                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.settle(ended).await,
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.settle(ended),
                 Some(received) = receive, if receives => match received {
                     Ok(received) => {
                         outage.end(&self.core);
@@ -193,7 +211,9 @@ impl Work {
                 () = tokio::time::sleep_until(self.next_claim), if claims > 0 => self.claim(claims),
                 // `begin` does it.
                 () = tokio::time::sleep_until(self.next_release), if self.may_release() => {}
-                _ = extend.tick() => self.extend().await,
+                // It goes on with the others.
+                () = tokio::time::sleep_until(lone_until.unwrap_or_else(Instant::now)), if lone_until.is_some() => {}
+                _ = extend.tick() => self.extend(),
                 _ = prune.tick() => self.prune(),
                 _ = heartbeat.tick() => self.beat(),
                 _ = kinds.tick() => self.refresh_kinds(),
@@ -209,21 +229,20 @@ impl Work {
         let received = std::time::Instant::now();
         for delivery in deliveries {
             let key = delivery.received.as_ref().ok().and_then(|message| message.key.clone());
-            self.lanes.push(key, (delivery, received));
+            self.lanes.push(key, Waiting::new(delivery, received));
         }
     }
 
     /// Begins what may begin.
     fn begin(&mut self) {
+        if self.slots.stops_waiting(std::time::Instant::now()) {
+            self.turn = None;
+        }
         // A declaration under way would name others beside it.
         if self.slots.lone_may_begin() && !self.is_under_way(|job| matches!(job, Job::Declare)) {
             self.try_alone();
         }
-        let declares = self.core.process.declares();
-        if declares != self.declares {
-            self.declares = declares;
-            self.declared.clear();
-        }
+        self.declares = self.core.process.declares();
         let due = match self.more_due {
             // None is claimed any more.
             _ if self.core.stop.is_cancelled() => Due::No,
@@ -234,17 +253,18 @@ impl Work {
         while self.slots.first_may_begin(due)
             && let Some(next) = self.lanes.peek()
         {
-            let message = id(next);
+            let message = next.id();
             if self.declares && message.is_some_and(|message| !self.declared.contains(&message)) {
                 break;
             }
-            let Some((lane, (delivery, received))) = self.lanes.next() else { break };
+            let Some((lane, waiting)) = self.lanes.next() else { break };
             self.slots.begin_first();
-            self.spawn(Job::Delivery(lane, message), async move |core| {
-                Ended::Delivered(deliver(&core, delivery, received).await)
+            self.spawn(Job::Delivery(lane, message), async move |core| match waiting.take().await {
+                Some((delivery, received)) => Ended::Delivered(deliver(&core, delivery, received).await),
+                None => Ended::Delivered(Applied::Done),
             });
         }
-        if self.declares && !self.slots.is_exclusive() {
+        if !self.slots.is_exclusive() {
             self.declare();
         }
         self.release();
@@ -264,7 +284,7 @@ impl Work {
         self.jobs.values().any(wanted)
     }
 
-    async fn settle(&mut self, ended: Result<(Id, Ended), JoinError>) {
+    fn settle(&mut self, ended: Result<(Id, Ended), JoinError>) {
         let (job, ended) = match ended {
             Ok((id, ended)) => (self.jobs.remove(&id), Ok(ended)),
             Err(failed) => (self.jobs.remove(&failed.id()), Err(failed)),
@@ -275,12 +295,22 @@ impl Work {
             Job::Retry => self.slots.end_retry(),
             Job::Claim => self.slots.end_claim(),
             Job::Alone => self.end_lone(matches!(ended, Ok(Ended::Alone(Some(_))))),
-            Job::Turn | Job::Release | Job::Declare | Job::Beat | Job::Refresh | Job::Prune => {}
+            Job::Turn
+            | Job::Release
+            | Job::Declare
+            | Job::Beat
+            | Job::Refresh
+            | Job::Prune
+            | Job::Extend
+            | Job::GiveBack => {}
         }
         match (job, ended) {
             (Job::Delivery(lane, _), Ok(Ended::Delivered(Applied::Done))) => self.lanes.done(lane),
             // What waits behind it must not pass it.
-            (Job::Delivery(lane, _), Ok(_)) => give_back(self.lanes.close(&lane)).await,
+            (Job::Delivery(lane, _), Ok(_)) => {
+                let behind = self.lanes.close(&lane);
+                self.give_back(behind);
+            }
             (_, Ok(Ended::Claimed(claimed))) => self.claimed(claimed),
             (_, Ok(Ended::Drained(emptied))) => self.emptied.extend(emptied),
             (_, Ok(Ended::Turn(turn))) => self.take_turn(turn),
@@ -292,13 +322,11 @@ impl Work {
             (_, Ok(Ended::Declared(written))) => {
                 self.declared.end(written);
                 if !written && self.core.stop.is_cancelled() {
-                    give_back(self.lanes.clear()).await;
+                    let waiting = self.lanes.clear();
+                    self.give_back(waiting);
                 }
             }
-            (
-                _,
-                Ok(Ended::Delivered(_) | Ended::Released | Ended::Pruned | Ended::Refreshed | Ended::Beaten),
-            ) => {}
+            (_, Ok(Ended::Delivered(_) | Ended::Done)) => {}
             (job, Err(failed)) => {
                 // Ours, not a handler's: those are caught. Unanswered, its delivery comes again.
                 error!(consumer = %self.core.name, error = %failed, "a task of the consumer panicked");
@@ -392,19 +420,29 @@ impl Work {
         let holds = std::mem::replace(&mut self.emptied, rest);
         self.spawn(Job::Release, async move |core| {
             release(&core, &holds).await;
-            Ended::Released
+            Ended::Done
         });
     }
 
-    /// Declares what comes next, so that it may begin.
+    /// While a death is recent, declares what is in hand, and what comes next, so that it may begin. Afterwards what was declared
+    /// and is in hand stays declared until it ends.
     fn declare(&mut self) {
         let jobs = || self.jobs.values();
         let lanes = jobs().filter_map(|job| if let Job::Delivery(lane, _) = job { Some(lane) } else { None });
         let in_hand =
             jobs().filter_map(|job| if let Job::Delivery(_, message) = job { *message } else { None });
-        let in_hand: Vec<Uuid> = in_hand.collect();
-        let upcoming: Vec<Uuid> = self.lanes.upcoming(self.declared.ahead(), lanes).filter_map(id).collect();
-        if let Some(messages) = self.declared.begin(&in_hand, &upcoming) {
+        let messages = if self.declares {
+            let in_hand: Vec<Uuid> = in_hand.collect();
+            let upcoming = self.lanes.upcoming(self.declared.ahead(), lanes);
+            let upcoming: Vec<Uuid> = upcoming.filter_map(Waiting::id).collect();
+            self.declared.begin(&in_hand, &upcoming)
+        } else if self.declared.is_empty() {
+            None
+        } else {
+            self.declared.narrow(&in_hand.collect::<Vec<Uuid>>())
+        };
+        self.core.process.keep_declared(!self.declared.is_empty());
+        if let Some(messages) = messages {
             self.spawn(Job::Declare, async move |core| jobs::declare(&core, &messages).await);
         }
     }
@@ -413,9 +451,9 @@ impl Work {
         self.spawn(Job::Prune, async |core| jobs::prune(&core).await);
     }
 
-    /// Whether a task is under way that others could take for unfinished.
+    /// Whether anything is under way but a heartbeat.
     fn is_at_work(&self) -> bool {
-        self.is_under_way(|job| !matches!(job, Job::Beat | Job::Refresh | Job::Prune))
+        self.is_under_way(|job| !matches!(job, Job::Beat))
     }
 
     fn refresh_kinds(&mut self) {
@@ -430,12 +468,27 @@ impl Work {
         }
     }
 
-    /// The broker shall not deliver to another what waits here, least of all a message whose key is under way.
-    async fn extend(&self) {
-        let waiting = self.lanes.iter().map(|(delivery, _)| delivery.extend());
-        if tokio::time::timeout(EXTEND_TIMEOUT, join_all(waiting)).await.is_err() {
-            debug!(consumer = %self.core.name, "deliveries could not be extended in time");
+    /// The broker shall not deliver to another what waits here, least of all a message whose key is under way. Not in the loop:
+    /// a broker may take its time to answer.
+    fn extend(&mut self) {
+        if self.lanes.len() == 0 || self.is_under_way(|job| matches!(job, Job::Extend)) {
+            return;
         }
+        let extended = join_all(self.lanes.iter().map(Waiting::extend));
+        self.spawn(Job::Extend, async move |core| {
+            if tokio::time::timeout(EXTEND_TIMEOUT, extended).await.is_err() {
+                debug!(consumer = %core.name, "deliveries could not be extended in time");
+            }
+            Ended::Done
+        });
+    }
+
+    /// Leaves deliveries to be delivered again.
+    fn give_back(&mut self, waiting: impl IntoIterator<Item = Waiting, IntoIter: Send> + Send + 'static) {
+        self.spawn(Job::GiveBack, async move |_| {
+            give_back(waiting).await;
+            Ended::Done
+        });
     }
 
     /// Finishes what is in hand. What has not begun within the grace is left to be delivered again; what has begun ends
@@ -454,14 +507,21 @@ impl Work {
         loop {
             self.begin();
             if self.tasks.is_empty() {
-                return give_back(self.lanes.clear()).await;
+                if self.lanes.len() == 0 {
+                    return;
+                }
+                let waiting = self.lanes.clear();
+                self.give_back(waiting);
             }
             tokio::select! {
-                Some(ended) = self.tasks.join_next_with_id() => self.settle(ended).await,
-                _ = extend.tick() => self.extend().await,
+                Some(ended) = self.tasks.join_next_with_id() => self.settle(ended),
+                _ = extend.tick() => self.extend(),
                 // Otherwise others would take it for dead, and what it finishes for what has killed it.
                 _ = heartbeat.tick(), if self.is_at_work() => self.beat(),
-                () = tokio::time::sleep_until(grace), if self.lanes.len() > 0 => give_back(self.lanes.clear()).await,
+                () = tokio::time::sleep_until(grace), if self.lanes.len() > 0 => {
+                    let waiting = self.lanes.clear();
+                    self.give_back(waiting);
+                }
                 () = tokio::time::sleep_until(end) => {
                     warn!(consumer = %self.core.name, tasks = self.tasks.len(), "stopped without an answer from the database");
                     return;
@@ -469,9 +529,4 @@ impl Work {
             }
         }
     }
-}
-
-/// What the message of a delivery is called; `None`: it is none, and is not tried.
-fn id((delivery, _): &(Delivery, std::time::Instant)) -> Option<Uuid> {
-    delivery.received.as_ref().ok().map(|message| *message.id.as_uuid())
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 /// After a lone try, everything else has this many times as long before the next one: messages in quarantine take a fifth
 /// of a consumer's time, however slow they are.
 const OTHERS: u32 = 4;
+/// How long a lone try waits for what is in hand, at first. A try that hangs would otherwise stop all other keys.
+const LONE_WAIT: Duration = Duration::from_secs(5);
 
 /// What is known of held keys that are due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,10 @@ pub(crate) struct Slots {
     /// With a concurrency of one the two take turns.
     last_was_retry: bool,
     lone: Lone,
+    /// How long the next lone try waits for what is in hand. It doubles each time that this was in vain, up to the longest that
+    /// one try takes: then each try that was in hand has ended.
+    lone_wait: Duration,
+    longest_wait: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +54,22 @@ enum Lone {
 impl Slots {
     pub(crate) fn new(concurrency: usize) -> Self {
         let lone = Lone::None { not_before: None };
-        Slots { concurrency, first: 0, retries: 0, claiming: 0, last_was_retry: false, lone }
+        Slots {
+            concurrency,
+            first: 0,
+            retries: 0,
+            claiming: 0,
+            last_was_retry: false,
+            lone,
+            lone_wait: LONE_WAIT,
+            longest_wait: LONE_WAIT,
+        }
+    }
+
+    /// The longest that a lone try waits for what is in hand.
+    pub(crate) fn with_longest_wait(mut self, longest: Duration) -> Self {
+        self.longest_wait = longest.max(LONE_WAIT);
+        self
     }
 
     /// Whether a first try may begin.
@@ -130,6 +151,26 @@ impl Slots {
         later
     }
 
+    /// Until when a lone try waits for what is in hand.
+    pub(crate) fn lone_waits_until(&self) -> Option<Instant> {
+        match self.lone {
+            // A time that cannot be told never comes.
+            Lone::Awaited { since } if !self.lone_may_begin() => since.checked_add(self.lone_wait),
+            _ => None,
+        }
+    }
+
+    /// Whether a lone try has waited long enough for what is in hand: the others go on, and have their time before it waits
+    /// again.
+    pub(crate) fn stops_waiting(&mut self, now: Instant) -> bool {
+        if self.lone_waits_until().is_none_or(|until| now < until) {
+            return false;
+        }
+        self.end_lone(now, Duration::ZERO);
+        self.lone_wait = self.lone_wait.saturating_mul(2).min(self.longest_wait);
+        true
+    }
+
     /// Whether everything else waits for a lone try.
     pub(crate) fn is_exclusive(&self) -> bool {
         !matches!(self.lone, Lone::None { .. })
@@ -144,6 +185,7 @@ impl Slots {
     pub(crate) fn begin_lone(&mut self) {
         if let Lone::Awaited { since } = self.lone {
             self.lone = Lone::Trying { since };
+            self.lone_wait = LONE_WAIT;
         }
     }
 
@@ -260,5 +302,29 @@ mod tests {
         slots.end_lone(start, wait);
         assert_eq!(slots.await_lone(start), Some(start + wait));
         assert_eq!(slots.await_lone(start + wait), None);
+    }
+
+    #[test]
+    fn a_lone_try_waits_for_what_hangs_a_bounded_time_and_the_others_have_theirs() {
+        let mut slots = Slots::new(2).with_longest_wait(Duration::from_secs(40));
+        let mut now = Instant::now();
+        slots.begin_first();
+        for seconds in [5, 10, 20, 40, 40] {
+            let wait = Duration::from_secs(seconds);
+            assert_eq!(slots.await_lone(now), None);
+            assert_eq!((slots.lone_waits_until(), slots.first_may_begin(Due::No)), (Some(now + wait), false));
+            assert!(!slots.stops_waiting(now + wait - Duration::from_millis(1)));
+            assert!(slots.stops_waiting(now + wait) && slots.first_may_begin(Due::No));
+            now += wait * (1 + OTHERS);
+            assert!(slots.await_lone(now - Duration::from_millis(1)).is_some());
+        }
+        slots.await_lone(now);
+        slots.end_first();
+        assert!(slots.lone_may_begin() && !slots.stops_waiting(now + Duration::from_secs(99)));
+        slots.begin_lone();
+        slots.end_lone(now, Duration::ZERO);
+        slots.begin_first();
+        slots.await_lone(now + Duration::from_secs(1));
+        assert_eq!(slots.lone_waits_until(), Some(now + Duration::from_secs(1) + LONE_WAIT));
     }
 }

@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 use message::sqlstate;
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, PgTransaction};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, PgTransaction};
 
 pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
@@ -145,7 +145,7 @@ pub(crate) async fn read(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Vec<P
 }
 
 /// A statement before one whose commit need not wait for the disk.
-pub(crate) const NO_FLUSH: &str = include_str!("sql/no_flush.sql");
+const NO_FLUSH: &str = include_str!("sql/no_flush.sql");
 
 /// Begins a transaction whose commit does not wait for the disk: for what a crash of the server may forget.
 pub(crate) async fn begin_without_flush(pool: &PgPool) -> Result<PgTransaction<'static>, sqlx::Error> {
@@ -179,6 +179,15 @@ pub(crate) async fn first_rows_without_flush(
 /// Runs one statement alone, without a wait for the disk; its row.
 pub(crate) async fn row_without_flush(pool: &PgPool, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
     rows_without_flush(pool, query).await?.into_iter().next().ok_or(sqlx::Error::RowNotFound)
+}
+
+/// Runs one statement alone that has its parameters as literals, in one message, so in one round trip, and, behind a pooler
+/// too, in one transaction, without a wait for the disk; how many rows it changed.
+pub(crate) async fn run_as_text(pool: &PgPool, sql: &str) -> Result<u64, sqlx::Error> {
+    let AssertSqlSafe(settings) = begin(include_str!("sql/alone.sql"), SETTINGS, SILENCE);
+    let done = pool.execute(AssertSqlSafe(format!("{settings};\n{NO_FLUSH};\n{sql}"))).await?;
+    // Both settings are a row.
+    Ok(done.rows_affected().saturating_sub(2))
 }
 
 /// Whether a lock was waited for too long.

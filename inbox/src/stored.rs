@@ -3,10 +3,11 @@
 use chrono::{DateTime, Utc};
 use message::wire::structured;
 use message::{Headers, Malformed, Message, MessageId};
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{Row, ValueRef};
 use uuid::Uuid;
 
+use crate::moment::{checked_moment, moment};
 use crate::statement::PgQuery;
 use crate::unstorable::plain;
 
@@ -151,7 +152,7 @@ impl HeldMessage {
     pub(crate) fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         Ok(HeldMessage {
             arrival: row.try_get("arrival")?,
-            received_at: row.try_get("received_at")?,
+            received_at: moment(row, "received_at")?,
             received: received(row).or_else(|_| unreadable(row))?,
             late: row.try_get("late")?,
         })
@@ -163,20 +164,6 @@ fn unreadable(row: &PgRow) -> Result<Result<Message, Unreadable>, sqlx::Error> {
     let destination = row.try_get::<Option<String>, _>("topic")?.unwrap_or_default();
     let payload = row.try_get::<Option<Vec<u8>>, _>("payload")?.unwrap_or_default();
     Ok(Err(Unreadable { destination, payload }))
-}
-
-/// The moment in a column. The driver's own way panics at what its calendar does not hold, infinity among it.
-fn moment(row: &PgRow, name: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    const YEAR_2000: i64 = 946_684_800_000_000;
-    let value = row.try_get_raw(name)?;
-    if value.is_null() {
-        return Ok(None);
-    }
-    let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
-    let micros: Option<[u8; 8]> = bytes.try_into().ok();
-    let micros = micros.and_then(|bytes| i64::from_be_bytes(bytes).checked_add(YEAR_2000));
-    let moment = micros.and_then(DateTime::from_timestamp_micros);
-    moment.map(Some).ok_or_else(|| sqlx::Error::Decode("a time that no calendar holds".into()))
 }
 
 fn received(row: &PgRow) -> Result<Result<Message, Unreadable>, sqlx::Error> {
@@ -194,7 +181,7 @@ fn received(row: &PgRow) -> Result<Result<Message, Unreadable>, sqlx::Error> {
         message.correlation = identity(correlation)?;
     }
     message.causation = row.try_get::<Option<Uuid>, _>("causation")?.map(identity).transpose()?;
-    if let Some(occurred_at) = moment(row, "occurred_at")? {
+    if let Some(occurred_at) = checked_moment(row, "occurred_at")? {
         message.occurred_at = occurred_at;
     }
     if let Some(headers) = row.try_get::<Option<String>, _>("headers")? {

@@ -56,9 +56,9 @@ $$;
 create table inbox.consumer (
     name text primary key check (octet_length(name) between 1 and 100),
     horizon interval not null,
-    started_at timestamptz not null default clock_timestamp(),
+    started_at timestamptz not null default clock_timestamp() check (isfinite(started_at)),
     -- When one of its processes was last found dead.
-    died_at timestamptz
+    died_at timestamptz check (isfinite(died_at))
 );
 
 -- The kinds that processes of a consumer handle. What any of them has registered is held for it by the others; only what
@@ -66,8 +66,8 @@ create table inbox.consumer (
 create table inbox.consumer_kind (
     consumer text not null references inbox.consumer (name),
     kind text not null,
-    registered_at timestamptz not null default clock_timestamp(),
-    last_seen_at timestamptz not null default clock_timestamp(),
+    registered_at timestamptz not null default clock_timestamp() check (isfinite(registered_at)),
+    last_seen_at timestamptz not null default clock_timestamp() check (isfinite(last_seen_at)),
     primary key (consumer, kind)
 ) with (fillfactor = 50);
 
@@ -77,8 +77,8 @@ create table inbox.consumer_kind (
 create table inbox.process (
     id uuid primary key,
     consumer text not null references inbox.consumer (name),
-    started_at timestamptz not null default clock_timestamp(),
-    expires_at timestamptz not null,
+    started_at timestamptz not null default clock_timestamp() check (isfinite(started_at)),
+    expires_at timestamptz not null check (isfinite(expires_at)),
     in_hand uuid[] not null default '{}'
 ) with (fillfactor = 50);
 
@@ -87,7 +87,7 @@ create table inbox.process (
 create table inbox.quarantine (
     consumer text not null check (octet_length(consumer) between 1 and 100),
     message_id uuid not null,
-    quarantined_at timestamptz not null default clock_timestamp(),
+    quarantined_at timestamptz not null default clock_timestamp() check (isfinite(quarantined_at)),
     primary key (consumer, message_id)
 );
 
@@ -95,7 +95,7 @@ create table inbox.quarantine (
 -- a horizon that is made longer later cannot let a copy through whose row was pruned under the shorter one. Only a repair
 -- lowers it, and never below the end of a day in `emptied_day`.
 create table inbox.retention (
-    floor timestamptz not null,
+    floor timestamptz not null check (isfinite(floor)),
     one_row boolean primary key default true check (one_row)
 );
 insert into inbox.retention (floor) values ('1970-01-01 00:00:00+00');
@@ -103,7 +103,7 @@ insert into inbox.retention (floor) values ('1970-01-01 00:00:00+00');
 -- The newest day (UTC) of whose rows any was removed from a partition, written in the transaction that removed them.
 create table inbox.emptied_day (
     slot smallint primary key check (slot between 0 and 31),
-    day date not null
+    day date not null check (isfinite(day))
 );
 
 -- A key that a consumer holds back. A message without a key is held alone. `attempts` counts the tries of its first
@@ -114,9 +114,9 @@ create table inbox.held_key (
     key text,
     state text not null check (state in ('retrying', 'parked')),
     attempts integer not null check (attempts >= 0),
-    next_attempt_at timestamptz,
+    next_attempt_at timestamptz check (isfinite(next_attempt_at)),
     last_error text not null check (octet_length(last_error) <= 4096),
-    held_at timestamptz not null default clock_timestamp(),
+    held_at timestamptz not null default clock_timestamp() check (isfinite(held_at)),
     tried_by uuid,
     primary key (consumer, hold),
     constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null))
@@ -134,7 +134,7 @@ create table inbox.held_message (
     consumer text not null,
     hold bigint not null,
     arrival bigint not null generated always as identity,
-    received_at timestamptz not null default clock_timestamp(),
+    received_at timestamptz not null default clock_timestamp() check (isfinite(received_at)),
     message_id uuid,
     correlation uuid,
     causation uuid,
@@ -157,7 +157,7 @@ create unique index held_message_once on inbox.held_message (
 -- what the server knows of them. A message that could not be understood has no id.
 create table inbox.audit (
     id bigint primary key generated always as identity,
-    at timestamptz not null default clock_timestamp(),
+    at timestamptz not null default clock_timestamp() check (isfinite(at)),
     who text not null check (octet_length(who) between 1 and 200),
     role text not null default session_user,
     action text not null check (action in ('redrive', 'admit_late', 'skip', 'forget_kind')),

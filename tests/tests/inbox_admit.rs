@@ -375,6 +375,25 @@ async fn pruning_waits_for_nobody() {
     assert_eq!(prune(&service.pool).await.unwrap().days, 1);
 }
 
+/// The last batch begins where the one before has ended.
+#[tokio::test]
+async fn pruning_reads_each_page_of_undated_ids_once_and_removes_every_old_row() {
+    let service = Service::new("undated pages").await;
+    let rows = "insert into inbox.message (message_id, handled_at, slot, consumer)
+        select id, now() - interval '1 day' * (n % 40), inbox.slot(id), 'shipping'
+        from (select n, gen_random_uuid() as id from generate_series(1, 40000) as n) as row";
+    service.pool.execute(rows).await.unwrap();
+    let old = "select count(*) from inbox.message where handled_at < now() - interval '9 days'";
+    let count = service.count(old).await;
+    assert!(count > 30_000);
+    assert!(prune(&service.pool).await.unwrap().undated >= count.unsigned_abs());
+    assert_eq!(service.count(old).await, 0);
+    let sql = include_str!("../../inbox/src/sql/prune_slot.sql").replace("{slot}", "32");
+    let sql = format!("explain {}", sql.replace("$1", "now()").replace("$2", "0").replace("$3", "128"));
+    let plan: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&service.pool).await.unwrap();
+    assert!(plan.iter().any(|line| line.contains("Tid Range Scan")), "{plan:?}");
+}
+
 #[tokio::test]
 async fn every_statement_is_valid_in_the_migrated_schema() {
     let service = Service::new("statements").await;

@@ -12,7 +12,7 @@ use chrono::{TimeDelta, Utc};
 use inbox::admin::HeldState;
 use inbox::{Backoff, HandlerError};
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, note, placed, start};
-use message::Message;
+use message::{Message, MessageId};
 use sqlx::PgTransaction;
 
 /// Meets another transaction whenever it handles a note that says so, until it is told that there is none any more.
@@ -126,4 +126,23 @@ async fn a_consumer_stops_amid_serialization_failures_without_end_and_loses_noth
     service.nothing_is_held().await;
     running.stop().await;
     assert_eq!(service.notes().await, ["serialization-1", "serialization-2"]);
+}
+
+/// As a broker may deliver them: without a key, and refused at once, here since the id is undated.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn copies_of_a_refused_message_leave_no_parked_key_without_a_message() {
+    let service = Service::new("phantoms").await;
+    let copies: Vec<Message> = (0..200)
+        .flat_map(|n| {
+            let message = placed("", "").with_id(MessageId::foreign("/elsewhere", &n.to_string()));
+            [message.clone(), message]
+        })
+        .collect();
+    service.publish(&copies).await;
+    let running = start(service.consumer().on(KIND, effect));
+    service.acknowledged().await;
+    running.stop().await;
+    let held = service.held().await;
+    let phantoms = held.iter().filter(|held| held.messages == 0).count();
+    assert_eq!((held.len(), phantoms), (200, 0));
 }

@@ -220,7 +220,7 @@ async fn what_cannot_be_declared_at_a_stop_is_given_back() {
     let lock = locked(&service, "inbox.process").await;
     service.publish(&[placed("a", "1"), placed("b", "2")]).await;
     let declares = "select count(*) from pg_stat_activity where datname = current_database()
-        and wait_event_type = 'Lock' and query like '%in_hand%' and query not like '%expires_at%'";
+        and wait_event_type = 'Lock' and query like '%sent as text%'";
     eventually("it declares", async || (service.count(declares).await == 1).then_some(())).await;
     running.stop.cancel();
     received_by_another(&service, 2).await;
@@ -258,4 +258,46 @@ async fn after_a_death_everything_is_handled_at_a_concurrency_above_what_is_decl
     }
     running.stop().await;
     assert_eq!(service.count("select count(*) from effect").await, 4_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_goes_on_after_a_death_when_its_role_is_read_only_by_default() {
+    let mut service = Service::new("declare read only").await;
+    a_process_has_died(&service).await;
+    let set = format!("alter database {} set default_transaction_read_only = on", service.database.name);
+    service.database.admin().execute(AssertSqlSafe(set)).await.unwrap();
+    service.pool = PgPoolOptions::new().max_connections(24).connect(service.database.url()).await.unwrap();
+    let running = start(service.consumer().on(KIND, effect));
+    service.publish(&(0..20).map(|n| placed(&format!("k{n}"), "")).collect::<Vec<_>>()).await;
+    service.acknowledged().await;
+    running.stop().await;
+    assert_eq!(service.count("select count(*) from effect").await, 20);
+}
+
+/// The lock stands for a pruning, or a registration of kinds, that takes its time: nothing else needs these tables.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_is_stopped_while_it_prunes_ends_at_once_and_is_not_taken_for_dead() {
+    let service = Service::new("stop while pruning").await;
+    let mut lock = service.pool.begin().await.unwrap();
+    lock.execute("lock table inbox.emptied_day in access exclusive mode").await.unwrap();
+    let (stopped, other) =
+        (start(service.consumer().on(KIND, effect)), start(service.consumer().on(KIND, effect)));
+    service.publish(&[placed("a", "1")]).await;
+    service.acknowledged().await;
+    stopped.stop.cancel();
+    // Its statement may wait for the lock for a minute.
+    let ended = tokio::time::timeout(Duration::from_secs(40), stopped.ended()).await;
+    let died = service.count("select count(*) from inbox.consumer where died_at is not null").await;
+    lock.rollback().await.unwrap();
+    other.stop().await;
+    assert!(ended.is_ok() && died == 0, "ended: {}; taken for dead: {died}", ended.is_ok());
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_no_process_behind() {
+    let service = Service::new("start fails").await;
+    service.pool.execute("alter table inbox.consumer_kind add check (kind <> 'order.placed')").await.unwrap();
+    let failed = service.consumer().on(KIND, effect).run(CancellationToken::new()).await;
+    assert!(matches!(failed, Err(ConsumerError::Database(_))), "{failed:?}");
+    assert_eq!(service.count("select count(*) from inbox.process").await, 0);
 }

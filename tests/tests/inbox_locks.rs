@@ -95,7 +95,7 @@ async fn after_a_decision_a_key_names_no_process_that_lives_and_one_that_died_st
         let other = "update inbox.held_message set kind = 'order.other' where convert_from(payload, 'UTF8') = 'second'";
         service.pool.execute(other).await.unwrap();
         let process = Uuid::new_v4();
-        sqlx::query("insert into inbox.process (id, consumer, expires_at) values ($1, $2, now() + interval '1 hour' * $3)")
+        sqlx::query("insert into inbox.process (id, consumer, expires_at) values ($1, $2, now() + interval '30 seconds' * $3)")
             .bind(process)
             .bind(CONSUMER)
             .bind(if lives { 1.0 } else { -1.0 })
@@ -148,7 +148,7 @@ async fn no_statement_of_the_inbox_alone_waits_for_a_lock_without_end() {
     service.pool.execute(sees).await.unwrap();
     let hold = park(&service, &["a"]).await[0];
     let mut connection = service.pool.acquire().await.unwrap();
-    for decision in [Decision::Redrive, Decision::RedriveAll, Decision::Skip, Decision::ForgetKind] {
+    for decision in [Decision::Skip, Decision::Redrive, Decision::RedriveAll, Decision::ForgetKind] {
         assert_eq!(decide(&mut connection, decision, hold, KIND, "ada").await, Decided::Done);
     }
     let seen: Vec<String> = sqlx::query_scalar("select distinct setting from public.seen order by setting")
@@ -239,7 +239,7 @@ async fn a_decision_that_fails_leaves_the_callers_transaction_as_it_was() {
     connection.execute(AssertSqlSafe(role)).await.unwrap();
     // Who may decide has the rights for it.
     for decision in
-        [Decision::Redrive, Decision::RedriveAll, Decision::AdmitLate, Decision::Skip, Decision::ForgetKind]
+        [Decision::Skip, Decision::Redrive, Decision::RedriveAll, Decision::AdmitLate, Decision::ForgetKind]
     {
         assert_eq!(decide(&mut connection, decision, hold, KIND, "ada").await, Decided::Done, "{decision:?}");
     }

@@ -5,6 +5,7 @@
 mod inbox_support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use inbox::HandlerError;
 use inbox::admin::{self, HeldState};
@@ -204,4 +205,30 @@ async fn a_message_in_quarantine_that_is_kept_in_plain_form_is_tried_when_it_is_
     let parked = service.parked(1).await;
     running.stop().await;
     assert_eq!((parked[0].state, parked[0].attempts), (HeldState::Parked, 1), "{parked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_hangs_stops_no_other_key_while_a_message_is_in_quarantine() {
+    let service = Service::new("hangs").await;
+    sqlx::raw_sql("create table begun (note text)").execute(&service.pool).await.unwrap();
+    let end = Arc::new(Semaphore::new(0));
+    let handler = Waits { notes: service.pool.clone(), end: end.clone() };
+    let consumer = service.consumer().with_handler_timeout(Duration::from_secs(600)).on(KIND, handler);
+    let running = start(consumer);
+    service.publish(&[placed("a", "waits")]).await;
+    begun(&service, 1).await;
+    let suspect = placed("suspect", "suspect");
+    quarantine(&service, &suspect).await;
+    service.publish(&[suspect]).await;
+    let held = "select count(*) from inbox.held_key";
+    eventually("the suspect is held", async || (service.count(held).await > 0).then_some(())).await;
+    for n in 0..20 {
+        service.publish(&[placed(&format!("k{n}"), "other")]).await;
+        let others = "select count(*) from effect where note = 'other'";
+        eventually("others go on", async || (service.count(others).await > n).then_some(())).await;
+    }
+    assert_eq!(service.count(held).await, 1);
+    end.add_permits(1);
+    service.nothing_is_held().await;
+    running.stop().await;
 }

@@ -84,7 +84,8 @@ async fn one_that_is_kept_in_plain_form_takes_nothing_from_one_of_another_source
     is_alone(&of_second);
     // The id belongs to the first, also when it is given up.
     let mut connection = service.pool.acquire().await.unwrap();
-    admin::skip(&mut connection, CONSUMER, of_first.hold, "ada", "no such card").await.unwrap().unwrap();
+    let message = of_first.first.unwrap();
+    admin::skip(&mut connection, CONSUMER, message, "ada", "no such card").await.unwrap().unwrap();
     let known = "select count(*) from inbox.message where source_hash = inbox.source_hash('/orders')";
     assert_eq!(service.count(known).await, 1);
 }

@@ -140,3 +140,47 @@ async fn a_payload_that_cannot_be_decoded_parks_at_once() {
     assert!(parked.iter().all(|held| held.attempts == 1), "{parked:?}");
     assert!(parked.iter().all(|held| held.last_error.contains("line 1 column 2")), "{parked:?}");
 }
+
+#[tokio::test]
+async fn no_time_that_is_read_can_be_one_that_no_calendar_holds() {
+    let service = Service::new("infinity").await;
+    let columns: Vec<(String, String)> = sqlx::query_as(
+        "select table_name::text, column_name::text from information_schema.columns
+        where table_schema = 'inbox' and data_type in ('timestamp with time zone', 'date')
+            and table_name !~ '^(message|_)' and table_name <> 'schema_version' and column_name <> 'occurred_at'",
+    )
+    .fetch_all(&service.pool)
+    .await
+    .unwrap();
+    assert!(columns.len() > 10);
+    for (table, column) in columns {
+        let checked: bool = sqlx::query_scalar(
+            "select exists (select from pg_constraint where conrelid = ('inbox.' || $1)::regclass
+                and pg_get_constraintdef(oid) like '%isfinite(' || $2 || ')%')",
+        )
+        .bind(&table)
+        .bind(&column)
+        .fetch_one(&service.pool)
+        .await
+        .unwrap();
+        assert!(checked, "{table}.{column}");
+    }
+    // What was written before it was checked is read all the same.
+    let far = "alter table inbox.held_key drop constraint held_key_held_at_check, drop constraint held_key_next_attempt_at_check;
+        alter table inbox.held_message drop constraint held_message_received_at_check;
+        alter table inbox.retention drop constraint retention_floor_check;
+        with key as (
+            insert into inbox.held_key (consumer, state, attempts, next_attempt_at, held_at, last_error)
+            values ('shipping', 'retrying', 1, 'infinity', '-infinity', '') returning hold
+        ) insert into inbox.held_message (consumer, hold, received_at, payload)
+        select 'shipping', hold, 'infinity', '' from key;
+        update inbox.retention set floor = 'infinity'";
+    sqlx::raw_sql(far).execute(&service.pool).await.unwrap();
+    let held = service.held().await.remove(0);
+    assert_eq!(held.next_attempt_at, Some(chrono::DateTime::<chrono::Utc>::MAX_UTC));
+    let mut connection = service.pool.acquire().await.unwrap();
+    let messages = admin::held_messages(&mut connection, CONSUMER, held.hold, 10).await.unwrap();
+    assert_eq!(messages[0].received_at, chrono::DateTime::<chrono::Utc>::MAX_UTC);
+    assert!(admin::floor(&mut connection).await.unwrap().floor > chrono::Utc::now());
+    admin::status(&mut connection).await.unwrap();
+}

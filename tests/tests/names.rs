@@ -336,7 +336,35 @@ async fn each_function_that_takes_an_argument_names_its_schema() {
     assert!(faults.is_empty(), "each with its schema, please:\n{}", faults.join("\n"));
 }
 
-/// Whoever begins one elsewhere has a transaction with the path and the isolation level of the role.
+/// What is sent outside a transaction that `statement.rs` begins, and writes no table: what a pool or a connection of the service
+/// is asked about itself, what reads one row that never changes, and a wakeup.
+const SENT_ALONE: [(&str, &str); 8] = [
+    ("outbox/src/commit.rs", "executor.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql)))"),
+    ("outbox/src/doorbell/listen.rs", "fetch_one(sqlx::raw_sql(MARKED))"),
+    ("outbox/src/doorbell/listen.rs", "pool.execute(sqlx::raw_sql(NOTIFY))"),
+    ("outbox/src/doorbell/mod.rs", "connection.execute(sqlx::raw_sql(NOTIFY))"),
+    ("outbox/src/log/connection.rs", "self.connection.fetch_all(sqlx::raw_sql(sql))"),
+    ("outbox/src/pool.rs", "connection.fetch_one(sqlx::raw_sql(OUTSIDE_TRANSACTION))"),
+    ("migrations/src/check.rs", "conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(exists)))"),
+    ("migrations/src/check.rs", "conn.fetch_one(sqlx::raw_sql(sql))"),
+];
+
+/// Whether a line sends a statement on a pool, or as text on anything but a transaction.
+fn is_sent_alone(code: &str) -> bool {
+    let sends = [".execute(", ".fetch(", ".fetch_one(", ".fetch_all(", ".fetch_optional(", ".execute_many("];
+    sends.iter().any(|send| {
+        code.match_indices(send).any(|(at, _)| {
+            let (on, sent) = (&code[..at], &code[at + send.len()..]);
+            let argument = &sent[..sent.find([')', ',']).unwrap_or(sent.len())];
+            let is_text = sent.starts_with("sqlx::raw_sql(")
+                || sent.starts_with("AssertSqlSafe(")
+                || sent.contains("include_str!");
+            on.ends_with("pool") || argument.ends_with("pool") || is_text && !on.ends_with("tx")
+        })
+    })
+}
+
+/// Who begins one elsewhere has a transaction with the path and the isolation level of the role.
 #[test]
 fn each_transaction_of_ours_begins_in_one_place() {
     let begun = [
@@ -349,6 +377,17 @@ fn each_transaction_of_ours_begins_in_one_place() {
         "begin_with(statement::BEGIN_READING)",
         "begin_with(connection, BEGIN_LONG)",
     ];
+    for alone in [
+        "pool.execute(sql.clone()).await?",
+        "query.fetch_all(&core.pool).await?",
+        "connection.execute(AssertSqlSafe(sql))",
+    ] {
+        assert!(is_sent_alone(alone), "{alone}");
+    }
+    assert!(
+        !is_sent_alone("query.persistent(false).execute(&mut *tx).await?")
+            && !is_sent_alone("tx.execute(sqlx::raw_sql(SPEECH))")
+    );
     let mut faults = Vec::new();
     for part in ["outbox", "inbox", "brokers", "migrations"] {
         for file in files(&root().join(part).join("src"), ".rs") {
@@ -361,6 +400,11 @@ fn each_transaction_of_ours_begins_in_one_place() {
                 let begins = code.contains(".begin()")
                     || code.contains("begin_with(")
                     || code.contains("Connection::begin(");
+                let sends =
+                    is_sent_alone(code) && !code.contains("raw_sql(alone(") && !code.starts_with("//");
+                if sends && !SENT_ALONE.iter().any(|(file, sent)| *file == name && code.contains(sent)) {
+                    faults.push(format!("{name}:{}: {code}", number + 1));
+                }
                 if begins && !code.starts_with("//") && !begun.iter().any(|begun| code.contains(begun)) {
                     // A savepoint in a record's transaction; the state machines have a `begin` of their own.
                     let known = name == "outbox/src/log/store.rs" || code.contains("self.begin()");

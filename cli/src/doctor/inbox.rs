@@ -1,6 +1,6 @@
 //! What the inbox of a database says about its floor: the moment before which its consumers take no message.
 
-use ::inbox::admin::FloorStatus;
+use ::inbox::admin::{FloorStatus, TimesAhead};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
 use super::{HURTS, Line, UNSAFE};
@@ -14,6 +14,22 @@ pub(super) const CLOCKS: &str = "clocks_differ";
 /// What is wrong with the floor.
 pub(super) fn floor(status: &FloorStatus) -> Vec<Line> {
     [clocks(status), ahead(status), behind(status)].into_iter().flatten().collect()
+}
+
+/// What a clock that was ahead has left behind.
+pub(super) fn times_ahead(ahead: Vec<TimesAhead>) -> impl Iterator<Item = Line> {
+    ahead.into_iter().map(|ahead| Line {
+        name: "times_ahead",
+        severity: HURTS,
+        what: format!(
+            "consumer {}: {} processes, {} kinds and {} held keys have times far ahead of the database's clock, which was ahead",
+            ahead.consumer, ahead.processes, ahead.kinds, ahead.keys
+        ),
+        remedy: format!(
+            "let a process of {} run for a minute; keys that still wait: outbox parked redrive --consumer {}",
+            ahead.consumer, ahead.consumer
+        ),
+    })
 }
 
 fn clocks(status: &FloorStatus) -> Option<Line> {

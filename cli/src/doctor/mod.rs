@@ -185,6 +185,7 @@ async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
     let status = ::inbox::admin::status(&mut looking).await?;
     let kinds = ::inbox::admin::kinds(&mut looking, None).await?;
     let floor = ::inbox::admin::floor(&mut looking).await?;
+    let ahead = ::inbox::admin::times_ahead(&mut looking).await?;
     let unhandled = kinds.iter().filter(|kind| kind.is_unhandled(UNSEEN)).map(|kind| Line {
         name: "unhandled_kind",
         severity: HURTS,
@@ -212,14 +213,14 @@ async fn consumers(pool: &PgPool) -> Result<Vec<Line>, sqlx::Error> {
         severity: HURTS,
         what: format!(
             "consumer {} has parked {} keys; {} messages wait for a person",
-            consumer.consumer, consumer.parked, consumer.messages
+            consumer.consumer, consumer.parked, consumer.parked_messages
         ),
         remedy: format!(
             "outbox parked --consumer {} says why; mend the cause, and redrive them",
             consumer.consumer
         ),
     });
-    Ok(parked.chain(unhandled).chain(inbox::floor(&floor)).collect())
+    Ok(parked.chain(unhandled).chain(inbox::floor(&floor)).chain(inbox::times_ahead(ahead)).collect())
 }
 
 /// Whether the inbox cannot store every text of a message, also for services that only call `admit`.

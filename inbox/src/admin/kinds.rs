@@ -6,10 +6,14 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
+use crate::moment::moment_if_any;
 use crate::statement::{self, Begin, SILENCE, is_locked};
 
 /// Processes register their kinds again every minute.
 const HANDLED: Duration = Duration::from_secs(120);
+
+/// A time that lies farther ahead was written by a clock that was.
+const AHEAD: Duration = Duration::from_secs(60);
 
 /// A kind that processes of a consumer have registered, or of which messages are held.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,13 +25,18 @@ pub struct KindStatus {
     pub kind: String,
     /// When a process that handles it registered it last, to the minute; `None`: it is not registered.
     pub last_seen_at: Option<DateTime<Utc>>,
-    /// How long ago that is, by the database's clock.
+    /// How long ago that is, by the database's clock; `None` also if that clock was ahead then.
     pub unseen: Option<Duration>,
     /// How many messages of this kind are held.
     pub messages: i64,
 }
 
 impl KindStatus {
+    /// Whether a process handles it, or did in the last two minutes: then it is not forgotten.
+    pub fn is_handled(&self) -> bool {
+        self.last_seen_at.is_some() && self.unseen.is_some_and(|unseen| unseen <= HANDLED)
+    }
+
     /// Whether no process has registered it for that long, or at all.
     pub fn is_unhandled(&self, since: Duration) -> bool {
         self.unseen.is_none_or(|unseen| unseen >= since)
@@ -53,6 +62,12 @@ pub enum ForgetKindError {
     /// The caller's: messages of it would be lost while a process waits for them.
     #[error("a process of the consumer handles this kind, or did in the last two minutes: stop it first")]
     Handled,
+    /// The caller's: its transaction is above read committed, and does not see which process has registered the kind since it
+    /// began.
+    #[error(
+        "the transaction's isolation level must be read committed: it does not see who has registered the kind meanwhile"
+    )]
+    Isolation,
     /// Another transaction's: a try that takes long, or another decision. Nothing was changed.
     #[error("another transaction keeps it locked: nothing was changed; try again")]
     Locked(#[source] sqlx::Error),
@@ -81,8 +96,10 @@ pub async fn kinds(
         Ok(KindStatus {
             consumer: row.try_get("consumer")?,
             kind: row.try_get("kind")?,
-            last_seen_at: row.try_get("last_seen_at")?,
-            unseen: unseen.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+            last_seen_at: moment_if_any(row, "last_seen_at")?,
+            unseen: unseen
+                .filter(|seconds| *seconds >= -AHEAD.as_secs_f64())
+                .map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
             messages: row.try_get("messages")?,
         })
     };
@@ -103,6 +120,10 @@ pub async fn forget_kind(
 ) -> Result<ForgottenKind, ForgetKindError> {
     // Each statement sees what the lock has waited for.
     let mut tx = connection.begin_bounded(SILENCE).await?;
+    let sees_all = sqlx::query_scalar(include_str!("../sql/sees_all.sql")).persistent(false);
+    if !sees_all.fetch_one(&mut *tx).await? {
+        return Err(ForgetKindError::Isolation);
+    }
     let locked = sqlx::query_scalar(include_str!("../sql/lock_kind.sql")).bind(consumer).bind(kind);
     let holds: Vec<i64> = locked.persistent(false).fetch_all(&mut *tx).await?;
     let row = sqlx::query(include_str!("../sql/forget_kind.sql"))

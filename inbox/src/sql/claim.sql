@@ -1,16 +1,16 @@
 -- Takes held keys that are due and counts the try of each one's first message before it begins. Others do not take them
 -- until a try has had its time, or until this process is found dead.
 -- A key whose last try did not end was in hand when its process died, beside others. That try is not counted; its message
--- goes to the quarantine and is left to `claim_alone`, as is each message that is there already. A try by this process,
--- which lives, that did not end is made again and counted once.
+-- goes to the quarantine and is left to `claim_alone`, as is each message that is there already. A try by a process that
+-- lives, this one or another, that did not end in its time is made again and counted once.
 -- Returns a row for each key that is taken, or one row without a key; each says whether more may be due, whether a message
 -- was sent to the quarantine, and whether one was there.
 -- $1 consumer, $2 how many, $3 milliseconds a try may last, $4 the kinds that this process handles, $5 process
 with due as materialized (
     select
         held_key.hold, first.message_id,
-        coalesce(held_key.tried_by <> $5::uuid, false) and first.message_id is not null as unfinished,
-        coalesce(held_key.tried_by = $5::uuid, false) as again
+        held_key.tried_by is not null and not trier.lives and first.message_id is not null as unfinished,
+        held_key.tried_by is not null and trier.lives as again
     from inbox.held_key
     left join lateral (
         select message_id, kind from inbox.held_message
@@ -18,6 +18,13 @@ with due as materialized (
         order by arrival
         limit 1
     ) as first on true
+    cross join lateral (
+        select held_key.tried_by = $5::uuid or exists (
+            select from inbox.process
+            where process.id = held_key.tried_by
+                and process.expires_at between clock_timestamp() and clock_timestamp() + interval '1 minute'
+        ) as lives
+    ) as trier
     where held_key.consumer = $1::text and held_key.state = 'retrying'
         and held_key.next_attempt_at <= statement_timestamp()
         and coalesce(first.kind = any ($4::text[]), true)

@@ -1,6 +1,6 @@
 -- Takes one held key that is due and whose first message is in quarantine, and counts its try before it begins. The
 -- caller tries nothing else meanwhile, so a death during this try is the message's: what the process had declared, and does
--- not try now, is taken back. A try by this process, which lives, that did not end is made again and counted once. No row:
+-- not try now, is taken back. A try by a process that lives, this one or another, that did not end in its time is made again and counted once. No row:
 -- none is due.
 -- $1 consumer, $2 milliseconds a try may last, $3 the kinds that this process handles, $4 process
 with due as materialized (
@@ -22,7 +22,12 @@ with due as materialized (
 ), claimed as (
     update inbox.held_key
     set attempts = case
-            when held_key.tried_by = $4::uuid then greatest(held_key.attempts, 1) else held_key.attempts + 1
+            when held_key.tried_by = $4::uuid or exists (
+                select from inbox.process
+                where process.id = held_key.tried_by
+                    and process.expires_at between clock_timestamp() and clock_timestamp() + interval '1 minute'
+            ) then greatest(held_key.attempts, 1)
+            else held_key.attempts + 1
         end,
         tried_by = $4::uuid,
         next_attempt_at = clock_timestamp() + $2::bigint::float8 * interval '1 millisecond'

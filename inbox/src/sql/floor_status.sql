@@ -5,5 +5,8 @@ select
     clock_timestamp() as now,
     (select pg_catalog.max(extract(epoch from horizon))::bigint from inbox.consumer) as horizon,
     (select pg_catalog.max(day) from inbox.emptied_day) as emptied,
-    (select pg_catalog.min(started_at) from inbox.process where expires_at > clock_timestamp()) as running_since
+    (
+        select pg_catalog.min(started_at) from inbox.process
+        where expires_at between clock_timestamp() and clock_timestamp() + interval '1 minute'
+    ) as running_since
 from inbox.retention

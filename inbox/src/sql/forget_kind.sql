@@ -7,7 +7,8 @@
 with handled as materialized (
     select from inbox.consumer_kind
     where consumer = $1::text and kind = $2::text
-        and last_seen_at >= clock_timestamp() - $6::double precision * interval '1 second'
+        and last_seen_at between clock_timestamp() - $6::double precision * interval '1 second'
+            and clock_timestamp() + interval '1 minute'
 ), forgotten as (
     delete from inbox.consumer_kind
     where consumer = $1::text and kind = $2::text and not exists (select from handled)

@@ -1,7 +1,9 @@
 -- Renews the heartbeat of a process, and removes the processes of its consumer whose heartbeat has expired. Messages
 -- these had declared go to the quarantine, unless they are handled or held. Held keys these were trying are due at once.
+-- A heartbeat that expires in more than a minute was written by a clock that was ahead, and counts as expired.
 -- A process whose own heartbeat had expired judges no other: after an outage all have expired, and the others have until
 -- its next heartbeat.
+-- A message that was handled leaves the quarantine: its process was taken for dead, and lived.
 -- Returns how many processes died, how many messages they had declared that are now quarantined, and for how many
 -- milliseconds a death is still recent.
 -- $1 process, $2 consumer, $3 milliseconds until its heartbeat expires, $4 whether it declares now what it is about to
@@ -11,8 +13,12 @@ with previous as materialized (
     select expires_at from inbox.process where id = $1::uuid
 ), expired as materialized (
     select id from inbox.process
-    where consumer = $2::text and id <> $1::uuid and expires_at < clock_timestamp()
-        and not exists (select from previous where expires_at < clock_timestamp())
+    where consumer = $2::text and id <> $1::uuid
+        and expires_at not between clock_timestamp() and clock_timestamp() + interval '1 minute'
+        and not exists (
+            select from previous
+            where expires_at not between clock_timestamp() and clock_timestamp() + interval '1 minute'
+        )
     for update skip locked
 ), mine as (
     insert into inbox.process (id, consumer, expires_at)
@@ -47,13 +53,28 @@ with previous as materialized (
     update inbox.held_key set next_attempt_at = clock_timestamp()
     from under_way
     where held_key.consumer = $2::text and held_key.hold = under_way.hold
+), handled as materialized (
+    -- One row each, by the index: planned without statistics, it would read every message.
+    select quarantine.message_id from inbox.quarantine
+    cross join lateral (
+        select from inbox.message
+        where message.message_id = quarantine.message_id and message.consumer = $2::text
+            and message.slot = inbox.slot(quarantine.message_id)
+        limit 1
+    ) as known
+    where quarantine.consumer = $2::text
 ), forgotten as (
     delete from inbox.quarantine
     where quarantine.consumer = $2::text
-        and quarantine.quarantined_at < clock_timestamp() - $6::bigint::float8 * interval '1 millisecond'
-        and not exists (
-            select from inbox.held_message
-            where held_message.consumer = $2::text and held_message.message_id = quarantine.message_id
+        and (
+            quarantine.message_id in (select message_id from handled)
+            or quarantine.quarantined_at not between
+                    clock_timestamp() - $6::bigint::float8 * interval '1 millisecond'
+                    and clock_timestamp() + interval '1 minute'
+                and not exists (
+                    select from inbox.held_message
+                    where held_message.consumer = $2::text and held_message.message_id = quarantine.message_id
+                )
         )
 ), recorded as (
     update inbox.consumer set died_at = clock_timestamp() where name = $2::text and exists (select from dead)

@@ -1,7 +1,8 @@
 -- Holds a message back: opens its key unless it is held already, and appends the message unless it is held or handled
 -- already. If its id is known from another source, handled or held, nothing is done unless `$19` says so: the caller then
--- holds it alone. No row locks are waited for but those of a key that is just being released. `hold` is null when another
--- transaction opened or released the key meanwhile: ask again.
+-- holds it alone. No row locks are waited for but those of a key that is just being released. If none of the answers is true,
+-- another transaction opened or released the key meanwhile, or held a copy: roll back, and ask again. A message whose first try
+-- has ended leaves the quarantine.
 -- $1 consumer, $2 key to hold (null: the message alone), $3 state, $4 attempts, $5 milliseconds to the next one (null:
 -- parked), $6 last error, $7 message id (null: malformed), $8 correlation, $9 causation, $10 occurred at, $11 source as it
 -- is stored, $12 topic, $13 kind, $14 the message's key, $15 headers, $16 payload, $17 microseconds since it was received,
@@ -41,9 +42,11 @@ with handled as materialized (
     from target, wanted
     on conflict (consumer, message_id, (coalesce(inbox.source_hash(source), -1))) where message_id is not null do nothing
     returning 1
+), cleared as (
+    delete from inbox.quarantine
+    where consumer = $1::text and message_id = $7::uuid and $4::integer > 0 and exists (select from appended)
 )
 select
-    (select hold from target) as hold,
     found.handled,
     found.held or exists (select from appended) as held,
     found.another_source and not found.handled and not found.held and not $19::boolean as another_source

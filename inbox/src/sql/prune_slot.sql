@@ -1,6 +1,6 @@
--- Removes some rows of undated ids that were handled before the floor. {slot}: the partition's number.
--- $1 floor, $2 how many
+-- Removes the rows of undated ids that were handled before the floor from some pages of a partition: each page is read once,
+-- however many batches there are. {slot}: the partition's number.
+-- $1 floor, $2 the first of the pages, $3 the page after them
 delete from inbox.message_{slot}
-where (message_id, consumer) in (
-    select message_id, consumer from inbox.message_{slot} where handled_at < $1::timestamptz limit $2::bigint
-)
+where ctid >= ('(' || $2::bigint::text || ',0)')::tid and ctid < ('(' || $3::bigint::text || ',0)')::tid
+    and handled_at < $1::timestamptz

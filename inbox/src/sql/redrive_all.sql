@@ -13,7 +13,9 @@ with locked as materialized (
     set state = 'retrying', attempts = 0, next_attempt_at = clock_timestamp(),
         tried_by = case
             when exists (
-                select from inbox.process where process.id = held_key.tried_by and process.expires_at > clock_timestamp()
+                select from inbox.process
+                where process.id = held_key.tried_by
+                    and process.expires_at between clock_timestamp() and clock_timestamp() + interval '1 minute'
             ) then null
             else held_key.tried_by
         end

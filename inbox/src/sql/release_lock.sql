@@ -1,3 +1,3 @@
 -- Keeps appenders away from a held key, so that `release` sees all that were there.
 -- $1 consumer, $2 hold
-select hold from inbox.held_key where consumer = $1::text and hold = $2::bigint for update
+select state from inbox.held_key where consumer = $1::text and hold = $2::bigint for update

@@ -8,15 +8,22 @@ with held as (
     from inbox.held_key
     group by consumer
 ), waiting as (
-    select consumer, count(*) as messages from inbox.held_message group by consumer
+    select
+        held_message.consumer, count(*) as messages,
+        count(*) filter (where held_key.state = 'parked') as parked_messages
+    from inbox.held_message
+    join inbox.held_key on held_key.consumer = held_message.consumer and held_key.hold = held_message.hold
+    group by held_message.consumer
 )
 select
     coalesce(registered.name, held.consumer) as consumer, registered.started_at,
     coalesce(held.retrying, 0) as retrying, coalesce(held.parked, 0) as parked,
-    coalesce(waiting.messages, 0) as messages, held.oldest_held_at,
+    coalesce(waiting.messages, 0) as messages, coalesce(waiting.parked_messages, 0) as parked_messages,
+    held.oldest_held_at,
     (
         select count(*) from inbox.process
-        where process.consumer = registered.name and process.expires_at > clock_timestamp()
+        where process.consumer = registered.name
+            and process.expires_at between clock_timestamp() and clock_timestamp() + interval '1 minute'
     ) as processes
 from inbox.consumer as registered
 full join held on held.consumer = registered.name
