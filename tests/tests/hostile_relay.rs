@@ -1,0 +1,402 @@
+//! What a hostile reader of the relay found: each test says what is right, and fails.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod relay_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use brokers::memory::{Broker, MemoryPublisher};
+use message::{Message, Outcomes, Outgoing, Pipelining, PublishError, Publisher};
+use outbox::admin::{self, HeldKey};
+use outbox::{Routes, Settings};
+use relay_support::{numbers, patient, settings, start, until, write};
+use sqlx::PgPool;
+use tests::Database;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+async fn held(pool: &PgPool) -> Vec<HeldKey> {
+    admin::held_keys(pool, "default").await.unwrap()
+}
+
+async fn until_free(pool: &PgPool) {
+    until("no key is held", || async { held(pool).await.is_empty() }).await;
+}
+
+fn to(topic: &str, key: &str, number: usize) -> Message {
+    Message::new(topic, "order.changed", number.to_string()).with_key(key)
+}
+
+fn at(broker: &Broker, destination: &str) -> usize {
+    broker.published().iter().filter(|published| &*published.destination == destination).count()
+}
+
+/// Right: a key that waited for a destination is tried again when one statement about it has failed (a connection that is
+/// killed, a `lock_timeout`), as after any failure of the database. It is: never again in this session, because the
+/// destination was struck from the list of those that are waited for while the key was in hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_waited_for_a_destination_is_tried_again_after_a_statement_about_it_failed() {
+    let database = Database::new("hostile_waited").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.close_destination("away");
+    let relay = start(pool, broker.publisher(), patient());
+    let mut number = 0;
+    write(pool, &[to("away", "w1", 1), to("away", "w2", 1)]).await;
+    until("two keys are held", || {
+        number += 1;
+        async move {
+            write(pool, &[to("here", "h", number)]).await;
+            held(pool).await.iter().filter(|held| held.destination.is_some()).count() == 2
+        }
+    })
+    .await;
+    // Whoever holds this lock stands for anything that makes the statement fail.
+    let mut person = pool.begin().await.unwrap();
+    sqlx::raw_sql("select from outbox.held_key where key = 'w2' for update").execute(&mut *person).await.unwrap();
+    broker.open_destination("away");
+    until("the first is published", || async { numbers(&broker, "w1") == [1] }).await;
+    let waits = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()
+        and query like '%Counts an attempt%'";
+    until("the second is being claimed", || async {
+        sqlx::query_scalar::<_, i32>(waits).fetch_optional(pool).await.unwrap().is_some()
+    })
+    .await;
+    // Long enough for the relay to look once more what waits.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let pid: i32 = sqlx::query_scalar(waits).fetch_one(pool).await.unwrap();
+    sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(pool).await.unwrap();
+    person.rollback().await.unwrap();
+    until("the second is published", || async { numbers(&broker, "w2") == [1] }).await;
+    until_free(pool).await;
+    relay.stop().await.unwrap();
+}
+
+/// Right: one destination that is down hides no other, however many topics go there. It does from 200 topics on
+/// (session/beyond.rs: `TOPICS`): the look beyond the look-ahead then answers that there is nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_of_many_topics_to_one_destination_that_is_down_hides_no_other() {
+    let database = Database::new("hostile_topics").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.close_destination("away");
+    let away = |number: usize| to(&format!("a.t{number}"), &format!("w{number}"), 1);
+    write(pool, &(0..600).map(away).collect::<Vec<_>>()).await;
+    write(pool, &(0..20).map(|number| to("here", "h", number)).collect::<Vec<_>>()).await;
+    let mut settings = settings();
+    settings.routes = Routes::default().with("a.>", "away").unwrap();
+    (settings.max_unrecorded, settings.read.page) = (400, 100);
+    let relay = start(pool, broker.publisher(), settings);
+    until("the other topic's are published", || async { at(&broker, "here") == 20 }).await;
+    relay.stop().await.unwrap();
+}
+
+/// The same where each topic is a destination (no route, as with NATS and one subject an entity).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_to_many_destinations_that_are_down_hides_no_other() {
+    let database = Database::new("hostile_subjects").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    (0..600).for_each(|number| broker.close_destination(&format!("a.t{number}")));
+    let away = |number: usize| to(&format!("a.t{number}"), &format!("w{number}"), 1);
+    write(pool, &(0..600).map(away).collect::<Vec<_>>()).await;
+    write(pool, &(0..20).map(|number| to("here", "h", number)).collect::<Vec<_>>()).await;
+    let mut settings = settings();
+    (settings.max_unrecorded, settings.read.page) = (400, 100);
+    let relay = start(pool, broker.publisher(), settings);
+    until("the other topic's are published", || async { at(&broker, "here") == 20 }).await;
+    relay.stop().await.unwrap();
+}
+
+/// Holds messages to one destination until it is told what to answer, and passes on the others.
+struct Gated {
+    publisher: MemoryPublisher,
+    gate: watch::Receiver<bool>,
+    refused: Arc<AtomicBool>,
+}
+
+#[async_trait::async_trait]
+impl Publisher for Gated {
+    fn pipelining(&self) -> Pipelining {
+        Pipelining::OnePerKey
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        let away = |outgoing: &Outgoing| &*outgoing.destination == "away";
+        for (index, outgoing) in batch.iter().enumerate().filter(|(_, outgoing)| !away(outgoing)) {
+            let results = message::publish_all(&self.publisher, std::slice::from_ref(outgoing)).await;
+            outcomes.report(index, results[0].clone());
+        }
+        for (index, _) in batch.iter().enumerate().filter(|(_, outgoing)| away(outgoing)) {
+            let _ = self.gate.clone().wait_for(|open| *open).await;
+            self.refused.store(true, Ordering::SeqCst);
+            outcomes.report(index, Err(PublishError::DestinationUnavailable("full".to_owned())));
+        }
+    }
+}
+
+/// Right (law 8): all that is on the wire was answered, so a stop makes no duplicate. It does, and takes the whole `drain`,
+/// if the others were confirmed before the destination was known to be down: the cursor stands before the message that
+/// waits, which is neither held nor sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_a_destination_is_down_makes_no_duplicate() {
+    let database = Database::new("hostile_stop").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let (open, gate) = watch::channel(false);
+    let refused = Arc::new(AtomicBool::new(false));
+    let publisher = Gated { publisher: broker.publisher(), gate, refused: Arc::clone(&refused) };
+    let mut settings = settings();
+    settings.shards = 1;
+    settings.drain = Duration::from_secs(5);
+    let relay = start(pool, publisher, settings.clone());
+    write(pool, &[to("away", "w", 1)]).await;
+    write(pool, &(1..=20).map(|number| to("here", &format!("h{number}"), number)).collect::<Vec<_>>()).await;
+    until("the others are published", || async { at(&broker, "here") == 20 }).await;
+    open.send_replace(true);
+    until("it was refused", || async { refused.load(Ordering::SeqCst) }).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let began = Instant::now();
+    relay.stop().await.unwrap();
+    println!("the stop took {:?}", began.elapsed());
+    broker.close_destination("away");
+    let relay = start(pool, broker.publisher(), settings);
+    write(pool, &[to("here", "last", 1)]).await;
+    until("all is read", || async { numbers(&broker, "last") == [1] }).await;
+    relay.stop().await.unwrap();
+    assert_eq!(at(&broker, "here"), 21, "copies");
+}
+
+/// Answers nothing for one key, ever, and passes on the others.
+struct Mute {
+    publisher: MemoryPublisher,
+}
+
+#[async_trait::async_trait]
+impl Publisher for Mute {
+    fn pipelining(&self) -> Pipelining {
+        Pipelining::OnePerKey
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        let mute = |outgoing: &Outgoing| outgoing.message.key.as_deref() == Some("mute");
+        for (index, outgoing) in batch.iter().enumerate().filter(|(_, outgoing)| !mute(outgoing)) {
+            let results = message::publish_all(&self.publisher, std::slice::from_ref(outgoing)).await;
+            outcomes.report(index, results[0].clone());
+        }
+        if batch.iter().any(mute) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Right (law 6): a message whose broker never answers keeps neither other keys from being published nor another process
+/// from its share. When a second process joins, the first one ends its session again and again without handing over
+/// (each time it waits `drain` for the held message on the wire): it reads nothing meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_message_that_is_never_answered_keeps_no_process_from_its_share() {
+    let database = Database::new("hostile_mute").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let mut settings: Settings = settings();
+    settings.lease = Duration::from_secs(5);
+    settings.drain = Duration::from_secs(1);
+    settings.publish_timeout = Duration::from_secs(2);
+    settings.max_attempts = 10;
+    let first = start(pool, Mute { publisher: broker.publisher() }, settings.clone());
+    write(pool, &[to("here", "mute", 1)]).await;
+    until("it is held", || async { held(pool).await.len() == 1 }).await;
+    // From now on each try takes long.
+    settings.publish_timeout = Duration::from_secs(30);
+    first.stop().await.unwrap();
+    let first = start(pool, Mute { publisher: broker.publisher() }, settings.clone());
+    write(pool, &[to("here", "a", 1)]).await;
+    until("others go on", || async { numbers(&broker, "a") == [1] }).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let second = start(pool, Mute { publisher: broker.publisher() }, settings.clone());
+    let owners = "select count(distinct owner) from outbox.cursor where owner is not null";
+    let began = Instant::now();
+    let mut shared_after = None;
+    let mut worst = Duration::ZERO;
+    for number in 0..40 {
+        let sent = Instant::now();
+        write(pool, &(0..64).map(|key| to("here", &format!("k{key}"), number)).collect::<Vec<_>>()).await;
+        until("others go on", || async { broker.published().len() == 1 + 64 * (number + 1) }).await;
+        worst = worst.max(sent.elapsed());
+        if shared_after.is_none()
+            && sqlx::query_scalar::<_, i64>(owners).fetch_one(pool).await.unwrap() == 2
+        {
+            shared_after = Some(began.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("shared after {shared_after:?}, the worst wait {worst:?}, held {:?}", held(pool).await);
+    assert!(worst < Duration::from_secs(2), "others waited {worst:?}");
+    assert!(shared_after.is_some_and(|after| after < Duration::from_secs(5)), "{shared_after:?}");
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+}
+
+/// Right ("what a person decides"): a skip that says it is done is the end of it. Of a relay that was just retired, a
+/// message is given up though a process is publishing it now.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_skipped_of_a_retired_relay_is_not_published_afterwards() {
+    let database = Database::new("hostile_retired").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("bad");
+    let relay = start(pool, broker.publisher(), patient());
+    write(pool, &[to("here", "bad", 1)]).await;
+    until("parked", || async { held(pool).await.first().is_some_and(HeldKey::is_parked) }).await;
+    relay.stop().await.unwrap();
+    broker.accept_key("bad");
+    let (open, gate) = watch::channel(false);
+    let relay = start(pool, Slow { publisher: broker.publisher(), gate }, patient());
+    let position = held(pool).await[0].position;
+    assert!(admin::redrive(pool, "default", position, "ada", None).await.unwrap());
+    until("it is being tried", || async { held(pool).await[0].attempts == 1 }).await;
+    assert!(admin::retire(pool, "default", "ada", "over").await.unwrap());
+    let skipped = admin::skip(pool, "default", position, "ada", "lost").await.unwrap();
+    assert_eq!(broker.published().len(), 0);
+    open.send_replace(true);
+    let _ = relay.task.await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(skipped.is_none() || broker.published().is_empty(), "published after it was skipped");
+}
+
+/// Keeps everything back until it is let go.
+struct Slow {
+    publisher: MemoryPublisher,
+    gate: watch::Receiver<bool>,
+}
+
+#[async_trait::async_trait]
+impl Publisher for Slow {
+    fn pipelining(&self) -> Pipelining {
+        Pipelining::OnePerKey
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        let _ = self.gate.clone().wait_for(|open| *open).await;
+        self.publisher.publish(batch, outcomes).await;
+    }
+}
+
+/// Right (docs/operations.md: "While nothing confirms, nothing is copied"): it may be the broker that is down. It copies
+/// where topics are many and each is a destination: the look beyond finds a topic that was never tried, takes its
+/// destination for one that works, and has everything held.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_nothing_confirms_nothing_is_copied_however_many_the_destinations() {
+    let database = Database::new("hostile_copies").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    (0..3000).for_each(|number| broker.close_destination(&format!("order.{number}")));
+    let away = |number: usize| to(&format!("order.{number}"), &format!("w{number}"), 1);
+    write(pool, &(0..3000).map(away).collect::<Vec<_>>()).await;
+    let mut settings = settings();
+    (settings.max_unrecorded, settings.read.page) = (150, 50);
+    let relay = start(pool, broker.publisher(), settings);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let copies = held(pool).await.len();
+    relay.stop().await.unwrap();
+    assert_eq!(copies, 0, "copies though nothing was confirmed");
+}
+
+/// A process of its own that runs a relay until it is killed; started by
+/// [`a_process_that_stands_still_while_it_counts_an_attempt_keeps_its_locks_for_a_second`].
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "started by another test"]
+async fn child() {
+    let Ok(url) = std::env::var("HOSTILE_CHILD") else { return };
+    let pool = outbox::pool_options().max_connections(8).connect(&url).await.unwrap();
+    let mut settings = settings();
+    settings.lease = Duration::from_secs(2);
+    let _ = start(&pool, Broker::new().publisher(), settings).task.await;
+}
+
+/// Right (docs/operations.md: "one that stands still in the middle of a transaction keeps its locks for a second: then the
+/// server ends its connection"). A process that stands still while it counts attempts at held keys keeps their rows
+/// locked for five minutes (claim.rs: SPEECH is never taken back): so long the next owner cannot try them, and cannot
+/// record a copy to any of them, nor, with it, any cursor.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stands_still_while_it_counts_an_attempt_keeps_its_locks_for_a_second() {
+    let database = Database::new("hostile_frozen").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("a");
+    let mut first = patient();
+    first.retry = outbox::Backoff { first: Duration::from_secs(600), ceiling: Duration::from_secs(600) };
+    let relay = start(pool, broker.publisher(), first);
+    write(pool, &[to("here", "a", 1)]).await;
+    until("held", || async { held(pool).await.len() == 1 }).await;
+    relay.stop().await.unwrap();
+    broker.accept_key("a");
+
+    sqlx::raw_sql("update outbox.held_key set next_attempt_at = clock_timestamp()").execute(pool).await.unwrap();
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::raw_sql("select from outbox.held_key for update").execute(&mut *lock).await.unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .env("HOSTILE_CHILD", database.url())
+        .spawn()
+        .unwrap();
+    let counts = "select state, wait_event_type from pg_stat_activity
+        where datname = current_database() and query like '%Counts an attempt%' and pid <> pg_backend_pid()";
+    let state = || async {
+        sqlx::query_as::<_, (String, Option<String>)>(counts).fetch_optional(pool).await.unwrap()
+    };
+    until("it is about to count", || async {
+        state().await.is_some_and(|(_, waits)| waits.as_deref() == Some("Lock"))
+    })
+    .await;
+    let signal = |signal: &str| {
+        std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    };
+    signal("-STOP");
+    lock.rollback().await.unwrap();
+    until("it stands still", || async {
+        state().await.is_some_and(|(state, _)| state == "idle in transaction")
+    })
+    .await;
+    let began = Instant::now();
+    let mut settings = settings();
+    settings.lease = Duration::from_secs(2);
+    let relay = start(pool, broker.publisher(), settings);
+    write(pool, &[to("here", "a", 2)]).await;
+    write(pool, &(0..64).map(|key| to("here", &format!("k{key}"), 1)).collect::<Vec<_>>()).await;
+    while began.elapsed() < Duration::from_secs(40) && numbers(&broker, "a").is_empty() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let pending = admin::status(pool).await.unwrap()[0].pending;
+    println!(
+        "after {:?}: a {:?}, others {}, pending {pending}, it {:?}",
+        began.elapsed(), numbers(&broker, "a"), broker.published().len(), state().await
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    relay.token.cancel();
+    assert_eq!(numbers(&broker, "a")[..1], [1], "it is locked still");
+    assert_eq!(pending, 0, "nothing is recorded");
+}
+
+/// Right (docs/operations.md: "A row of the log that is no message … is parked at once"): also if its key is longer than an
+/// index takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_no_message_is_parked_whatever_its_key() {
+    let database = Database::new("hostile_key").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), patient());
+    sqlx::raw_sql("alter table outbox.message drop constraint message_key, drop constraint message_occurred_at;
+        insert into outbox.message (id, correlation, occurred_at, source, topic, kind, key, payload)
+        select gen_random_uuid(), gen_random_uuid(), 'infinity', '/x', 'here', 'k',
+            (select string_agg(md5(random()::text), '') from generate_series(1, 200)), ''")
+        .execute(pool).await.unwrap();
+    write(pool, &[to("here", "a", 1)]).await;
+    until("others go on", || async { numbers(&broker, "a") == [1] }).await;
+    until("parked", || async { held(pool).await.first().is_some_and(HeldKey::is_parked) }).await;
+    relay.stop().await.unwrap();
+}
