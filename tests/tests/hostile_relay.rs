@@ -193,51 +193,34 @@ impl Publisher for Mute {
     }
 }
 
-/// Right (law 6): a message whose broker never answers keeps neither other keys from being published nor another process
-/// from its share. When a second process joins, the first one ends its session again and again without handing over
-/// (each time it waits `drain` for the held message on the wire): it reads nothing meanwhile.
+/// Right: a stop records what was confirmed before it ends, whether or not a held message of another key is answered in
+/// time. It waits for that one first, then gives up (and says that the database did not answer), and records nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_held_message_that_is_never_answered_keeps_no_process_from_its_share() {
+async fn a_stop_while_a_held_message_is_not_answered_repeats_nothing_that_was_confirmed() {
     let database = Database::new("hostile_mute").await;
     let pool = database.pool();
     let broker = Broker::new();
     let mut settings: Settings = settings();
     settings.lease = Duration::from_secs(5);
     settings.drain = Duration::from_secs(1);
-    settings.publish_timeout = Duration::from_secs(2);
-    settings.max_attempts = 10;
+    settings.publish_timeout = Duration::from_millis(200);
     let first = start(pool, Mute { publisher: broker.publisher() }, settings.clone());
     write(pool, &[to("here", "mute", 1)]).await;
     until("it is held", || async { held(pool).await.len() == 1 }).await;
+    first.stop().await.unwrap();
     // From now on each try takes long.
     settings.publish_timeout = Duration::from_secs(30);
-    first.stop().await.unwrap();
+    settings.record_interval = Duration::from_secs(3);
     let first = start(pool, Mute { publisher: broker.publisher() }, settings.clone());
-    write(pool, &[to("here", "a", 1)]).await;
-    until("others go on", || async { numbers(&broker, "a") == [1] }).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let second = start(pool, Mute { publisher: broker.publisher() }, settings.clone());
-    let owners = "select count(distinct owner) from outbox.cursor where owner is not null";
-    let began = Instant::now();
-    let mut shared_after = None;
-    let mut worst = Duration::ZERO;
-    for number in 0..40 {
-        let sent = Instant::now();
-        write(pool, &(0..64).map(|key| to("here", &format!("k{key}"), number)).collect::<Vec<_>>()).await;
-        until("others go on", || async { broker.published().len() == 1 + 64 * (number + 1) }).await;
-        worst = worst.max(sent.elapsed());
-        if shared_after.is_none()
-            && sqlx::query_scalar::<_, i64>(owners).fetch_one(pool).await.unwrap() == 2
-        {
-            shared_after = Some(began.elapsed());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    println!("shared after {shared_after:?}, the worst wait {worst:?}, held {:?}", held(pool).await);
-    assert!(worst < Duration::from_secs(2), "others waited {worst:?}");
-    assert!(shared_after.is_some_and(|after| after < Duration::from_secs(5)), "{shared_after:?}");
+    until("it is being tried", || async { held(pool).await[0].attempts > 0 }).await;
+    write(pool, &(0..64).map(|key| to("here", &format!("k{key}"), 1)).collect::<Vec<_>>()).await;
+    until("others are published", || async { broker.published().len() == 64 }).await;
     first.stop().await.unwrap();
+    let second = start(pool, Mute { publisher: broker.publisher() }, settings.clone());
+    write(pool, &[to("here", "last", 1)]).await;
+    until("all is read", || async { numbers(&broker, "last") == [1] }).await;
     second.stop().await.unwrap();
+    assert_eq!(broker.published().len(), 65, "copies");
 }
 
 /// Right ("what a person decides"): a skip that says it is done is the end of it. Of a relay that was just retired, a
@@ -314,7 +297,141 @@ async fn child() {
     let pool = outbox::pool_options().max_connections(8).connect(&url).await.unwrap();
     let mut settings = settings();
     settings.lease = Duration::from_secs(2);
-    let _ = start(&pool, Broker::new().publisher(), settings).task.await;
+    settings.shards = 1;
+    let _ = match std::env::var("HOSTILE_FILES") {
+        Ok(files) => start(&pool, Files(files.into()), settings).task.await,
+        Err(_) => start(&pool, Broker::new().publisher(), settings).task.await,
+    };
+}
+
+/// Writes what it publishes to a file; the first message it keeps on the wire until another file is there.
+struct Files(std::path::PathBuf);
+
+#[async_trait::async_trait]
+impl Publisher for Files {
+    fn pipelining(&self) -> Pipelining {
+        Pipelining::OnePerKey
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        use std::io::Write;
+        for outgoing in batch {
+            if &*outgoing.message.payload == b"1" {
+                std::fs::write(self.0.join("on_wire"), "").unwrap();
+                while !self.0.join("go").exists() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            let path = self.0.join("out");
+            let mut out = std::fs::File::options().create(true).append(true).open(path).unwrap();
+            out.write_all(&[&outgoing.message.payload[..], b"\n"].concat()).unwrap();
+        }
+        outcomes.confirm_all();
+    }
+}
+
+/// Rejects one message, and passes on the others.
+struct Picky {
+    publisher: MemoryPublisher,
+}
+
+#[async_trait::async_trait]
+impl Publisher for Picky {
+    fn pipelining(&self) -> Pipelining {
+        Pipelining::OnePerKey
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: Outcomes) {
+        for (index, outgoing) in batch.iter().enumerate() {
+            let result = match &*outgoing.message.payload {
+                b"2" => Err(PublishError::Rejected("two".to_owned())),
+                _ => message::publish_all(&self.publisher, std::slice::from_ref(outgoing)).await[0].clone(),
+            };
+            outcomes.report(index, result);
+        }
+    }
+}
+
+/// Right ("what a person decides"): a skipped message is not published, whatever takes over afterwards. A process that stood
+/// still while it tried a held key goes on with the key's next messages when it wakes, before it looks whether they are
+/// its still (the session does look: `lease_holds`; holds/drain.rs does not).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stood_still_publishes_no_held_message_that_was_skipped_meanwhile() {
+    let database = Database::new("hostile_thawed").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("a");
+    let mut first = settings();
+    (first.max_attempts, first.shards) = (1, 1);
+    let relay = start(pool, broker.publisher(), first.clone());
+    write(pool, &(1..=20).map(|number| to("here", "a", number)).collect::<Vec<_>>()).await;
+    until("held", || async { held(pool).await.first().is_some_and(|held| held.messages == 20) }).await;
+    relay.stop().await.unwrap();
+    broker.accept_key("a");
+    let position = held(pool).await[0].position;
+    admin::redrive(pool, "default", position, "ada", None).await.unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .env("HOSTILE_CHILD", database.url())
+        .env("HOSTILE_FILES", files.path())
+        .spawn()
+        .unwrap();
+    until("the first is on the wire", || async { files.path().join("on_wire").exists() }).await;
+    let signal = |signal: &str| {
+        std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    };
+    signal("-STOP");
+    (first.lease, first.max_attempts) = (Duration::from_secs(2), 3);
+    let relay = start(pool, Picky { publisher: broker.publisher() }, first);
+    until("the second is parked", || async {
+        numbers(&broker, "a") == [1] && held(pool).await.first().is_some_and(HeldKey::is_parked)
+    })
+    .await;
+    assert!(admin::skip(pool, "default", position, "ada", "lost").await.unwrap().is_some());
+    until_free(pool).await;
+    assert_eq!(numbers(&broker, "a"), [vec![1], (3..=20).collect()].concat());
+    std::fs::write(files.path().join("go"), "").unwrap();
+    signal("-CONT");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    relay.stop().await.unwrap();
+    let out = std::fs::read_to_string(files.path().join("out")).unwrap_or_default();
+    let out: Vec<&str> = out.lines().collect();
+    println!("it published {out:?}");
+    assert!(!out.contains(&"2"), "the skipped message: {out:?}");
+}
+
+/// Right: the doctor says how many messages wait for a person: those of keys that are parked.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_counts_what_waits_for_a_person() {
+    let database = Database::new("hostile_doctor").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.close_destination("away");
+    broker.reject_key("bad");
+    let relay = start(pool, broker.publisher(), patient());
+    write(pool, &[to("here", "bad", 1)]).await;
+    write(pool, &(0..30).map(|number| to("away", &format!("w{number}"), 1)).collect::<Vec<_>>()).await;
+    let mut number = 0;
+    until("all are held", || {
+        number += 1;
+        async move {
+            write(pool, &[to("here", "h", number)]).await;
+            let held = held(pool).await;
+            held.len() == 31 && held[0].is_parked()
+        }
+    })
+    .await;
+    relay.stop().await.unwrap();
+    let found = admin::examine(pool, admin_ages(), admin_ages()).await.unwrap();
+    let parked = found.iter().find(|finding| finding.name == "parked_keys").unwrap();
+    assert!(parked.what.contains(" 1 message"), "{}", parked.what);
+}
+
+fn admin_ages() -> Duration {
+    Duration::from_secs(86_400)
 }
 
 /// Right (docs/operations.md: "one that stands still in the middle of a transaction keeps its locks for a second: then the
