@@ -517,3 +517,157 @@ async fn a_row_that_is_no_message_is_parked_whatever_its_key() {
     until("parked", || async { held(pool).await.first().is_some_and(HeldKey::is_parked) }).await;
     relay.stop().await.unwrap();
 }
+
+/// A number from a seed, for what may not differ between two runs.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % most
+    }
+}
+
+/// Right: whatever destinations, keys, persons and polite processes do at once, nothing is lost, nothing comes twice,
+/// no key is inverted, and what was given up is not published.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a search: CHAOS_SEED, CHAOS_SECONDS"]
+async fn chaos() {
+    let number = |name: &str, or: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(or);
+    let (seed, seconds) = (number("CHAOS_SEED", 1), number("CHAOS_SECONDS", 15));
+    let crashes = number("CHAOS_CRASHES", 0) > 0;
+    let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let database = Database::new("hostile_chaos").await;
+    let options = database.url().parse().unwrap();
+    let pool = &outbox::pool_options().max_connections(30).connect_with(options).await.unwrap();
+    let broker = Broker::new();
+    let one_per_key = chance.below(2) == 0;
+    let mut settings = settings();
+    settings.lease = Duration::from_secs(if crashes { 2 } else { 3600 });
+    settings.shards = [1, 4, 16][chance.below(3) as usize];
+    settings.drain = Duration::from_secs(25);
+    settings.max_attempts = 2 + chance.below(3) as u32;
+    (settings.max_unrecorded, settings.read.page) = (40 + chance.below(100) as usize, 15);
+    settings.record_interval = Duration::from_millis(10 + chance.below(100));
+    if chance.below(2) == 0 {
+        settings.policies = outbox::Policies::default().with("third".parse().unwrap(), outbox::Policy::Skip);
+    }
+    println!("seed {seed} one_per_key {one_per_key} settings {settings:?}");
+    let run = || {
+        let publisher = if one_per_key { broker.publisher().one_per_key() } else { broker.publisher() };
+        start(pool, publisher, settings.clone())
+    };
+    let topics = ["here", "away", "third"];
+    let mut sent = [0_usize; 16];
+    let mut running = vec![run()];
+    let began = Instant::now();
+    let mut ids = std::collections::HashMap::new();
+    while began.elapsed() < Duration::from_secs(seconds) {
+        match chance.below(20) {
+            0..=8 => {
+                let mut messages = Vec::new();
+                for _ in 0..1 + chance.below(30) {
+                    let key = chance.below(15) as usize;
+                    let key = if chance.below(3) == 0 { 0 } else { key };
+                    sent[key] += 1;
+                    let topic = if key == 1 { "here" } else { topics[chance.below(3) as usize] };
+                    let message = to(topic, &format!("k{key}"), sent[key]);
+                    ids.insert(*message.id.as_uuid(), (key, sent[key]));
+                    messages.push(message);
+                }
+                write(pool, &messages).await;
+            }
+            9 => broker.close_destination(topics[1 + chance.below(2) as usize]),
+            10 => broker.open_destination(topics[1 + chance.below(2) as usize]),
+            11 => broker.reject_key(&format!("k{}", chance.below(15))),
+            12 => broker.accept_key(&format!("k{}", chance.below(15))),
+            13 => {
+                let held = held(pool).await;
+                if !held.is_empty() {
+                    let one = &held[chance.below(held.len() as u64) as usize];
+                    if chance.below(2) == 0 {
+                        let _ = admin::skip(pool, "default", one.position, "ada", "chaos").await.unwrap();
+                    } else {
+                        admin::redrive(pool, "default", one.position, "ada", None).await.unwrap();
+                    }
+                }
+            }
+            14 if running.len() < 3 => running.push(run()),
+            15 if running.len() > 1 || chance.below(3) == 0 => {
+                if !running.is_empty() {
+                    let one = running.swap_remove(chance.below(running.len() as u64) as usize);
+                    if crashes && chance.below(2) == 0 {
+                        one.task.abort();
+                    } else {
+                        one.stop().await.unwrap();
+                    }
+                }
+                if running.is_empty() {
+                    running.push(run());
+                }
+            }
+            16 => broker.fail_next(1 + chance.below(3) as usize, brokers::memory::Fault::Unknown),
+            17 => broker.fail_next(1 + chance.below(3) as usize, brokers::memory::Fault::Rejected),
+            18 => broker.delay_confirmations(Duration::from_millis(chance.below(30))),
+            _ => tokio::time::sleep(Duration::from_millis(chance.below(150))).await,
+        }
+    }
+    if running.is_empty() {
+        running.push(run());
+    }
+    broker.delay_confirmations(Duration::ZERO);
+    topics.iter().for_each(|topic| broker.open_destination(topic));
+    (0..16).for_each(|key| broker.accept_key(&format!("k{key}")));
+    let all = ids.len();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let given_up = loop {
+        for held in held(pool).await.iter().filter(|held| held.is_parked()) {
+            admin::redrive(pool, "default", held.position, "ada", None).await.unwrap();
+        }
+        let given_up: Vec<uuid::Uuid> =
+            sqlx::query_scalar("select message_id from outbox.audit where action = 'skip'").fetch_all(pool).await.unwrap();
+        let published: std::collections::HashSet<uuid::Uuid> =
+            broker.published().iter().map(|published| *published.message.id.as_uuid()).collect();
+        if published.len() + given_up.len() >= all && held(pool).await.is_empty() {
+            break given_up;
+        }
+        if Instant::now() > deadline {
+            let missing: Vec<_> = ids.iter().filter(|(id, _)| !published.contains(*id) && !given_up.contains(*id)).map(|(_, n)| *n).collect();
+            panic!("seed {seed}: missing {missing:?} held {:?} status {:?}", held(pool).await, admin::status(pool).await);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    for one in running {
+        one.stop().await.unwrap();
+    }
+    // Whatever is read again now was not recorded.
+    let relay = run();
+    write(pool, &(0..64).map(|key| to("here", &format!("z{key}"), 1)).collect::<Vec<_>>()).await;
+    until("all is read", || async { (0..64).all(|key| !numbers(&broker, &format!("z{key}")).is_empty()) }).await;
+    relay.stop().await.unwrap();
+    let mut faults = Vec::new();
+    for published in broker.published() {
+        if given_up.contains(published.message.id.as_uuid()) {
+            faults.push(format!("given up and published: {:?}", ids[published.message.id.as_uuid()]));
+        }
+    }
+    for key in 0..15 {
+        let numbers = numbers(&broker, &format!("k{key}"));
+        let firsts = relay_support::firsts(&numbers);
+        if !firsts.is_sorted() {
+            faults.push(format!("inverted k{key}: {firsts:?}"));
+        }
+        if !crashes && firsts.len() != numbers.len() {
+            let again: Vec<_> = (0..numbers.len()).filter(|at| numbers[..*at].contains(&numbers[*at])).map(|at| numbers[at]).collect();
+            faults.push(format!("copies k{key}: {again:?}"));
+        }
+    }
+    if broker.overlaps() > 0 && !crashes {
+        faults.push(format!("overlaps {}", broker.overlaps()));
+    }
+    let left: i64 = sqlx::query_scalar("select count(*) from outbox.settled_message").fetch_one(pool).await.unwrap();
+    println!("seed {seed}: {all} messages, {} given up, {left} settled left, faults {faults:?}", given_up.len());
+    assert!(faults.is_empty(), "seed {seed}: {faults:?}");
+}
