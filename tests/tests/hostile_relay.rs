@@ -671,3 +671,47 @@ async fn chaos() {
     println!("seed {seed}: {all} messages, {} given up, {left} settled left, faults {faults:?}", given_up.len());
     assert!(faults.is_empty(), "seed {seed}: {faults:?}");
 }
+
+/// Right (law 6): destinations that are down keep no other waiting, however many they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_destinations_that_are_down_keep_no_other_waiting() {
+    let database = Database::new("hostile_many").await;
+    let pool = database.pool();
+    let many: usize = std::env::var("MANY").ok().and_then(|text| text.parse().ok()).unwrap_or(3000);
+    let broker = Broker::new();
+    (0..many).for_each(|number| broker.close_destination(&format!("order.{number}")));
+    let mut settings = Settings::default();
+    settings.lease = Duration::from_secs(10);
+    let options = database.url().parse().unwrap();
+    let relays = outbox::pool_options().max_connections(10).connect_with(options).await.unwrap();
+    let relay = start(&relays, broker.publisher(), settings);
+    write(pool, &[to("here", "h", 0)]).await;
+    until("it runs", || async { at(&broker, "here") == 1 }).await;
+    let away = |number: usize| to(&format!("order.{number}"), &format!("w{number}"), 1);
+    write(pool, &(0..many).map(away).collect::<Vec<_>>()).await;
+    let began = Instant::now();
+    let (mut number, mut worst) = (1, Duration::ZERO);
+    let transactions = "select xact_commit from pg_stat_database where datname = current_database()";
+    let before: i64 = sqlx::query_scalar(transactions).fetch_one(pool).await.unwrap();
+    while began.elapsed() < Duration::from_secs(45) {
+        let sent = Instant::now();
+        write(pool, &[to("here", "h", number)]).await;
+        number += 1;
+        until("others go on", || async { at(&broker, "here") >= number }).await;
+        worst = worst.max(sent.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let after: i64 = sqlx::query_scalar(transactions).fetch_one(pool).await.unwrap();
+    let epochs: i64 = sqlx::query_scalar("select max(epoch) from outbox.cursor").fetch_one(pool).await.unwrap();
+    println!(
+        "many {many}: {number} others, the worst wait {worst:?}, {} transactions/s, epoch {epochs}, held {}",
+        (after - before) / 45,
+        held(pool).await.len()
+    );
+    (0..many).for_each(|number| broker.open_destination(&format!("order.{number}")));
+    let opened = Instant::now();
+    until_free(pool).await;
+    println!("free after {:?}", opened.elapsed());
+    relay.stop().await.unwrap();
+    assert!(worst < Duration::from_secs(2), "the worst wait {worst:?}");
+}
