@@ -108,6 +108,9 @@ async fn a_backlog_to_many_destinations_that_are_down_hides_no_other() {
     let away = |number: usize| to(&format!("a.t{number}"), &format!("w{number}"), 1);
     let mut settings = settings();
     (settings.max_unrecorded, settings.read.page) = (400, 100);
+    // As after a few probes by default: most of them wait at any time.
+    let pause = Duration::from_secs(5);
+    settings.unavailable = outbox::Backoff { first: pause, ceiling: pause };
     let relay = start(pool, broker.publisher(), settings);
     // The look-ahead is full of them, and each is known to be down.
     write(pool, &(0..400).map(away).collect::<Vec<_>>()).await;
