@@ -67,7 +67,7 @@ pub(crate) async fn claim(core: &Core, limit: usize) -> Result<Claimed, sqlx::Er
         .bind(&core.kinds)
         .bind(core.process.id);
     // A crash of the server that forgets the claim ends its tries, too.
-    let rows = statement::rows_without_flush(&core.pool, query).await?;
+    let rows = statement::first_rows_without_flush(&core.pool, query).await?;
     let (mut claimed, mut suspects) = (Claimed::default(), false);
     for row in &rows {
         (claimed.more, claimed.quarantined) = (row.try_get("more")?, row.try_get("unfinished")?);

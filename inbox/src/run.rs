@@ -44,6 +44,9 @@ const EXTEND_TIMEOUT: Duration = Duration::from_secs(5);
 const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most held keys that one transaction releases.
 const RELEASED_TOGETHER: usize = 200;
+/// Between two claims, and between two releases, while there are many of them: each is a transaction, which more keys share.
+const CLAIM_PAUSE: Duration = Duration::from_millis(3);
+const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 /// How long a lone try waits for that of another consumer in the same process.
 const ANOTHER_ALONE: Duration = Duration::from_millis(100);
 
@@ -139,6 +142,7 @@ struct Work {
     more_due: bool,
     /// Held keys in which nothing waits.
     emptied: Vec<i64>,
+    next_release: Instant,
     declared: Declared,
     declares: bool,
 }
@@ -158,6 +162,7 @@ impl Work {
             claim_every,
             more_due: false,
             emptied: Vec::new(),
+            next_release: Instant::now(),
             declared: Declared::new(settings.concurrency),
             declares: false,
         }
@@ -202,6 +207,8 @@ impl Work {
                 },
                 () = tokio::time::sleep_until(outage.until), if !outage.is_over() => {}
                 () = tokio::time::sleep_until(self.next_claim), if claims > 0 => self.claim(claims),
+                // `begin` does it.
+                () = tokio::time::sleep_until(self.next_release), if self.may_release() => {}
                 _ = extend.tick() => self.extend().await,
                 _ = prune.tick() => self.prune(),
                 _ = heartbeat.tick() => self.beat(),
@@ -326,7 +333,7 @@ impl Work {
     fn claimed(&mut self, claimed: Claimed) {
         let now = Instant::now();
         self.more_due = claimed.more;
-        self.next_claim = now + if claimed.more { Duration::ZERO } else { self.claim_every };
+        self.next_claim = now + if claimed.more { CLAIM_PAUSE } else { self.claim_every };
         if claimed.quarantined
             && let Some(later) = self.slots.await_lone(now.into_std())
         {
@@ -360,10 +367,16 @@ impl Work {
         });
     }
 
+    fn may_release(&self) -> bool {
+        !self.emptied.is_empty() && !self.is_under_way(|job| matches!(job, Job::Release))
+    }
+
     fn release(&mut self) {
-        if self.emptied.is_empty() || self.is_under_way(|job| matches!(job, Job::Release)) {
+        let now = Instant::now();
+        if !self.may_release() || now < self.next_release && !self.core.stop.is_cancelled() {
             return;
         }
+        self.next_release = now + RELEASE_PAUSE;
         let rest = self.emptied.split_off(self.emptied.len().min(RELEASED_TOGETHER));
         let holds = std::mem::replace(&mut self.emptied, rest);
         self.spawn(Job::Release, async move |core| {

@@ -158,6 +158,19 @@ pub(crate) async fn rows_without_flush(pool: &PgPool, query: PgQuery<'_>) -> Res
     Ok(rows)
 }
 
+/// The same, of a statement that is to read few of many rows, in the order of an index.
+pub(crate) async fn first_rows_without_flush(
+    pool: &PgPool,
+    query: PgQuery<'_>,
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    let AssertSqlSafe(begin) = begin_writing(SILENCE);
+    let begin = format!("{begin};\n{NO_FLUSH};\n{}", include_str!("sql/by_index.sql"));
+    let mut tx = pool.begin_with(AssertSqlSafe(begin)).await?;
+    let rows = query.persistent(false).fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(rows)
+}
+
 /// Runs one statement alone, without a wait for the disk; its row.
 pub(crate) async fn row_without_flush(pool: &PgPool, query: PgQuery<'_>) -> Result<PgRow, sqlx::Error> {
     rows_without_flush(pool, query).await?.into_iter().next().ok_or(sqlx::Error::RowNotFound)

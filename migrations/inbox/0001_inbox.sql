@@ -122,7 +122,8 @@ create table inbox.held_key (
     constraint held_key_retry check ((state = 'retrying') = (next_attempt_at is not null))
 );
 create unique index held_key_key on inbox.held_key (consumer, key) where key is not null;
-create index held_key_due on inbox.held_key (consumer, next_attempt_at) where state = 'retrying';
+-- Only what asks for the time may use it: of a key that is named, the planner would read all that are retried.
+create index held_key_due on inbox.held_key (consumer, next_attempt_at) where next_attempt_at is not null;
 
 -- The messages of a held key, in the order in which they arrived, once each; with one id there may be one of each source
 -- (a message without a source is a copy of any). What could not be understood is kept as it came: `topic` says where from,

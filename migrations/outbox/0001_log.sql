@@ -188,10 +188,14 @@ create table outbox.held_key (
         next_attempt_at >= '1970-01-01 00:00:00+00' and next_attempt_at < '10000-01-01 00:00:00+00'
     ),
     constraint held_key_destination check (destination is null or (reason = 'destination' and state = 'retrying'))
-);
+)
+-- Room for an attempt to be counted in the page, so that no index is written.
+with (fillfactor = 50);
 create unique index held_key_key on outbox.held_key (relay, key) where key is not null;
--- However many keys wait for a destination, what else is due is found without them, and they in their order.
-create index held_key_due on outbox.held_key (relay, next_attempt_at) where state = 'retrying' and destination is null;
+-- However many keys wait for a destination, what else is due is found without them, and they in their order. Only what asks
+-- for the time may use the first: of a key that is named, the planner would read all that are retried.
+create index held_key_due on outbox.held_key (relay, next_attempt_at)
+    where next_attempt_at is not null and destination is null;
 create index held_key_waiting on outbox.held_key (relay, destination, position) where destination is not null;
 
 -- The messages of a held key, copied out of the log as the cursor meets them. What the log has, this table takes: also a

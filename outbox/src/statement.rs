@@ -32,6 +32,14 @@ pub(crate) const BEGIN_LONG: &str =
 /// The same, for what only reads: a replica takes it, too.
 pub(crate) const BEGIN_READING: &str =
     concat!(include_str!("admin/sql/look_only.sql"), ";\n", include_str!("sql/settings_long.sql"));
+/// The same, for a statement that is to read few of many rows, in the order of an index.
+const BEGIN_BY_INDEX: &str = concat!(
+    include_str!("sql/begin.sql"),
+    ";\n",
+    include_str!("sql/settings.sql"),
+    ";\n",
+    include_str!("sql/by_index.sql")
+);
 /// In front of a statement that is sent as text.
 const ALONE: &str = include_str!("sql/alone.sql");
 
@@ -102,6 +110,14 @@ pub(crate) async fn run(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<u64, s
 /// Runs one statement alone; its rows.
 pub(crate) async fn rows(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
     let mut tx = on.begin_bounded().await?;
+    let rows = query.persistent(false).fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(rows)
+}
+
+/// Runs one statement alone that is to read few of many rows, in the order of an index; its rows.
+pub(crate) async fn first_rows(pool: &PgPool, query: PgQuery<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut tx = pool.begin_with(BEGIN_BY_INDEX).await?;
     let rows = query.persistent(false).fetch_all(&mut *tx).await?;
     tx.commit().await?;
     Ok(rows)

@@ -6,6 +6,7 @@ mod idle;
 mod isolation;
 mod latency;
 mod load;
+mod outage;
 mod pages;
 mod place;
 mod polls;
@@ -26,6 +27,7 @@ pub(crate) enum Command {
     Held(held::Args),
     Idle(idle::Args),
     Isolation(isolation::Args),
+    Outage(outage::Args),
     ConsumerRestart(restart::Args),
     Retention(retention::Args),
 }
@@ -40,6 +42,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Held(args) => held::run(args).await,
         Command::Idle(args) => idle::run(args).await,
         Command::Isolation(args) => isolation::run(args).await,
+        Command::Outage(args) => outage::run(args).await,
         Command::ConsumerRestart(args) => restart::run(args).await,
         Command::Retention(args) => retention::run(args).await,
     }

@@ -19,7 +19,7 @@ with due as materialized (
         limit 1
     ) as first on true
     where held_key.consumer = $1::text and held_key.state = 'retrying'
-        and held_key.next_attempt_at <= clock_timestamp()
+        and held_key.next_attempt_at <= statement_timestamp()
         and coalesce(first.kind = any ($4::text[]), true)
         and not exists (
             select from inbox.quarantine

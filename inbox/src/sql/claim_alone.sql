@@ -9,7 +9,7 @@ with due as materialized (
         on suspect.consumer = quarantine.consumer and suspect.message_id = quarantine.message_id
     join inbox.held_key on held_key.consumer = suspect.consumer and held_key.hold = suspect.hold
     where quarantine.consumer = $1::text and coalesce(suspect.kind = any ($3::text[]), true)
-        and held_key.state = 'retrying' and held_key.next_attempt_at <= clock_timestamp()
+        and held_key.state = 'retrying' and held_key.next_attempt_at <= statement_timestamp()
         and not exists (
             select from inbox.held_message as earlier
             where earlier.consumer = suspect.consumer and earlier.hold = suspect.hold

@@ -19,7 +19,7 @@ select exists (
         where held_key.consumer = $1::text and held_key.hold = suspect.hold
         limit 1
     ) as key
-    where key.state = 'retrying' and key.next_attempt_at <= clock_timestamp()
+    where key.state = 'retrying' and key.next_attempt_at <= statement_timestamp()
         and not exists (
             select from inbox.held_message as earlier
             where earlier.consumer = $1::text and earlier.hold = suspect.hold and earlier.arrival < suspect.arrival

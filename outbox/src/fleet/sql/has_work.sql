@@ -29,6 +29,6 @@ select not exists (select from place)
     )
     or exists (
         select from outbox.held_key h
-        where h.relay = $1 and h.state = 'retrying' and h.next_attempt_at <= clock_timestamp()
+        where h.relay = $1 and h.state = 'retrying' and h.next_attempt_at <= statement_timestamp()
     )
     or exists (select from outbox.scheduled_message m where m.due_at <= statement_timestamp())

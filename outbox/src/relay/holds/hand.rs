@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Due;
 
 /// Tries under way side by side, each of many keys.
-const SIDE_BY_SIDE: usize = 2;
+const SIDE_BY_SIDE: usize = 4;
 /// Most messages of one try.
 const MOST: usize = 500;
 /// Attempts up to which a key is tried in a group though it may have ended the process: a death costs each of them one.
@@ -205,16 +205,17 @@ mod tests {
     #[tokio::test]
     async fn keys_without_an_attempt_are_tried_many_at_a_time() {
         let mut hand = Hand::new(3, 10);
-        hand.offer((1..=9).map(|position| due(position, 0)).collect());
+        hand.offer((1..=15).map(|position| due(position, 0)).collect());
         let plans = hand.plans(Instant::now());
-        assert_eq!(keys(&plans), [[1, 2, 3], [4, 5, 6]]);
+        assert_eq!(keys(&plans), [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]);
         for plan in plans {
             hand.begin(plan, Box::pin(async { Ok(()) }));
         }
-        hand.offer(vec![due(1, 0), due(7, 0)]);
+        hand.offer(vec![due(1, 0), due(13, 0)]);
         assert_eq!(hand.plans(Instant::now()), [], "no room");
-        end(&mut hand).await;
-        end(&mut hand).await;
+        for _ in 0..SIDE_BY_SIDE {
+            end(&mut hand).await;
+        }
         hand.offer(vec![due(1, 0)]);
         assert_eq!(keys(&hand.plans(Instant::now())), [[1]]);
     }

@@ -120,7 +120,7 @@ impl<P> Holds<P> {
     pub(super) async fn due(&self, limit: usize) -> Result<Vec<Due>, sqlx::Error> {
         let query = sqlx::query(include_str!("../sql/due.sql")).bind(&self.relay).bind(self.shards);
         let query = query.bind(self.owned()).bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        self.keys(&within(ANSWER, statement::rows(&self.pool, query)).await?)
+        self.keys(&within(ANSWER, statement::first_rows(&self.pool, query)).await?)
     }
 
     /// Keys that wait for a destination.
@@ -132,7 +132,8 @@ impl<P> Holds<P> {
     ) -> Result<Vec<Due>, sqlx::Error> {
         let query = sqlx::query(include_str!("../sql/waiting.sql")).bind(&self.relay).bind(self.shards);
         let query = query.bind(self.owned()).bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        self.keys(&within(ANSWER, statement::rows(&self.pool, query.bind(destination).bind(but))).await?)
+        let query = query.bind(destination).bind(but);
+        self.keys(&within(ANSWER, statement::first_rows(&self.pool, query)).await?)
     }
 
     fn keys(&self, rows: &[PgRow]) -> Result<Vec<Due>, sqlx::Error> {

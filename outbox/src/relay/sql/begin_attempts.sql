@@ -31,10 +31,11 @@ chosen as (
     group by w.held, w.made
 ),
 hold as materialized (
-    -- In the order in which others lock them.
-    select h.position
-    from outbox.held_key h
-    where h.relay = $1 and h.position in (select chosen.held from chosen)
+    -- In the order in which others lock them. It carries what is chosen: two lists without statistics would be compared row
+    -- by row.
+    select c.held, c.made, c.positions
+    from chosen c
+    join outbox.held_key h on h.relay = $1 and h.position = c.held
     order by h.position
     for no key update of h
 ),
@@ -42,11 +43,15 @@ attempt as (
     update outbox.held_key h
     set state = case when least(h.attempts, c.made) >= $6 then 'parked' else h.state end,
         attempts = least(h.attempts, c.made) + case when least(h.attempts, c.made) >= $6 then 0 else 1 end,
-        next_attempt_at = case when least(h.attempts, c.made) >= $6 then null else clock_timestamp() + make_interval(secs => $5) end,
+        next_attempt_at = case
+            when least(h.attempts, c.made) >= $6 then null
+            -- It has no time of its own, and without a new one no index changes.
+            when h.destination is not null then h.next_attempt_at
+            else clock_timestamp() + make_interval(secs => $5)
+        end,
         reason = case when least(h.attempts, c.made) >= $6 then 'suspected' else h.reason end,
         destination = case when least(h.attempts, c.made) >= $6 then null else h.destination end
-    from chosen c
-    join hold on hold.position = c.held
+    from hold c
     where h.relay = $1 and h.position = c.held and h.state = 'retrying'
     returning h.position, h.attempts, h.state, c.positions
 )

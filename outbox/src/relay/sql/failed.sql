@@ -9,10 +9,11 @@ with given as materialized (
     join outbox.cursor c on c.relay = $1 and c.shard = f.shard and c.epoch = f.epoch
 ),
 hold as materialized (
-    -- In the order in which others lock them.
-    select h.position
-    from outbox.held_key h
-    where h.relay = $1 and h.position in (select given.position from given)
+    -- In the order in which others lock them. It carries what is given: two lists without statistics would be compared row by
+    -- row.
+    select given.*
+    from given
+    join outbox.held_key h on h.relay = $1 and h.position = given.position
     order by h.position
     for no key update of h
 )
@@ -20,6 +21,5 @@ update outbox.held_key h
 set state = f.state, next_attempt_at = clock_timestamp() + make_interval(secs => f.seconds),
     last_error = coalesce(f.error, h.last_error), attempts = greatest(h.attempts - f.taken_back, 0),
     reason = coalesce(f.reason, h.reason), destination = f.destination
-from given f
-join hold on hold.position = f.position
+from hold f
 where h.relay = $1 and h.position = f.position

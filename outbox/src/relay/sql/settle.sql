@@ -9,30 +9,27 @@ with guard as materialized (
         as d (held, position, shard, epoch, error)
     join outbox.cursor c on c.relay = $1 and c.shard = d.shard and c.epoch = d.epoch
 ),
-hold as materialized (
-    -- Locked first: a copy to a hold waits for this (lock_holds.sql), and then sees what is settled.
-    select h.position
-    from outbox.held_key h
-    where h.relay = $1 and h.position in (select guard.held from guard)
+done as materialized (
+    -- Locked first: a copy to a hold waits for this (lock_holds.sql), and then sees what is settled. It carries what is done:
+    -- two lists without statistics would be compared row by row.
+    select g.*
+    from guard g
+    join outbox.held_key h on h.relay = $1 and h.position = g.held
     order by h.position
     for no key update of h
 ),
 gone as (
     delete from outbox.held_message m
-    using guard
-    join hold on hold.position = guard.held
-    where m.relay = $1 and m.position = guard.position
-    returning m.position, m.id, guard.held, guard.error, guard.era, guard.seen, guard.until, guard.after
+    using done
+    where m.relay = $1 and m.position = done.position
+    returning m.position, m.id, done.held, done.error, done.era, done.seen, done.until, done.after
 ),
 tried as (
     update outbox.held_key h
     set attempts = 0, next_attempt_at = clock_timestamp(), last_error = coalesce(last.error, h.last_error),
         destination = null
     from (
-        select g.held, max(g.position) as position, max(g.error) as error
-        from guard g
-        join hold on hold.position = g.held
-        group by g.held
+        select done.held, max(done.position) as position, max(done.error) as error from done group by done.held
     ) last
     where h.relay = $1 and h.position = last.held and h.state = 'retrying'
         and exists (

@@ -1,0 +1,2 @@
+-- How many keys the relay holds.
+select count(*) from outbox.held_key
