@@ -25,6 +25,7 @@ pub(crate) use job::list_within;
 pub use job::{CancelError, ReplayStatus, cancel, list};
 pub use preview::{Found, Place, Preview, preview};
 
+use crate::admin::AdminError;
 use crate::log::{Refusal, clamp_page};
 use crate::{Backoff, InvalidRoute, Routes};
 
@@ -139,9 +140,24 @@ pub enum ReplayError {
         /// What the broker said.
         source: PublishError,
     },
+    /// Another transaction has the replay locked. Nothing was begun or taken over.
+    #[error("the replay could not be begun or taken over")]
+    Locked(#[source] AdminError),
     /// The database did not answer, or the role may not do this.
     #[error("the database did not answer")]
     Database(#[from] sqlx::Error),
+}
+
+impl From<AdminError> for ReplayError {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Database(error) => ReplayError::Database(error),
+            AdminError::Unanswered => {
+                ReplayError::Database(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+            }
+            locked @ AdminError::Locked(_) => ReplayError::Locked(locked),
+        }
+    }
 }
 
 /// Publishes messages of the log once more.

@@ -12,10 +12,10 @@ use message::clock_difference;
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
-use super::RelayStatus;
+use super::{COUNTED, RelayStatus};
 use crate::log::{Refusal, faults};
 use crate::replay::{self, ReplayStatus};
-use crate::statement::BEGIN_READING;
+use crate::statement::{BEGIN_READING, within};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +84,10 @@ struct Old {
 /// # Errors
 /// The database does not answer, or the role may not look.
 pub async fn examine(pool: &PgPool, old: Duration, abandoned: Duration) -> Result<Vec<Finding>, Refusal> {
+    within(COUNTED, look(pool, old, abandoned)).await
+}
+
+async fn look(pool: &PgPool, old: Duration, abandoned: Duration) -> Result<Vec<Finding>, Refusal> {
     let old = old.min(message::limits::LONGEST);
     let mut looking = pool.begin_with(BEGIN_READING).await?;
     let row = sqlx::query(include_str!("../sql/doctor_facts.sql")).persistent(false);
