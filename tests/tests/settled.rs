@@ -100,6 +100,28 @@ async fn a_skipped_message_is_never_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_confirmed_before_a_stop_is_not_repeated_though_an_earlier_message_is_not_answered() {
+    let database = Database::new("settled_stranded").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.fail_next(1, Fault::Unknown);
+    // The pages and windows are several: what is confirmed stands before the cursor in each.
+    let mut stuck = stuck();
+    stuck.read.page = 2;
+    let relay = start(pool, broker.publisher(), stuck);
+    write(pool, &[message("first", 1), message("a", 1), message("a", 2)]).await;
+    until_published(&broker, 2).await;
+    write(pool, &[message("b", 1), message("a", 3)]).await;
+    until_published(&broker, 4).await;
+    relay.stop().await.unwrap();
+    assert_eq!(settled(pool).await, [2, 3, 4, 5]);
+    read_again(pool, &broker).await;
+    assert_eq!(numbers(&broker, "first"), [1]);
+    assert_eq!((numbers(&broker, "a"), numbers(&broker, "b")), (vec![1, 2, 3], vec![1]));
+    assert_eq!(settled(pool).await, [0_i64; 0], "the cursor has passed them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_skip_of_what_was_looked_at_gives_up_no_other_message_of_its_key() {
     let database = Database::new("settled_looked_at").await;
     let pool = database.pool();

@@ -130,7 +130,7 @@ pub enum ReplayError {
     /// The operator's: the broker is not set up so that it keeps what it confirms.
     #[error("broker refused")]
     Broker(#[source] PublishError),
-    /// The message's: the broker will not take it, or never answers. Others of its batch may have been published.
+    /// The message's: the broker will not take it. Others of its batch may have been published.
     #[error("the message at position {position} ({id}) is not taken")]
     Rejected {
         /// Where it stands in the log.
@@ -138,6 +138,17 @@ pub enum ReplayError {
         /// Which it is.
         id: MessageId,
         /// What the broker said.
+        source: PublishError,
+    },
+    /// The broker's: it was sent the message several times, and never answered. It may have been published; run again, the replay
+    /// goes on with it. It is not given up, whatever [`skip_rejected`](ReplaySettings::skip_rejected) says.
+    #[error("the broker never answers for the message at position {position} ({id})")]
+    Unanswered {
+        /// Where it stands in the log.
+        position: i64,
+        /// Which it is.
+        id: MessageId,
+        /// What was said of the last try.
         source: PublishError,
     },
     /// Another transaction has the replay locked. Nothing was begun or taken over.

@@ -58,7 +58,7 @@ pub(super) async fn run<P: Publisher + 'static>(
     match &worked {
         Ok(true) => worker.record(Then::Finishes).await?,
         Ok(false) => worker.record(Then::Stops(None)).await?,
-        Err(ReplayError::Rejected { source, .. }) => {
+        Err(ReplayError::Rejected { source, .. } | ReplayError::Unanswered { source, .. }) => {
             let reason = source.to_string();
             worker.record(Then::Stops(Some(&shorten(&reason)))).await?;
         }
@@ -279,6 +279,11 @@ impl<P: Publisher + 'static> Worker<'_, P> {
             }
             let results = self.send(&queue, &batch).await;
             let settled = queue.settle(&batch, results);
+            // What it says of a place means nothing once others are passed.
+            let unanswered = settled.unanswered.map(|(place, source)| {
+                let item = queue.at(place);
+                (item.position, item.outgoing.message.id, source)
+            });
             for (place, error) in settled.rejected {
                 let position = queue.at(place).position;
                 if !settings.skip_rejected {
@@ -290,6 +295,9 @@ impl<P: Publisher + 'static> Worker<'_, P> {
                 queue.skip(place, shorten(&error.to_string()));
             }
             self.pass(&mut queue);
+            if let Some((position, id, source)) = unanswered {
+                return Err(ReplayError::Unanswered { position, id, source });
+            }
             self.record_if_due().await?;
             match settled.unavailable {
                 None => self.failures = 0,
