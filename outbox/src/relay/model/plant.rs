@@ -51,6 +51,8 @@ pub(super) enum Plant {
     SkipUnheard,
     /// A message that is settled is copied to its held key when it is read again.
     SettledCopied,
+    /// What is settled is not taken out of what waits while a destination is down.
+    SettledAtDestination,
 }
 
 impl Plant {
@@ -74,9 +76,11 @@ impl Plant {
             Plant::ReadsRunning => Law::NoPhantom,
             Plant::RestForgotten => Law::NothingSticks,
             Plant::RecordWithoutEpoch => Law::RecordedIsDone,
-            Plant::SettledForgotten | Plant::SettledWithHold | Plant::SkipUnheard | Plant::SettledCopied => {
-                Law::SettledIsDone
-            }
+            Plant::SettledForgotten
+            | Plant::SettledWithHold
+            | Plant::SkipUnheard
+            | Plant::SettledCopied
+            | Plant::SettledAtDestination => Law::SettledIsDone,
             Plant::LeaveWithoutRecord | Plant::StopsAtOnce => Law::BoundedDuplicates,
         }
     }
