@@ -8,7 +8,7 @@ select
         where held_message.consumer = held_key.consumer and held_message.hold = held_key.hold
     ) as messages,
     (
-        select max(arrival) from inbox.held_message
+        select pg_catalog.max(arrival) from inbox.held_message
         where held_message.consumer = held_key.consumer and held_message.hold = held_key.hold
     ) as last
 from inbox.held_key

@@ -226,7 +226,7 @@ impl Session {
         if plant != Some(Plant::LeaveWithoutRecord) {
             self.record(database, true, plant);
             for (shard, progress) in &self.progress {
-                if self.owns(database, *shard) {
+                if self.owns(database, *shard) && plant != Some(Plant::StopsAtOnce) {
                     progress
                         .delivered_ahead()
                         .for_each(|position| database.settle_delivered(position, plant));
