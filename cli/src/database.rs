@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use outbox::admin::AdminError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use sqlx::{ConnectOptions, Connection};
 
@@ -175,6 +176,15 @@ pub(crate) fn failed(doing: &str, error: &sqlx::Error) -> Failure {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut => Failure::unreachable(text),
         _ => Failure::failed(text),
+    }
+}
+
+/// The same for what a person decides.
+pub(crate) fn undecided(doing: &str, error: &AdminError) -> Failure {
+    match error {
+        AdminError::Database(error) => failed(doing, error),
+        AdminError::Unanswered => Failure::unreachable(format!("{doing}: {error}")),
+        error => Failure::failed(format!("{doing}: {error}")),
     }
 }
 

@@ -31,6 +31,7 @@ mod trace;
 mod who;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -40,6 +41,16 @@ use clap::Parser;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// How long a command may take that looks or decides (all but relay, replay, migrate and bench)
+    #[arg(long, global = true, value_name = "DURATION", default_value = "15m", value_parser = duration::argument)]
+    timeout: Duration,
+}
+
+impl Command {
+    /// Whether it asks something of a database and ends: then it must end also if the database never answers.
+    fn is_one_question(&self) -> bool {
+        !matches!(self, Command::Migrate(_) | Command::Relay(_) | Command::Replay(_) | Command::Bench(_))
+    }
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -104,7 +115,8 @@ fn run(cli: Cli) -> Result<(), exit::Failure> {
         .enable_all()
         .build()
         .map_err(|error| exit::Failure::failed(format!("cannot start: {error}")))?;
-    let ended = runtime.block_on(async {
+    let limit = cli.command.is_one_question().then_some(cli.timeout);
+    let command = async {
         match cli.command {
             Command::Migrate(args) => migrate::run(args).await,
             Command::Relay(args) => relay::run(*args).await,
@@ -120,6 +132,16 @@ fn run(cli: Cli) -> Result<(), exit::Failure> {
             Command::Repair(args) => repair::run(args).await,
             Command::Bench(command) => bench::run(command).await,
         }
+    };
+    let ended = runtime.block_on(async {
+        let Some(limit) = limit else { return command.await };
+        let late = |_| {
+            Err(exit::Failure::unreachable(format!(
+                "no answer within {}: the network or the database is silent, or another transaction has locked what is asked for",
+                duration::show(limit)
+            )))
+        };
+        tokio::time::timeout(limit, command).await.unwrap_or_else(late)
     });
     // A blocking read of standard input or a slow name look-up must not keep the process alive.
     runtime.shutdown_background();

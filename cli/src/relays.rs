@@ -173,7 +173,7 @@ async fn open(choice: &Choice) -> Result<(PgPool, SecretUrl), Failure> {
 
 fn failure(error: StateError, name: &str, url: &SecretUrl) -> Failure {
     match error {
-        StateError::Database(error) => database::failed(&format!("database {url}"), &error),
+        StateError::Admin(error) => database::undecided(&format!("database {url}"), &error),
         error => Failure::failed(format!("relay {name}: {}", chain(&error))),
     }
 }

@@ -128,13 +128,13 @@ async fn run_cancel(Cancel { name, list, who, reason, execute }: Cancel) -> Resu
     let (who, reason) = (who.name()?, who::reason(reason.as_deref())?);
     let (pool, url) = open(list.database.as_deref()).await?;
     let failed = |error: CancelError| match error {
-        CancelError::Database(error) => database::failed(&format!("database {url}"), &error),
+        CancelError::Admin(error) => database::undecided(&format!("database {url}"), &error),
         error => Failure::failed(format!("replay {name}: {}", chain(&error))),
     };
     let preview = match outbox::replay::preview(&pool, &name, None).await {
         Ok(preview) => preview,
         Err(ReplayError::NotBegun) => return Err(failed(CancelError::Unknown)),
-        Err(ReplayError::Database(error)) => return Err(failed(CancelError::Database(error))),
+        Err(ReplayError::Database(error)) => return Err(failed(error.into())),
         Err(error) => return Err(Failure::failed(format!("replay {name}: {}", chain(&error)))),
     };
     let unpublished = preview.messages;

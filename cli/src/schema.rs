@@ -1,5 +1,7 @@
 //! Whether this build can work with a database's schema, and the exit code that says so.
 
+use std::time::Duration;
+
 use migrations::{Schema, SchemaError};
 use sqlx::postgres::PgConnection;
 
@@ -7,13 +9,20 @@ use crate::database;
 use crate::exit::{Failure, chain};
 use crate::secret::SecretUrl;
 
+/// How long the database may take to say which schema it has.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// Refuses a schema that is missing, older, or newer and no longer serves this build.
 pub(crate) async fn check(
     schema: Schema,
     connection: &mut PgConnection,
     url: &SecretUrl,
 ) -> Result<(), Failure> {
-    schema.check(connection).await.map_err(|error| failure(error).within(format!("database {url}")))
+    let database = format!("database {url}");
+    match tokio::time::timeout(ANSWER, schema.check(connection)).await {
+        Ok(checked) => checked.map_err(|error| failure(error).within(database)),
+        Err(_) => Err(Failure::unreachable(format!("{database}: no answer within {}s", ANSWER.as_secs()))),
+    }
 }
 
 /// The exit code that fits.

@@ -79,7 +79,7 @@ async fn what_is_unsafe_is_found_by_its_name_and_is_exit_5() {
 }
 
 /// What hurts: (name, how it is made), after a message was enqueued and published.
-const HURTS: [(&str, &str); 15] = [
+const HURTS: [(&str, &str); 17] = [
     (
         "triggers_after",
         "create function look() returns trigger language plpgsql as 'begin return null; end';
@@ -88,6 +88,14 @@ const HURTS: [(&str, &str); 15] = [
     (
         "synchronous_commit",
         "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$",
+    ),
+    (
+        "search_path",
+        "do $$ begin execute format('alter database %I set search_path = public, pg_catalog', current_database()); end $$",
+    ),
+    (
+        "search_path",
+        "do $$ begin execute format('alter role %I in database %I set search_path = \"$user\", public, pg_catalog', current_user, current_database()); end $$",
     ),
     ("rights", "create table outbox.later (a integer)"),
     ("no_relay", "delete from outbox.cursor; delete from outbox.relay"),

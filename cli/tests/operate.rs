@@ -155,9 +155,16 @@ async fn a_redrive_makes_a_parked_key_due() {
     let ran = run(&["parked", "redrive", "--relay", "default", "--key", "order-7"], &environment);
     assert_eq!(ran.succeeded(), "1 held key is tried again by relay default\n");
     assert_eq!(parked(relays).await, 0);
-    run(&["parked", "redrive", "--consumer", "payment", "--key", "order-7", "--late"], &environment)
-        .succeeded();
-    assert_eq!(parked(consumers).await, 1);
+    let late = ["parked", "redrive", "--consumer", "payment", "--key", "order-7", "--late"];
+    run(&late, &environment).failed_of_usage("--through");
+    let listed = run(&["parked", "--consumer", "payment", "--output", "json"], &environment).json();
+    let of_key = listed.as_array().unwrap().iter().find(|held| held["key"] == "order-7").unwrap();
+    // The first alone: what came after it was not looked at.
+    let through = of_key["first"].as_i64().unwrap();
+    assert!(of_key["last"].as_i64().unwrap() > through, "{listed}");
+    run(&[&late[..], &["--through", &through.to_string()]].concat(), &environment).succeeded();
+    let marked = "select count(*) from inbox.held_message where late";
+    assert_eq!((parked(consumers).await, parked(marked).await), (1, 1));
     let every =
         run(&["parked", "redrive", "--consumer", "payment", "--every", "--output", "json"], &environment)
             .json();
@@ -184,17 +191,37 @@ async fn a_skip_gives_up_the_first_message_only() {
     let skip = |arguments: &[&str]| {
         run(&[&["parked", "skip", "--reason", "paid by hand"], arguments].concat(), &environment)
     };
-    skip(&["--relay", "default"]).failed(2, &["which key?"]);
-    let unexplained = run(&["parked", "skip", "--relay", "default", "--key", "order-7"], &environment);
-    assert_eq!(
-        (unexplained.code, unexplained.err.contains("--reason"), count(relays).await),
-        (Some(2), true, 2)
-    );
-    let ran = skip(&["--relay", "default", "--key", "order-7", "--output", "json"]);
+    skip(&["--relay", "default"]).failed_of_usage("--message");
+    // A key is not what was looked at: its first message is another one soon.
+    skip(&["--relay", "default", "--key", "order-7"]).failed_of_usage("--key");
+    run(&["parked", "skip", "--relay", "default", "--message", &first], &environment)
+        .failed_of_usage("--reason");
+    assert_eq!(count(relays).await, 2);
+    let ran = skip(&["--relay", "default", "--message", &first, "--output", "json"]);
     assert_eq!((ran.json()["skipped"].as_str(), count(relays).await), (Some(&*first), 1));
-    skip(&["--consumer", "payment", "--key", "order-7", "--by", "ada"]).succeeded();
+    let listed = run(&["parked", "--consumer", "payment", "--output", "json"], &environment).json();
+    let of_key = listed.as_array().unwrap().iter().find(|held| held["key"] == "order-7").unwrap().clone();
+    let number = of_key["first"].as_i64().unwrap().to_string();
+    skip(&["--consumer", "payment", "--number", &number, "--by", "ada"]).succeeded();
     assert_eq!(count(consumers).await, 1);
-    skip(&["--consumer", "payment", "--hold", "99"]).failed(1, &["no such key"]);
+
+    // As when another person has redriven the key meanwhile, and its next message is parked: that was not looked at.
+    for table in ["outbox", "inbox"] {
+        let park = format!(
+            "update {table}.held_key set state = 'parked', next_attempt_at = null where key = 'order-7'"
+        );
+        database.pool().execute(sqlx::AssertSqlSafe(park)).await.unwrap();
+    }
+    let payments = of_key["first_id"].as_str().unwrap();
+    for arguments in [
+        ["--relay", "default", "--message", &first],
+        ["--relay", "default", "--position", "1"],
+        ["--consumer", "payment", "--message", payments],
+        ["--consumer", "payment", "--number", &number],
+    ] {
+        skip(&arguments).failed(1, &["no such message", "not any more", "nothing was changed"]);
+    }
+    assert_eq!((count(relays).await, count(consumers).await), (1, 1));
 
     // What was decided stands in the audit, the latest first, and what was not does not.
     let audit = run(&["audit", "--output", "json"], &environment).json();
@@ -266,9 +293,10 @@ async fn a_relay_is_paused_resumed_and_retired_and_each_is_written_down() {
     assert_eq!(parked.as_array().unwrap().len(), 2, "{parked}");
     run(&["parked", "redrive", "--relay", "default", "--key", "order-7"], &environment)
         .failed(1, &["relay default holds no such key"]);
-    for key in ["order-7", "order-7", "order-8"] {
-        run(&["parked", "skip", "--relay", "default", "--key", key, "--reason", "retired"], &environment)
-            .succeeded();
+    let held = "select position::text from outbox.held_message order by position";
+    for position in sqlx::query_scalar::<_, String>(held).fetch_all(database.pool()).await.unwrap() {
+        let skip = ["parked", "skip", "--relay", "default", "--position", &position, "--reason", "retired"];
+        run(&skip, &environment).succeeded();
     }
     assert_eq!(run(&["parked", "--all"], &environment).succeeded(), "nothing is held back\n");
 }

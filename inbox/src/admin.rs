@@ -50,6 +50,10 @@ pub struct HeldKey {
     pub held_at: DateTime<Utc>,
     /// How many messages wait.
     pub messages: i64,
+    /// The number of the first message, which [`skip`] names, and of the last one.
+    pub first: Option<i64>,
+    /// See [`first`](Self::first).
+    pub last: Option<i64>,
     /// The first message's id; `None`: it could not be understood.
     pub first_id: Option<MessageId>,
     /// The first message's kind.
@@ -120,6 +124,8 @@ pub async fn held_keys(
             last_error: row.try_get("last_error")?,
             held_at: row.try_get("held_at")?,
             messages: row.try_get("messages")?,
+            first: row.try_get("first")?,
+            last: row.try_get("last")?,
             first_id: row.try_get::<Option<Uuid>, _>("first_id")?.and_then(|id| id.try_into().ok()),
             first_kind: row.try_get("first_kind")?,
         })
@@ -177,9 +183,10 @@ pub async fn redrive_all(
     statement::run(connection, query).await
 }
 
-/// Lets the messages of a held key be admitted although they are past the horizon, and has it tried again now. Whoever
-/// asks for it knows that they were not handled: the inbox does not any more. Answers whether it is held. `who` decides
-/// it, and perhaps says why.
+/// Lets the messages of a held key be admitted although they are past the horizon, up to the one numbered `through`
+/// ([`HeldKey::last`], when a person looked), and has the key tried again now. Whoever asks for it knows that they were not
+/// handled: the inbox does not any more. What has come since then was not looked at, and is refused as before. Answers whether
+/// it is held. `who` decides it, and perhaps says why.
 ///
 /// # Errors
 /// The database's.
@@ -187,6 +194,7 @@ pub async fn admit_late(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
+    through: i64,
     who: &str,
     reason: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
@@ -197,6 +205,7 @@ pub async fn admit_late(
     sqlx::query(include_str!("sql/mark_late.sql"))
         .bind(consumer)
         .bind(hold)
+        .bind(through)
         .persistent(false)
         .execute(&mut *tx)
         .await?;
@@ -206,22 +215,29 @@ pub async fn admit_late(
     Ok(held)
 }
 
-/// Gives up the first message of a held key and has the others tried now. What was given up is answered, and counts as
-/// handled: a later copy of it is a repeat. `who` decides it, and says why.
+/// Gives up the message numbered `message` ([`HeldKey::first`]), the first of a held key, and has the others tried now. What was
+/// given up is answered, and counts as handled: a later copy of it is a repeat. `None`: it is not the first message of a held
+/// key, or not any more, and nothing was changed. `who` decides it, and says why.
+///
+/// A key's first message changes while a person looks at it, so this names the message, not the key.
 ///
 /// # Errors
 /// The database's.
 pub async fn skip(
     connection: &mut PgConnection,
     consumer: &str,
-    hold: i64,
+    message: i64,
     who: &str,
     reason: &str,
 ) -> Result<Option<HeldMessage>, sqlx::Error> {
-    Ok(give_up(connection, consumer, hold, Some(1), who, reason).await?.pop())
+    let query = sqlx::query(include_str!("sql/hold_of.sql")).bind(consumer).bind(message);
+    let Some(row) = statement::optional(&mut *connection, query).await? else { return Ok(None) };
+    let given_up = GivenUp { hold: row.try_get("hold")?, through: message, alone: true };
+    Ok(give_up(connection, consumer, given_up, who, reason).await?.pop())
 }
 
-/// Gives up all messages of a held key, like [`skip`] each. The key is free at once.
+/// Gives up the messages of a held key, like [`skip`] each, up to the one numbered `through` ([`HeldKey::last`], when a person
+/// looked). What has come since then is tried now; without any, the key is free at once.
 ///
 /// # Errors
 /// The database's.
@@ -229,17 +245,24 @@ pub async fn discard(
     connection: &mut PgConnection,
     consumer: &str,
     hold: i64,
+    through: i64,
     who: &str,
     reason: &str,
 ) -> Result<Vec<HeldMessage>, sqlx::Error> {
-    give_up(connection, consumer, hold, None, who, reason).await
+    give_up(connection, consumer, GivenUp { hold, through, alone: false }, who, reason).await
+}
+
+/// Which messages of a hold are given up: those up to a number, or that one alone, if it is the first.
+struct GivenUp {
+    hold: i64,
+    through: i64,
+    alone: bool,
 }
 
 async fn give_up(
     connection: &mut PgConnection,
     consumer: &str,
-    hold: i64,
-    most: Option<i64>,
+    GivenUp { hold, through, alone }: GivenUp,
     who: &str,
     reason: &str,
 ) -> Result<Vec<HeldMessage>, sqlx::Error> {
@@ -250,13 +273,19 @@ async fn give_up(
     let rows = sqlx::query(include_str!("sql/give_up.sql"))
         .bind(consumer)
         .bind(hold)
-        .bind(most)
+        .bind(through)
         .bind(who)
         .bind(reason)
+        .bind(alone)
         .persistent(false)
         .fetch_all(&mut *tx)
         .await?;
     let given_up = rows.iter().map(HeldMessage::from_row).collect::<Result<Vec<_>, _>>()?;
+    if given_up.is_empty() {
+        // Nothing was decided, so nothing is tried.
+        tx.rollback().await?;
+        return Ok(given_up);
+    }
     let released = sqlx::query(include_str!("sql/release.sql"))
         .bind(consumer)
         .bind(hold)

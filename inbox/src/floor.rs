@@ -2,6 +2,7 @@
 //! how a repair lowers it again after a clock was wrong.
 
 use chrono::{DateTime, DurationRound, NaiveDate, TimeDelta, Utc};
+use message::clock_difference;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
@@ -9,8 +10,6 @@ use crate::day::end_of;
 use crate::horizon::{Horizon, MARGIN};
 use crate::statement::{self, Begin};
 
-/// Clocks that differ by more are not believed: no row is removed then.
-const CLOCKS: TimeDelta = TimeDelta::hours(1);
 /// A process prunes when it starts and every hour: one that has run for so long has done it.
 const PRUNED_WITHIN: TimeDelta = TimeDelta::hours(3);
 
@@ -73,7 +72,7 @@ impl FloorStatus {
             due: due(longest, database_time),
             emptied_before: row.try_get::<Option<NaiveDate>, _>("emptied")?.map(end_of),
             database_time,
-            clock_difference: difference(database_time, asked, Utc::now()),
+            clock_difference: clock_difference(database_time, asked, Utc::now()),
             running_since: row.try_get("running_since")?,
         })
     }
@@ -125,35 +124,12 @@ fn due(longest: Option<TimeDelta>, now: DateTime<Utc>) -> DateTime<Utc> {
     due.duration_trunc(TimeDelta::days(1)).unwrap_or(due)
 }
 
-/// By how much the database's time lies outside the span in which it was asked, if by too much.
-fn difference(database: DateTime<Utc>, asked: DateTime<Utc>, answered: DateTime<Utc>) -> Option<TimeDelta> {
-    let difference = if database < asked {
-        database - asked
-    } else if database > answered {
-        database - answered
-    } else {
-        TimeDelta::zero()
-    };
-    Some(difference).filter(|difference| difference.abs() > CLOCKS)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
-    }
-
-    #[test]
-    fn clocks_differ_by_what_lies_outside_the_question() {
-        assert_eq!(difference(at(5), at(0), at(10)), None);
-        // A slow answer is no difference.
-        assert_eq!(difference(at(1), at(0), at(90_000)), None);
-        assert_eq!(difference(at(3_600), at(0), at(0)), None);
-        assert_eq!(difference(at(3_601), at(0), at(0)), Some(TimeDelta::seconds(3_601)));
-        assert_eq!(difference(at(-3_600), at(0), at(0)), None);
-        assert_eq!(difference(at(-3_601), at(0), at(0)), Some(TimeDelta::seconds(-3_601)));
     }
 
     #[test]

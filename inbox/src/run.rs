@@ -82,7 +82,7 @@ impl Consumer {
         });
         let mut patience = Patience::default();
         let is_new = loop {
-            let error = match register(&core).await {
+            let error = match within(REGISTERED, register(&core)).await {
                 Ok(is_new) => break is_new,
                 Err(error) => error,
             };
@@ -113,6 +113,9 @@ impl Consumer {
         ended
     }
 }
+
+/// How long the database may take at the start: one that does not answer then is told as an error.
+const REGISTERED: Duration = Duration::from_secs(15);
 
 /// Registers the consumer, this process and its kinds; whether one of the kinds is new. Tried again when it meets another
 /// transaction, which says nothing of the set-up.

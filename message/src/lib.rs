@@ -4,6 +4,7 @@
 //! `docs/wire.md` is the contract: which field is which column, SQL parameter, CloudEvents attribute and broker header.
 
 mod chain;
+mod clocks;
 mod event;
 mod headers;
 mod id;
@@ -15,6 +16,7 @@ mod subscriber;
 pub mod wire;
 
 pub use chain::{error_chain, without_settings};
+pub use clocks::clock_difference;
 pub use event::{DecodeError, Event, InvalidPayload};
 pub use headers::Headers;
 pub use id::{FOREIGN, InvalidId, MessageId};

@@ -99,6 +99,11 @@ pub(crate) async fn within<T, E: From<sqlx::Error>>(
     tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
 }
 
+/// Whether a lock was not to be had in time (`lock_not_available`).
+pub(crate) fn is_locked(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
+}
+
 /// Runs one statement alone; how many rows it changed.
 pub(crate) async fn run(on: impl Begin<'_>, query: PgQuery<'_>) -> Result<u64, sqlx::Error> {
     let mut tx = on.begin_bounded().await?;

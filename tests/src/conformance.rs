@@ -51,6 +51,7 @@ macro_rules! conformance_tests {
     ($setup:path) => {
         $crate::conformance_tests!(@ $setup:
             every_confirmed_message_arrives_as_it_was_sent,
+            a_publisher_says_what_it_publishes_to,
             a_broker_that_is_unavailable_is_told_apart_from_a_destination_that_is,
             messages_of_a_key_arrive_in_order,
             each_group_receives_everything,

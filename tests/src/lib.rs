@@ -7,6 +7,7 @@ pub mod clock;
 pub mod conformance;
 mod database;
 mod proxy;
+pub mod source;
 
 pub use database::Database;
 pub use proxy::{Fate, Proxy};

@@ -126,13 +126,17 @@ async fn a_skipped_message_frees_those_behind_it_and_its_copy_is_a_repeat() {
     service.acknowledged().await;
     let parked = service.parked(2).await;
     let mut connection = service.pool.acquire().await.unwrap();
-    let of = |key: &str| parked.iter().find(|held| held.key.as_deref() == Some(key)).unwrap().hold;
-    let skipped = admin::skip(&mut connection, CONSUMER, of("a"), "ada", "lost").await.unwrap().unwrap();
+    let of = |key: &str| parked.iter().find(|held| held.key.as_deref() == Some(key)).unwrap();
+    let first = of("a").first.unwrap();
+    let skipped = admin::skip(&mut connection, CONSUMER, first, "ada", "lost").await.unwrap().unwrap();
     assert_eq!(skipped.received.unwrap(), messages[0]);
-    let discarded = admin::discard(&mut connection, CONSUMER, of("b"), "ada", "lost").await.unwrap();
+    let last = of("b").last.unwrap();
+    let discarded =
+        admin::discard(&mut connection, CONSUMER, of("b").hold, last, "ada", "lost").await.unwrap();
     let discarded: Vec<Message> = discarded.into_iter().map(|held| held.received.unwrap()).collect();
     assert_eq!(discarded, messages[2..]);
-    assert!(admin::skip(&mut connection, CONSUMER, of("b"), "ada", "lost").await.unwrap().is_none());
+    let first = of("b").first.unwrap();
+    assert!(admin::skip(&mut connection, CONSUMER, first, "ada", "lost").await.unwrap().is_none());
     service.nothing_is_held().await;
     fragile.good.store(true, Ordering::SeqCst);
     service.publish(&messages).await;
@@ -194,8 +198,9 @@ async fn a_copy_past_the_horizon_is_parked_and_admitted_only_by_a_person() {
         .unwrap();
     admin::redrive(&mut connection, CONSUMER, parked[0].hold, "ada", None).await.unwrap();
     assert_eq!(service.parked(1).await[0].last_error, "id: made before the horizon");
+    let last = parked[0].last.unwrap();
     assert!(
-        admin::admit_late(&mut connection, CONSUMER, parked[0].hold, "ada", Some("never handled"))
+        admin::admit_late(&mut connection, CONSUMER, parked[0].hold, last, "ada", Some("never handled"))
             .await
             .unwrap()
     );
@@ -305,6 +310,48 @@ async fn prune_and_count(service: &Service, sql: &'static str) -> i64 {
 }
 
 #[tokio::test]
+async fn what_was_not_looked_at_is_neither_skipped_nor_discarded_nor_admitted_late() {
+    let service = Service::new("looked at").await;
+    let messages = [placed("a", "bad-1"), placed("a", "bad-2"), placed("a", "bad-3"), placed("a", "bad-4")];
+    service.publish(&messages[..3]).await;
+    let running = start(service.consumer().with_max_attempts(1).on(KIND, Fragile::default()));
+    service.acknowledged().await;
+    let seen = service.parked(1).await.remove(0);
+    let (first, last) = (seen.first.unwrap(), seen.last.unwrap());
+    let mut connection = service.pool.acquire().await.unwrap();
+    // Another person gives up the first one meanwhile, and another message comes.
+    assert!(admin::skip(&mut connection, CONSUMER, first, "bob", "lost").await.unwrap().is_some());
+    service.publish(&messages[3..]).await;
+    service.acknowledged().await;
+    until_parked_with(&service, 3).await;
+    assert!(admin::skip(&mut connection, CONSUMER, first, "ada", "lost").await.unwrap().is_none());
+    // A message that is not the first of its key is not skipped either.
+    assert!(admin::skip(&mut connection, CONSUMER, last, "ada", "lost").await.unwrap().is_none());
+    assert_eq!(until_parked_with(&service, 3).await.first_id, Some(messages[1].id));
+
+    assert!(admin::admit_late(&mut connection, CONSUMER, seen.hold, last, "ada", None).await.unwrap());
+    let late = "select count(*) from inbox.held_message where late";
+    assert_eq!(service.count(late).await, 2);
+    until_parked_with(&service, 3).await;
+    let discarded = admin::discard(&mut connection, CONSUMER, seen.hold, last, "ada", "lost").await.unwrap();
+    let discarded: Vec<Message> = discarded.into_iter().map(|held| held.received.unwrap()).collect();
+    assert_eq!(discarded, messages[1..3]);
+    assert_eq!(until_parked_with(&service, 1).await.first_id, Some(messages[3].id));
+    running.stop().await;
+}
+
+/// The one key that is parked, once it holds so many messages.
+async fn until_parked_with(service: &Service, messages: i64) -> admin::HeldKey {
+    loop {
+        let held = service.parked(1).await.remove(0);
+        if held.messages == messages {
+            return held;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn an_id_ahead_is_not_admitted_by_a_person_either_before_its_time() {
     let service = Service::new("ahead and redriven").await;
     let ahead = placed("a", "ahead").with_id(MessageId::at(Utc::now() + TimeDelta::days(3)));
@@ -316,7 +363,7 @@ async fn an_id_ahead_is_not_admitted_by_a_person_either_before_its_time() {
     for late in [false, true] {
         let asked = match late {
             false => admin::redrive(&mut connection, CONSUMER, hold, "ada", None).await,
-            true => admin::admit_late(&mut connection, CONSUMER, hold, "ada", None).await,
+            true => admin::admit_late(&mut connection, CONSUMER, hold, i64::MAX, "ada", None).await,
         };
         assert!(asked.unwrap());
         let parked = service.parked(1).await;
@@ -340,7 +387,8 @@ async fn what_is_skipped_ahead_of_its_time_is_remembered_until_its_day_has_passe
     service.acknowledged().await;
     let mut connection = service.pool.acquire().await.unwrap();
     for held in service.parked(days.len()).await {
-        admin::skip(&mut connection, CONSUMER, held.hold, "ada", "a wrong clock").await.unwrap().unwrap();
+        let first = held.first.unwrap();
+        admin::skip(&mut connection, CONSUMER, first, "ada", "a wrong clock").await.unwrap().unwrap();
     }
     // In the partition of one of them there are rows of a month before, which go.
     let old = MessageId::at(Utc::now() - TimeDelta::days(29));
@@ -400,7 +448,8 @@ async fn an_event_with_a_known_id_from_another_source_is_parked_alone_and_can_on
     assert_eq!((held.len(), held[0].received.as_ref().unwrap()), (1, &second));
     admin::redrive(&mut connection, CONSUMER, parked[0].hold, "ada", None).await.unwrap();
     assert_eq!(service.parked(1).await[0].last_error, ANOTHER);
-    admin::skip(&mut connection, CONSUMER, parked[0].hold, "ada", "published anew").await.unwrap().unwrap();
+    let first = parked[0].first.unwrap();
+    admin::skip(&mut connection, CONSUMER, first, "ada", "published anew").await.unwrap().unwrap();
     service.nothing_is_held().await;
     running.stop().await;
     assert_eq!(service.notes().await, ["first", "third"]);
@@ -430,7 +479,9 @@ async fn an_event_with_the_id_of_a_held_one_from_another_source_is_parked_beside
         admin::redrive(&mut connection, CONSUMER, of_second.hold, "ada", None).await.unwrap();
         assert_eq!(service.parked(2).await.len(), 2);
         assert!(service.notes().await.is_empty());
-        admin::skip(&mut connection, CONSUMER, of_second.hold, "ada", "published anew").await.unwrap();
+        admin::skip(&mut connection, CONSUMER, of_second.first.unwrap(), "ada", "published anew")
+            .await
+            .unwrap();
         admin::redrive_all(&mut connection, CONSUMER, "ada", None).await.unwrap();
         service.nothing_is_held().await;
         running.stop().await;

@@ -104,7 +104,7 @@ async fn a_message_that_the_inbox_cannot_store_is_parked_and_the_others_go_on() 
     service.publish(&[card.clone(), emoji.clone(), cursed.clone()]).await;
     service.acknowledged().await;
     assert_eq!(service.held().await.len(), held.len());
-    admin::skip(&mut connection, CONSUMER, of(&card).hold, "ada", "no such card")
+    admin::skip(&mut connection, CONSUMER, of(&card).first.unwrap(), "ada", "no such card")
         .await
         .unwrap()
         .expect("the first");

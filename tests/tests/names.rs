@@ -13,8 +13,6 @@ mod relay_support;
 mod scan;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-
 use std::time::Duration;
 
 use brokers::memory::Broker;
@@ -26,10 +24,11 @@ use outbox::{admin, enqueue_all, enqueue_all_at};
 use relay_support::{message, start, until, until_published};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tests::Database;
+use tests::source::{files, root};
 
 /// Run only in a transaction of ours whose path is fixed (`statement.rs`, `trace/load.rs`), and never in a service's. What is not
 /// here, and each new statement, is held to calling nothing of others under any path.
-const FIXED_PATH: [&str; 39] = [
+const FIXED_PATH: [&str; 40] = [
     "cli/src/trace/sql/logged.sql",
     "outbox/src/admin/sql/doctor_facts.sql",
     "outbox/src/admin/sql/doctor_old.sql",
@@ -52,6 +51,7 @@ const FIXED_PATH: [&str; 39] = [
     "outbox/src/log/sql/record.sql",
     "outbox/src/log/sql/renew.sql",
     "outbox/src/log/sql/rest.sql",
+    "outbox/src/log/sql/settle_delivered.sql",
     "outbox/src/relay/sql/begin_attempts.sql",
     "outbox/src/relay/sql/failed.sql",
     "outbox/src/relay/sql/settle.sql",
@@ -73,25 +73,6 @@ const FIXED_PATH: [&str; 39] = [
 
 /// Run in databases that the program has just made for itself.
 const OWN_DATABASE: [&str; 2] = ["cli/src/bench/sql/", "example-services/src/demo/sql/"];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
-/// The files below a folder whose names end so.
-fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path, ending));
-        } else if path.to_string_lossy().ends_with(ending) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
 
 /// Each statement that may run under any path, with the name of its file and its parts filled in.
 fn statements() -> Vec<(String, String)> {

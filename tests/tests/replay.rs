@@ -154,6 +154,27 @@ async fn a_rejected_message_stops_it_and_a_skip_is_written_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_never_answered_stops_it_and_is_not_given_up() {
+    let database = Database::new("replay_unanswered").await;
+    let pool = database.pool();
+    fill(pool, 1..=3).await;
+    let broker = Broker::new();
+    broker.fail_next(1_000, Fault::Unknown);
+    let mut skipping = settings();
+    skipping.skip_rejected = true;
+    let stopped =
+        run(replay(pool, "r", broker.publisher()).with_settings(skipping).with_filter(Filter::default()))
+            .await;
+    assert!(matches!(stopped, Err(ReplayError::Unanswered { .. })), "{stopped:?}");
+    let status = list(pool).await.unwrap().remove(0);
+    assert_eq!((&*status.state, status.skipped, status.working), ("running", 0, false));
+    assert!(status.last_error.is_some_and(|error| error.contains("unknown")));
+    let done = run(replay(pool, "r", Broker::new().publisher())).await.unwrap();
+    assert_eq!((done.published, done.skipped, done.finished), (3, 0, true));
+    assert_eq!(admin::audit(pool, None, 10).await.unwrap().len(), 1, "only that it began");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_waits_for_a_broker_that_is_down() {
     let database = Database::new("replay_down").await;
     fill(database.pool(), 1..=50).await;

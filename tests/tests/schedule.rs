@@ -177,6 +177,47 @@ async fn a_batch_that_fails_is_tried_again_in_parts() {
     assert_eq!((numbers(&broker, "a"), numbers(&broker, "bad")), (vec![1, 2], vec![3]));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_a_message_that_the_log_does_not_take_waits_for_it_if_it_is_of_its_key() {
+    let database = Database::new("schedule_refused").await;
+    let pool = database.pool();
+    for (key, number, seconds) in [("a", 1, 60), ("a", 2, 50), ("a", 3, 40), ("b", 1, 30)] {
+        schedule(pool, &[message(key, number)], ago(seconds)).await;
+    }
+    let bad = "alter table outbox.message add constraint not_bad check (key <> 'a' or payload <> '2')";
+    pool.execute(bad).await.unwrap();
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings());
+    // The last one: what comes before it was looked at.
+    until("others are moved", || async { numbers(&broker, "b") == [1] }).await;
+    schedule(pool, &[message("a", 4), message("b", 2)], ago(20)).await;
+    until("others go on", || async { numbers(&broker, "b") == [1, 2] }).await;
+    assert_eq!((numbers(&broker, "a"), waiting(pool).await), (vec![1], 3));
+    pool.execute("alter table outbox.message drop constraint not_bad").await.unwrap();
+    until("they are moved when the first can be", || async { numbers(&broker, "a").len() == 4 }).await;
+    relay.stop().await.unwrap();
+    assert_eq!(numbers(&broker, "a"), [1, 2, 3, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_log_does_not_take_and_that_is_given_up_frees_its_key() {
+    let database = Database::new("schedule_refused_cancel").await;
+    let pool = database.pool();
+    let bad = schedule(pool, &[message("a", 1)], ago(50)).await[0];
+    schedule(pool, &[message("a", 2)], ago(40)).await;
+    schedule(pool, &[message("b", 1)], ago(30)).await;
+    let constraint = "alter table outbox.message add constraint not_bad check (key <> 'a' or payload <> '1')";
+    pool.execute(constraint).await.unwrap();
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), settings());
+    until("others are moved", || async { numbers(&broker, "b") == [1] }).await;
+    let mut tx = pool.begin().await.unwrap();
+    assert!(cancel(&mut tx, bad).await.unwrap());
+    outbox::commit(tx).await.unwrap();
+    until("the key goes on", || async { numbers(&broker, "a") == [2] }).await;
+    relay.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_look_costs_the_same_however_many_wait_and_however_many_have_gone() {
     let database = Database::new("schedule_idle").await;

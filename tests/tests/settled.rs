@@ -46,7 +46,7 @@ async fn until_nothing_is_held(pool: &PgPool) {
 
 async fn skip(pool: &PgPool) {
     let held = admin::held_keys(pool, "default").await.unwrap();
-    assert!(admin::skip(pool, "default", held[0].position, "ada", "lost").await.unwrap().is_some());
+    assert!(admin::skip(pool, "default", held[0].first_position.unwrap(), "ada", "lost").await.unwrap());
 }
 
 async fn redrive(pool: &PgPool) {
@@ -97,6 +97,56 @@ async fn a_skipped_message_is_never_published() {
         Replay::new("again", pool.clone(), replayed.publisher(), "ada").with_filter(Filter::default());
     replay.run(CancellationToken::new()).await.unwrap();
     assert_eq!(numbers(&replayed, "bad"), [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_confirmed_before_a_stop_is_not_repeated_though_an_earlier_message_is_not_answered() {
+    let database = Database::new("settled_stranded").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.fail_next(1, Fault::Unknown);
+    // The pages and windows are several: what is confirmed stands before the cursor in each.
+    let mut stuck = stuck();
+    stuck.read.page = 2;
+    let relay = start(pool, broker.publisher(), stuck);
+    write(pool, &[message("first", 1), message("a", 1), message("a", 2)]).await;
+    until_published(&broker, 2).await;
+    write(pool, &[message("b", 1), message("a", 3)]).await;
+    until_published(&broker, 4).await;
+    relay.stop().await.unwrap();
+    assert_eq!(settled(pool).await, [2, 3, 4, 5]);
+    read_again(pool, &broker).await;
+    assert_eq!(numbers(&broker, "first"), [1]);
+    assert_eq!((numbers(&broker, "a"), numbers(&broker, "b")), (vec![1, 2, 3], vec![1]));
+    assert_eq!(settled(pool).await, [0_i64; 0], "the cursor has passed them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_of_what_was_looked_at_gives_up_no_other_message_of_its_key() {
+    let database = Database::new("settled_looked_at").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("bad");
+    let relay = start(pool, broker.publisher(), settings());
+    write(pool, &[message("bad", 1), message("bad", 2)]).await;
+    let parked = async |first: i64| {
+        until("parked", || async {
+            let held = admin::held_keys(pool, "default").await.unwrap();
+            held.first().is_some_and(|held| held.is_parked() && held.first_position == Some(first))
+        })
+        .await;
+    };
+    parked(1).await;
+    let seen = admin::held_keys(pool, "default").await.unwrap().remove(0);
+    // Another person decides about the first message meanwhile, and the second parks.
+    assert!(admin::skip(pool, "default", 1, "bob", "lost").await.unwrap());
+    parked(2).await;
+    assert_eq!(admin::held_keys(pool, "default").await.unwrap()[0].position, seen.position, "one hold");
+    assert!(!admin::skip(pool, "default", seen.first_position.unwrap(), "ada", "lost").await.unwrap());
+    parked(2).await;
+    let skips = "select count(*) from outbox.audit where action = 'skip'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(skips).fetch_one(pool).await.unwrap(), 1);
+    relay.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

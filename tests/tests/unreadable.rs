@@ -94,12 +94,65 @@ async fn a_row_that_cannot_be_read_is_parked_and_others_go_on() {
     for (key, column) in [("never", "occurred_at"), ("list", "headers")] {
         let held = parked(pool).await;
         assert!(!of(&held, key).last_error.is_empty(), "{column}");
-        let position = of(&held, key).position;
-        assert!(admin::skip(pool, "default", position, "ada", "no message").await.unwrap().is_some());
+        let position = of(&held, key).first_position.unwrap();
+        assert!(admin::skip(pool, "default", position, "ada", "no message").await.unwrap());
     }
     until_published(&broker, 6).await;
     relay.stop().await.unwrap();
     assert_eq!((numbers(&broker, "never"), numbers(&broker, "list")), (vec![2], vec![2]));
+}
+
+/// A row that is no message, of a topic.
+async fn write_unreadable(pool: &PgPool, topic: &str, key: &str) {
+    let insert = "insert into outbox.message (id, correlation, source, topic, kind, key, payload, headers)
+        select id, id, '/test', $1, 'order.changed', $2, '1', '[1]' from gen_random_uuid() id";
+    sqlx::query(insert).bind(topic).bind(key).execute(pool).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_read_parks_though_its_destination_is_down_and_nothing_stands_still() {
+    let database = Database::new("unreadable_down").await;
+    let pool = database.pool();
+    pool.execute("alter table outbox.message drop constraint message_headers").await.unwrap();
+    let broker = Broker::new();
+    broker.close_destination("metrics");
+    let of_metrics =
+        |key: &str, number: usize| Message::new("metrics", "k", number.to_string()).with_key(key);
+    let relay = start(pool, broker.publisher(), settings());
+    // The outage is known, and keys wait for its end, before the rows come: first of a key, behind others, and of no other key.
+    write(pool, &[of_metrics("waits", 1), message("good", 1)]).await;
+    let held = async || admin::held_keys(pool, "default").await.unwrap();
+    until("keys wait for the destination", || async {
+        held().await.iter().any(|held| held.destination.as_deref() == Some("metrics"))
+    })
+    .await;
+    write_unreadable(pool, "metrics", "bad").await;
+    write(pool, &[of_metrics("bad", 2)]).await;
+    write_unreadable(pool, "metrics", "waits").await;
+    write(pool, &[of_metrics("waits", 3), of_metrics("free", 1), message("good", 2)]).await;
+    until("others go on", || async { numbers(&broker, "good") == [1, 2] }).await;
+    until("the row is parked", || async { parked(pool).await.len() == 1 }).await;
+    let row = parked(pool).await.remove(0);
+    assert_eq!((row.key.as_deref(), row.attempts, row.destination), (Some("bad"), 0, None));
+    until("what is behind a key that waits is copied", || async {
+        held().await.iter().any(|held| held.key.as_deref() == Some("waits") && held.messages == 3)
+    })
+    .await;
+
+    broker.open_destination("metrics");
+    until("what can be read is published", || async {
+        numbers(&broker, "free") == [1] && numbers(&broker, "waits") == [1]
+    })
+    .await;
+    until("the other row is parked", || async { parked(pool).await.len() == 2 }).await;
+    for held in parked(pool).await {
+        assert!(held.last_error.contains("cannot be read as a message"), "{held:?}");
+        let first = held.first_position.unwrap();
+        assert!(admin::skip(pool, "default", first, "ada", "no message").await.unwrap());
+    }
+    until("their keys are free", || async { held().await.is_empty() }).await;
+    relay.stop().await.unwrap();
+    assert_eq!((numbers(&broker, "bad"), numbers(&broker, "waits")), (vec![2], vec![1, 3]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

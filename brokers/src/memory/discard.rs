@@ -23,4 +23,8 @@ impl Publisher for Discard {
     async fn publish(&self, _: &[Outgoing], outcomes: Outcomes) {
         outcomes.confirm_all();
     }
+
+    fn describe(&self) -> Option<String> {
+        Some("memory, where nothing is kept".to_owned())
+    }
 }

@@ -63,6 +63,10 @@ impl Publisher for MemoryPublisher {
         }
         Ok(())
     }
+
+    fn describe(&self) -> Option<String> {
+        Some("memory".to_owned())
+    }
 }
 
 fn keep_in_order(state: &mut State, batch: &[Outgoing]) -> Vec<Result<(), PublishError>> {

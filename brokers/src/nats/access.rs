@@ -100,6 +100,14 @@ impl Access {
         self.servers.clone()
     }
 
+    /// The addresses in one order, whichever they were given in: processes compare them.
+    pub(super) fn described(&self) -> String {
+        let mut servers: Vec<String> = self.servers.iter().map(host_and_port).collect();
+        servers.sort();
+        servers.dedup();
+        format!("nats://{}", servers.join(","))
+    }
+
     /// The files that are read while connecting.
     pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let pair = self.certificate.iter().flat_map(|(certificate, key)| [certificate, key]);
@@ -190,6 +198,7 @@ mod tests {
         assert!(found("nats://h").is_none());
         let access = Access::parse("nats://m4rker:m4rker@h,tls://m4rker:m4rker@[::1]:5").unwrap();
         assert_eq!(access.to_string(), "h:4222, [::1]:5");
+        assert_eq!(access.described(), "nats://[::1]:5,h:4222");
         assert!(!format!("{access:?} {:?}", access.servers).contains("m4rker"));
     }
 

@@ -50,6 +50,18 @@ impl Connection {
         self.current().client.clone()
     }
 
+    /// The servers, for a person: the addresses that it was made with; of a given client, what its server says of itself.
+    pub(super) fn servers(&self) -> String {
+        if let Some(access) = &self.0.access {
+            return access.described();
+        }
+        let server = self.client().server_info();
+        match server.cluster {
+            Some(cluster) => format!("nats cluster {cluster}"),
+            None => format!("nats://{}:{}", server.host, server.port),
+        }
+    }
+
     /// The client of now and its number, after replacing one that has ended.
     pub(super) async fn live(&self) -> (Client, u64) {
         let current = self.current().clone();

@@ -315,4 +315,9 @@ impl Publisher for NatsPublisher {
             .await
             .unwrap_or_else(|_| Err(PublishError::Unavailable("nats: no answer in time".to_owned())))
     }
+
+    fn describe(&self) -> Option<String> {
+        let stream = self.stream_name().map(|name| format!(", stream {name}")).unwrap_or_default();
+        Some(format!("{}{stream}", self.connection.servers()))
+    }
 }

@@ -8,6 +8,9 @@ use super::{HURTS, Line, UNSAFE};
 /// A message that is younger is new, whatever the horizon.
 const FRESH: TimeDelta = TimeDelta::days(1);
 
+/// Of a clock that is wrong.
+pub(super) const CLOCKS: &str = "clocks_differ";
+
 /// What is wrong with the floor.
 pub(super) fn floor(status: &FloorStatus) -> Vec<Line> {
     [clocks(status), ahead(status), behind(status)].into_iter().flatten().collect()
@@ -17,7 +20,7 @@ fn clocks(status: &FloorStatus) -> Option<Line> {
     let difference = status.clock_difference?;
     let side = if difference < TimeDelta::zero() { "behind" } else { "ahead of" };
     Some(Line {
-        name: "clocks_differ",
+        name: CLOCKS,
         severity: HURTS,
         what: format!(
             "the database's clock is {} s {side} this machine's: a consumer that sees such a difference removes no rows",

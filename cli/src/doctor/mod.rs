@@ -47,7 +47,7 @@ unsafe: messages can be lost, reordered or hidden, or a relay refuses to run. hu
 
 What is looked at: the schemas; read replica, encoding, row-level security, unlogged tables, the sequence of positions,
 missing leaves, triggers and rules on the log, a restored or rewound cluster; fsync, full_page_writes,
-synchronous_commit, autovacuum; a pooler that changes the server connection; old transactions, prepared transactions,
+synchronous_commit, search_path, autovacuum; a pooler that changes the server connection; old transactions, prepared transactions,
 replication slots without a reader; roles and their rights; relays that nobody runs, that are paused or behind; parked
 keys; kinds that no process of a consumer has handled for 7 days; replays that nobody finishes; clocks that differ, and
 an inbox that refuses too much or removes too little. Nothing is written. To see the transactions of others takes
@@ -131,7 +131,15 @@ async fn examine(url: &SecretUrl, old: Duration, abandoned: Duration) -> Result<
     }
     if inbox == Look::Fits {
         let failed = |error| database::failed_for("outbox_monitor", &format!("database {url}"), &error);
-        found.extend(consumers(&pool).await.map_err(failed)?);
+        // The outbox has said it of both.
+        let told = found.iter().any(|line| line.name == inbox::CLOCKS);
+        found.extend(
+            consumers(&pool)
+                .await
+                .map_err(failed)?
+                .into_iter()
+                .filter(|line| !told || line.name != inbox::CLOCKS),
+        );
         let encoded = encoding(&pool).await.map_err(failed)?;
         found.extend(encoded.filter(|_| found.iter().all(|line| line.name != ENCODING)));
     }

@@ -75,8 +75,13 @@ impl fmt::Display for Holder {
 pub(super) struct Held {
     #[serde(flatten)]
     pub(super) holder: Holder,
-    /// A relay's `--position`, a consumer's `--hold`.
+    /// Names the hold: a relay's `--position`, a consumer's `--hold`.
     pub(super) number: i64,
+    /// Names its first message: a relay's by its position, a consumer's by its number.
+    pub(super) first: Option<i64>,
+    /// The number of a consumer's last message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last: Option<i64>,
     pub(super) key: Option<String>,
     pub(super) parked: bool,
     pub(super) attempts: i32,
@@ -127,6 +132,8 @@ async fn of_relay(pool: &PgPool, relay: &str) -> Result<Vec<Held>, sqlx::Error> 
         parked: held.is_parked(),
         holder: Holder::Relay(relay.to_owned()),
         number: held.position,
+        first: held.first_position,
+        last: None,
         key: held.key,
         attempts: held.attempts,
         messages: held.messages,
@@ -149,6 +156,8 @@ async fn of_consumers(
     let held = held.into_iter().map(|held| Held {
         holder: Holder::Consumer(held.consumer),
         number: held.hold,
+        first: held.first,
+        last: held.last,
         key: held.key,
         parked: held.state == inbox::admin::HeldState::Parked,
         attempts: held.attempts,

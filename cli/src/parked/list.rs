@@ -82,10 +82,19 @@ fn entry(held: &Held) -> String {
         (_, Some(id)) => id.to_string(),
         (_, None) => "not understood".to_owned(),
     };
+    let first = match (&held.holder, held.first) {
+        (_, None) => first,
+        (Holder::Relay(_), Some(position)) => format!("{first} at position {position}"),
+        (Holder::Consumer(_), Some(number)) => format!("{first}, number {number}"),
+    };
+    let last = match held.last {
+        Some(last) if held.last != held.first => format!(", the last number {last}"),
+        _ => String::new(),
+    };
     let attempts = if held.attempts == 1 { "attempt" } else { "attempts" };
     let messages = if held.messages == 1 { "message" } else { "messages" };
     format!(
-        "{}, {number} {}: {state}, held since {} UTC, {} {attempts}\n  {key}, {} {messages}, the first {first}\n  {}\n",
+        "{}, {number} {}: {state}, held since {} UTC, {} {attempts}\n  {key}, {} {messages}, the first {first}{last}\n  {}\n",
         plain(&held.holder.to_string()),
         held.number,
         held.held_at.format("%Y-%m-%d %H:%M:%S"),
@@ -106,6 +115,8 @@ mod tests {
         let held = Held {
             holder: Holder::Relay("default".to_owned()),
             number: 812,
+            first: Some(815),
+            last: None,
             key: Some("order-7\n".to_owned()),
             parked: true,
             attempts: 10,
@@ -118,7 +129,7 @@ mod tests {
             destination: None,
         };
         let expected = r"relay default, position 812: parked, held since 2023-11-14 22:13:20 UTC, 10 attempts
-  key order-7\u{a}, 1 message, the first order.placed 00000000-0000-0000-0000-000000000007
+  key order-7\u{a}, 1 message, the first order.placed 00000000-0000-0000-0000-000000000007 at position 815
   no\u{1b}[2J
 ";
         assert_eq!(text(&[held], false), expected);

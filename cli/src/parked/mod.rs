@@ -3,6 +3,7 @@
 mod held;
 mod list;
 
+use outbox::admin::AdminError;
 use serde::Serialize;
 use sqlx::postgres::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -30,13 +31,15 @@ Examples:
   outbox parked list --consumer payment --all          also what is still retried
   outbox parked redrive --relay default --position 812
   outbox parked redrive --consumer payment --every     every parked key of that consumer
-  outbox parked skip --consumer payment --key order-7 --reason 'paid by hand'
-                                                       gives up its first message; the next is tried
+  outbox parked skip --consumer payment --message 0192f0c1-7e1a-7b5e-8a2b-3f1d5c6e7a90 --reason 'paid by hand'
+                                                       gives up that message; the next of its key is tried
+  outbox parked redrive --consumer payment --key order-7 --late --through 23
+                                                       admits what is past the horizon, up to number 23
 
 A key that fails its last attempt is parked: its messages wait, in order, and other keys go on. Redrive tries them
-again, in order, with as many attempts as if they were new. Skip gives up the first message of the key for that relay
-or consumer: that is a decision for a person, and it cannot be undone. Both are written down with who decided and why:
-`outbox audit`. Nobody can change a message: publish another one, or skip this one.
+again, in order, with as many attempts as if they were new. Skip gives up the first message of a key for that relay
+or consumer: that is a decision for a person, and it cannot be undone. It names the message, as the list shows it: if
+another one is the first meanwhile, nothing is changed. Both are written down with who decided and why: `outbox audit`. Nobody can change a message: publish another one, or skip this one.
 
 Exit codes: 0 done; 1 nothing of that name is held, or the database refused; 2 wrong usage; 3 the database cannot be
 reached; 4 the schema is missing or does not fit this build.";
@@ -47,7 +50,7 @@ enum Command {
     List(list::List),
     /// Try a held key again, now and as if it were new
     Redrive(Redrive),
-    /// Give up the first message of a held key; the next one is tried
+    /// Give up a message, the first of a held key; the next one is tried
     Skip(Skip),
 }
 
@@ -59,8 +62,11 @@ struct Redrive {
     #[arg(long, conflicts_with_all = ["key", "position", "hold"])]
     every: bool,
     /// Admit messages that are past the inbox's horizon: you know that they were not handled, the inbox does not
-    #[arg(long, requires = "consumer", conflicts_with = "every")]
+    #[arg(long, requires_all = ["consumer", "through"], conflicts_with = "every")]
     late: bool,
+    /// Up to the message of this number, the last that you have seen; what came later is refused as before
+    #[arg(long, value_name = "NUMBER", requires = "late")]
+    through: Option<i64>,
     #[command(flatten)]
     who: Who,
     /// Why, for the audit
@@ -71,7 +77,9 @@ struct Redrive {
 #[derive(Debug, clap::Args)]
 struct Skip {
     #[command(flatten)]
-    choice: Choice,
+    place: Place,
+    #[command(flatten)]
+    which: Which,
     #[command(flatten)]
     who: Who,
     /// Why, for the audit
@@ -79,9 +87,24 @@ struct Skip {
     reason: String,
 }
 
-/// Whose held key, and which.
+/// The message that a person has looked at.
 #[derive(Debug, clap::Args)]
-struct Choice {
+#[group(required = true, multiple = false)]
+struct Which {
+    /// The message
+    #[arg(long, value_name = "ID")]
+    message: Option<Uuid>,
+    /// A relay's message, by its position: for one without an id
+    #[arg(long, value_name = "POSITION", conflicts_with = "consumer")]
+    position: Option<i64>,
+    /// A consumer's message, by its number: for one without an id
+    #[arg(long, value_name = "NUMBER", conflicts_with = "relay")]
+    number: Option<i64>,
+}
+
+/// Whose.
+#[derive(Debug, clap::Args)]
+struct Place {
     /// A URL without a password, @FILE, or env:NAME [default: env:DATABASE_URL]
     #[arg(long, value_name = "DATABASE")]
     database: Option<String>,
@@ -91,6 +114,16 @@ struct Choice {
     /// Of this consumer's
     #[arg(long, value_name = "NAME")]
     consumer: Option<String>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+}
+
+/// Whose held key, and which.
+#[derive(Debug, clap::Args)]
+struct Choice {
+    #[command(flatten)]
+    place: Place,
     /// The key
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
@@ -100,9 +133,6 @@ struct Choice {
     /// A consumer's hold, by its number
     #[arg(long, value_name = "HOLD", conflicts_with_all = ["key", "relay"])]
     hold: Option<i64>,
-    /// text or json
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: Format,
 }
 
 /// What was done, for a script.
@@ -123,32 +153,39 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-async fn run_redrive(Redrive { choice, every, late, who, reason }: Redrive) -> Result<(), Failure> {
+async fn run_redrive(
+    Redrive { choice, every, late: _, through, who, reason }: Redrive,
+) -> Result<(), Failure> {
     if !every {
         choice.names_a_key(", or --every")?;
     }
     let (who, reason) = (&*who.name()?, who::reason(reason.as_deref())?);
-    let (pool, url) = choice.open().await?;
+    let (pool, url) = choice.place.open().await?;
     let mut connection = pool.acquire().await.map_err(|error| failed(&url, &error))?;
-    let holder = choice.holder();
+    let holder = choice.place.holder();
     let redriven = match (every, &holder) {
-        (true, Holder::Consumer(name)) => inbox::admin::redrive_all(&mut connection, name, who, reason).await,
+        (true, Holder::Consumer(name)) => {
+            inbox::admin::redrive_all(&mut connection, name, who, reason).await.map_err(AdminError::from)
+        }
         (true, Holder::Relay(name)) => redrive_every(&pool, name, who, reason).await,
         (false, holder) => {
             let number = choice.number(&pool, &mut connection, holder, &url).await?;
-            let done = match holder {
-                Holder::Relay(name) => outbox::admin::redrive(&pool, name, number, who, reason).await,
-                Holder::Consumer(name) if late => {
-                    inbox::admin::admit_late(&mut connection, name, number, who, reason).await
+            let done = match (holder, through) {
+                (Holder::Relay(name), _) => outbox::admin::redrive(&pool, name, number, who, reason).await,
+                (Holder::Consumer(name), Some(through)) => {
+                    let admitted =
+                        inbox::admin::admit_late(&mut connection, name, number, through, who, reason).await;
+                    admitted.map_err(AdminError::from)
                 }
-                Holder::Consumer(name) => {
-                    inbox::admin::redrive(&mut connection, name, number, who, reason).await
+                (Holder::Consumer(name), None) => {
+                    let redriven = inbox::admin::redrive(&mut connection, name, number, who, reason).await;
+                    redriven.map_err(AdminError::from)
                 }
             };
             done.map(u64::from)
         }
     };
-    let redriven = redriven.map_err(|error| failed(&url, &error))?;
+    let redriven = redriven.map_err(|error| undecided(&url, &error))?;
     if redriven == 0 && !every {
         return Err(not_held(&holder));
     }
@@ -157,7 +194,7 @@ async fn run_redrive(Redrive { choice, every, late, who, reason }: Redrive) -> R
     }
     let keys = if redriven == 1 { "key is" } else { "keys are" };
     report(
-        choice.output,
+        choice.place.output,
         &Done { redriven: Some(redriven), skipped: None },
         &format!("{redriven} held {keys} tried again by {holder}\n"),
     )
@@ -168,7 +205,7 @@ async fn redrive_every(
     relay: &str,
     who: &str,
     reason: Option<&str>,
-) -> Result<u64, sqlx::Error> {
+) -> Result<u64, AdminError> {
     let mut redriven = 0;
     for held in outbox::admin::held_keys(pool, relay).await?.iter().filter(|held| held.is_parked()) {
         redriven += u64::from(outbox::admin::redrive(pool, relay, held.position, who, reason).await?);
@@ -176,31 +213,30 @@ async fn redrive_every(
     Ok(redriven)
 }
 
-async fn run_skip(Skip { choice, who, reason }: Skip) -> Result<(), Failure> {
-    choice.names_a_key("")?;
+async fn run_skip(Skip { place, which, who, reason }: Skip) -> Result<(), Failure> {
     let who = &*who.name()?;
     who::reason(Some(&reason))?;
-    let (pool, url) = choice.open().await?;
+    let (pool, url) = place.open().await?;
     let mut connection = pool.acquire().await.map_err(|error| failed(&url, &error))?;
-    let holder = choice.holder();
-    let number = choice.number(&pool, &mut connection, &holder, &url).await?;
-    let skipped: Option<Option<Uuid>> = match &holder {
+    let holder = place.holder();
+    let held = held::of(&pool, &mut connection, &holder).await.map_err(|error| failed(&url, &error))?;
+    let (number, id) = which.first_of(&held).ok_or_else(|| not_first(&holder))??;
+    let skipped = match &holder {
         Holder::Relay(name) => {
             let skipped = outbox::admin::skip(&pool, name, number, who, &reason).await;
-            let skipped = skipped.map_err(|error| failed(&url, &error))?;
-            skipped.map(|id| Some(id.into()))
+            skipped.map_err(|error| undecided(&url, &error))?
         }
         Holder::Consumer(name) => {
             let skipped = inbox::admin::skip(&mut connection, name, number, who, &reason).await;
-            let skipped = skipped.map_err(|error| failed(&url, &error))?;
-            // What could not be understood has no identity.
-            skipped.map(|message| message.received.ok().map(|message| message.id.into()))
+            skipped.map_err(|error| failed(&url, &error))?.is_some()
         }
     };
-    let Some(id) = skipped else { return Err(not_held(&holder)) };
+    if !skipped {
+        return Err(not_first(&holder));
+    }
     let name = id.map_or_else(|| "a message without identity".to_owned(), |id| format!("message {id}"));
     report(
-        choice.output,
+        place.output,
         &Done { redriven: None, skipped: Some(id) },
         &format!("{name} is given up by {holder}; the next of its key is tried\n"),
     )
@@ -217,22 +253,41 @@ fn failed(url: &SecretUrl, error: &sqlx::Error) -> Failure {
     database::failed(&format!("database {url}"), error)
 }
 
+fn undecided(url: &SecretUrl, error: &AdminError) -> Failure {
+    database::undecided(&format!("database {url}"), error)
+}
+
+fn not_first(holder: &Holder) -> Failure {
+    Failure::failed(format!(
+        "{holder} holds no such message as the first of a key in the state that this asks for, or not any more; nothing was \
+         changed; `outbox parked --all` lists them"
+    ))
+}
+
 fn not_held(holder: &Holder) -> Failure {
     Failure::failed(format!(
         "{holder} holds no such key in the state that this asks for; `outbox parked --all` lists them"
     ))
 }
 
-impl Choice {
-    /// Skipping or redriving whatever happens to be first would be a trap.
-    fn names_a_key(&self, or: &str) -> Result<(), Failure> {
-        if self.key.is_some() || self.position.is_some() || self.hold.is_some() {
-            return Ok(());
-        }
-        let number = if self.relay.is_some() { "--position" } else { "--hold" };
-        Err(Failure::usage(format!("which key? Give --key or {number}{or}")))
+impl Which {
+    /// The number of the message, and its id, if it is the first of a held key.
+    fn first_of(&self, held: &[Held]) -> Option<Result<(i64, Option<Uuid>), Failure>> {
+        let wanted = |held: &&Held| match self.message {
+            Some(id) => held.first_id == Some(id),
+            None => held.first.is_some() && held.first == self.position.or(self.number),
+        };
+        let mut found = held.iter().filter(wanted).filter_map(|held| Some((held.first?, held.first_id)));
+        let first = found.next()?;
+        Some(match found.next() {
+            None => Ok(first),
+            // One id from two sources.
+            Some(_) => Err(Failure::usage("two held messages have this id: give --position or --number")),
+        })
     }
+}
 
+impl Place {
     fn holder(&self) -> Holder {
         match (&self.relay, &self.consumer) {
             (Some(relay), _) => Holder::Relay(relay.clone()),
@@ -247,6 +302,17 @@ impl Choice {
         schema::check(self.holder().schema(), &mut connection, &url).await?;
         drop(connection);
         Ok((pool, url))
+    }
+}
+
+impl Choice {
+    /// Redriving whatever happens to be held would be a trap.
+    fn names_a_key(&self, or: &str) -> Result<(), Failure> {
+        if self.key.is_some() || self.position.is_some() || self.hold.is_some() {
+            return Ok(());
+        }
+        let number = if self.place.relay.is_some() { "--position" } else { "--hold" };
+        Err(Failure::usage(format!("which key? Give --key or {number}{or}")))
     }
 
     /// The number of the hold, looked up by its key if that was given.

@@ -49,9 +49,7 @@ pub(crate) async fn of(config: &Config, stop: &CancellationToken) -> Result<AnyP
             Box::new(PostgresPublisher::new(pool))
         }
     };
-    let stream = config.nats_stream.as_ref().map(|stream| format!(", stream {}", stream.name));
-    let address = format!("{}{}", config.broker, stream.unwrap_or_default());
-    let address = publisher.describe().unwrap_or(address);
+    let address = publisher.describe().unwrap_or_else(|| config.broker.to_string());
     Ok(AnyPublisher(publisher, address))
 }
 
@@ -146,5 +144,9 @@ impl Publisher for Pipe {
 
     async fn check(&self) -> Result<(), PublishError> {
         self.output.check().await
+    }
+
+    fn describe(&self) -> Option<String> {
+        self.output.describe()
     }
 }

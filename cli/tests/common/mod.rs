@@ -59,6 +59,12 @@ impl Ran {
         }
     }
 
+    /// That the command line was refused, with words that hold `word`.
+    #[track_caller]
+    pub fn failed_of_usage(&self, word: &str) {
+        assert_eq!((self.code, self.err.contains(word)), (Some(2), true), "no {word:?} in {self:?}");
+    }
+
     /// That it did what it was asked, silently but for its data.
     #[track_caller]
     pub fn succeeded(&self) -> &str {

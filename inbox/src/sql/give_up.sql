@@ -1,14 +1,20 @@
 -- Removes messages of a held key and writes down that they count as handled, so that a later copy is a repeat, and who
 -- decided it. An id that is held since before for a message from another source is left to that one. Returns them in order.
--- $1 consumer, $2 hold, $3 how many from the first on (null: all), $4 who, $5 why
+-- $1 consumer, $2 hold, $3 up to the message of this number, $4 who, $5 why, $6 that one alone, and only if it is the first
 with given_up as materialized (
     select
         arrival, received_at, message_id, correlation, causation, occurred_at, source, topic, kind, key, headers,
         payload, late
     from inbox.held_message
-    where consumer = $1::text and hold = $2::bigint
+    where consumer = $1::text and hold = $2::bigint and arrival <= $3::bigint
+        and (not $6::boolean or (
+            arrival = $3::bigint
+            and not exists (
+                select from inbox.held_message as earlier
+                where earlier.consumer = $1::text and earlier.hold = $2::bigint and earlier.arrival < $3::bigint
+            )
+        ))
     order by arrival
-    limit $3::bigint
 ), removed as (
     delete from inbox.held_message using given_up
     where held_message.consumer = $1::text and held_message.arrival = given_up.arrival

@@ -5,7 +5,8 @@ use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 use uuid::Uuid;
 
-use crate::statement;
+use super::ANSWER;
+use crate::statement::{self, within};
 
 /// One decision.
 #[derive(Debug, Clone)]
@@ -37,10 +38,10 @@ pub struct AuditEntry {
 /// The latest decisions, at most `limit`, the latest first; of one relay or of all (`None`).
 ///
 /// # Errors
-/// The database does not answer.
+/// The database does not answer within a minute.
 pub async fn audit(pool: &PgPool, relay: Option<&str>, limit: i64) -> Result<Vec<AuditEntry>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/audit.sql")).bind(relay).bind(limit);
-    statement::read(pool, query).await?.iter().map(entry).collect()
+    within(ANSWER, statement::read(pool, query)).await?.iter().map(entry).collect()
 }
 
 fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {

@@ -5,6 +5,7 @@
 //! There is no way to change a held message: it is published as it was enqueued, or skipped.
 
 mod audit;
+mod bound;
 mod doctor;
 mod relays;
 mod repair;
@@ -18,9 +19,11 @@ use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{PgTransaction, Row};
 use uuid::Uuid;
 
-use crate::statement::{self, BEGIN_READING};
+use crate::statement::{self, BEGIN_READING, within};
 use crate::upkeep;
 pub use audit::{AuditEntry, audit};
+pub use bound::AdminError;
+pub(crate) use bound::{ANSWER, COUNTED, LOCK, decide};
 pub use doctor::{Finding, Severity, examine};
 pub use relays::{Retirement, StateError, pause, resume, retire, retirement};
 pub use repair::{RepairError, Survey, repair, survey};
@@ -98,12 +101,15 @@ pub struct Wait {
 /// How far each relay of the database is.
 ///
 /// # Errors
-/// The database does not answer.
+/// The database does not answer within ten minutes.
 pub async fn status(pool: &PgPool) -> Result<Vec<RelayStatus>, sqlx::Error> {
-    let mut tx = pool.begin_with(BEGIN_READING).await?;
-    let status = status_within(&mut tx).await?;
-    tx.commit().await?;
-    Ok(status)
+    let status = async {
+        let mut tx = pool.begin_with(BEGIN_READING).await?;
+        let status = status_within(&mut tx).await?;
+        tx.commit().await?;
+        Ok(status)
+    };
+    within(COUNTED, status).await
 }
 
 /// The same, in a transaction.
@@ -154,7 +160,7 @@ async fn status_within(tx: &mut PgTransaction<'_>) -> Result<Vec<RelayStatus>, s
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct HeldKey {
-    /// Names the hold: the position of the message that failed.
+    /// Names the hold: the position of the message that failed first. Its first message is another one once that is done with.
     pub position: i64,
     /// The key.
     pub key: Option<String>,
@@ -174,6 +180,8 @@ pub struct HeldKey {
     pub held_at: DateTime<Utc>,
     /// Messages held.
     pub messages: i64,
+    /// Where the first of them stands in the log: what [`skip`] names.
+    pub first_position: Option<i64>,
     /// The first of them.
     pub first: Option<MessageId>,
     /// Its topic.
@@ -192,10 +200,10 @@ impl HeldKey {
 /// The keys that a relay holds, oldest first.
 ///
 /// # Errors
-/// The database does not answer.
+/// The database does not answer within a minute.
 pub async fn held_keys(pool: &PgPool, relay: &str) -> Result<Vec<HeldKey>, sqlx::Error> {
     let query = sqlx::query(include_str!("sql/held_keys.sql")).bind(relay);
-    let rows = statement::read(pool, query).await?;
+    let rows = within(ANSWER, statement::read(pool, query)).await?;
     rows.iter().map(held_key).collect()
 }
 
@@ -203,35 +211,36 @@ pub async fn held_keys(pool: &PgPool, relay: &str) -> Result<Vec<HeldKey>, sqlx:
 /// retired. Twice is once. `who` decides it, and perhaps says why.
 ///
 /// # Errors
-/// The database does not answer.
+/// See [`AdminError`].
 pub async fn redrive(
     pool: &PgPool,
     relay: &str,
     position: i64,
     who: &str,
     reason: Option<&str>,
-) -> Result<bool, sqlx::Error> {
+) -> Result<bool, AdminError> {
     let query = sqlx::query(include_str!("sql/redrive.sql")).bind(relay).bind(position);
-    Ok(statement::run(pool, query.bind(who).bind(reason)).await? > 0)
+    Ok(!decide(pool, query.bind(who).bind(reason)).await?.is_empty())
 }
 
-/// Gives up the first message of a parked key and has the next one tried: the message will not be published by this
-/// relay. Of a retired relay it gives up any held message. Answers which it was; `None`: no such key is parked. `who`
-/// decides it, and says why.
+/// Gives up the message at `position`, the first of a parked key, and has the next one tried: the message will not be published
+/// by this relay. Of a retired relay it gives up the first message of any held key. `false`: it is not the first message of such
+/// a key, or not any more, and nothing was changed. `who` decides it, and says why.
+///
+/// A key's first message changes while a person looks at it: another person redrives the key, and its next message parks. So
+/// this names the message ([`HeldKey::first_position`]), not the key.
 ///
 /// # Errors
-/// The database does not answer.
+/// See [`AdminError`].
 pub async fn skip(
     pool: &PgPool,
     relay: &str,
     position: i64,
     who: &str,
     reason: &str,
-) -> Result<Option<MessageId>, sqlx::Error> {
+) -> Result<bool, AdminError> {
     let query = sqlx::query(include_str!("sql/skip.sql")).bind(relay).bind(position).bind(who).bind(reason);
-    let row = statement::optional(pool, query).await?;
-    let id: Option<Uuid> = row.map(|row| row.try_get(0)).transpose()?;
-    Ok(id.and_then(|id| MessageId::try_from(id).ok()))
+    Ok(!decide(pool, query).await?.is_empty())
 }
 
 fn held_key(row: &PgRow) -> Result<HeldKey, sqlx::Error> {
@@ -246,6 +255,7 @@ fn held_key(row: &PgRow) -> Result<HeldKey, sqlx::Error> {
         last_error: row.try_get("last_error")?,
         held_at: row.try_get("held_at")?,
         messages: row.try_get("messages")?,
+        first_position: row.try_get("first_position")?,
         first: row.try_get::<Option<Uuid>, _>("first")?.and_then(|id| MessageId::try_from(id).ok()),
         topic: row.try_get("topic")?,
         kind: row.try_get("kind")?,

@@ -4,8 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgPool;
 
-use super::status;
-use crate::statement;
+use super::{AdminError, decide, status};
 
 /// A relay's state was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +16,15 @@ pub enum StateError {
     /// What it would have published may be gone.
     #[error("the relay is retired, for good")]
     Retired,
-    /// The database's.
-    #[error("the database did not answer")]
-    Database(#[from] sqlx::Error),
+    /// It could not be asked, or changed.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+impl From<sqlx::Error> for StateError {
+    fn from(error: sqlx::Error) -> Self {
+        StateError::Admin(error.into())
+    }
 }
 
 /// Has a relay publish nothing until it is [resumed](resume): its processes stop as if they were told to, and wait. The
@@ -113,8 +118,8 @@ async fn change(
     reason: Option<&str>,
 ) -> Result<bool, StateError> {
     let query = sqlx::query(include_str!("sql/change_state.sql")).bind(relay).bind(state);
-    let row = statement::optional(pool, query.bind(action).bind(who).bind(reason)).await?;
-    let row = row.ok_or(StateError::Unknown)?;
+    let rows = decide(pool, query.bind(action).bind(who).bind(reason)).await?;
+    let row = rows.first().ok_or(StateError::Unknown)?;
     match (row.try_get("changed")?, row.try_get::<&str, _>("was")?) {
         (false, "retired") => Err(StateError::Retired),
         (changed, _) => Ok(changed),

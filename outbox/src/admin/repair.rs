@@ -7,11 +7,8 @@
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{Connection, Row};
 
-use super::{RelayStatus, status};
-use crate::statement;
-
-/// How long the repair waits for those who have the log open.
-const PATIENCE: &str = "10s";
+use super::{ANSWER, COUNTED, LOCK, RelayStatus, status};
+use crate::statement::{self, is_locked, within};
 
 /// What a look at the log has found. Identifiers are as the server tells them.
 #[derive(Debug, Clone)]
@@ -80,7 +77,7 @@ pub enum RepairError {
     #[error("nothing to repair: the log was written in this cluster")]
     Sound,
     /// A transaction has the log open; a prepared one, perhaps.
-    #[error("a transaction that has written to the log is still open after {PATIENCE}")]
+    #[error("a transaction that has written to the log is still open after {LOCK}")]
     Busy(#[source] sqlx::Error),
     /// The database's.
     #[error("the database did not answer")]
@@ -92,7 +89,7 @@ pub enum RepairError {
 /// # Errors
 /// See [`RepairError`].
 pub async fn survey(pool: &PgPool) -> Result<Survey, RepairError> {
-    let mut survey = look(&mut *pool.acquire().await?).await?;
+    let mut survey = within(ANSWER, async { look(&mut *pool.acquire().await?).await }).await?;
     survey.relays = status(pool).await?;
     Ok(survey)
 }
@@ -105,10 +102,15 @@ pub async fn survey(pool: &PgPool) -> Result<Survey, RepairError> {
 /// See [`RepairError`].
 pub async fn repair(pool: &PgPool, who: &str, reason: Option<&str>) -> Result<Survey, RepairError> {
     let found = survey(pool).await?;
+    let survey = within(COUNTED, open_era(pool, who, reason)).await?;
+    Ok(Survey { relays: found.relays, ..survey })
+}
+
+async fn open_era(pool: &PgPool, who: &str, reason: Option<&str>) -> Result<Survey, RepairError> {
     let mut connection = pool.acquire().await?;
     let mut tx = connection.begin_with(statement::BEGIN_LONG).await?;
     sqlx::raw_sql(include_str!("sql/no_jit.sql")).execute(&mut *tx).await?;
-    statement::run(&mut *tx, sqlx::query(include_str!("sql/lock_timeout.sql")).bind(PATIENCE)).await?;
+    statement::run(&mut *tx, sqlx::query(include_str!("sql/lock_timeout.sql")).bind(LOCK)).await?;
     sqlx::raw_sql(include_str!("sql/lock_log.sql")).execute(&mut *tx).await.map_err(locked_out)?;
     // Once more, now that nobody changes anything.
     let survey = look(&mut tx).await?;
@@ -129,7 +131,7 @@ pub async fn repair(pool: &PgPool, who: &str, reason: Option<&str>) -> Result<Su
     let written = sqlx::query(include_str!("sql/write_repair.sql")).bind(who).bind(survey.first_position);
     statement::run(&mut *tx, written.bind(reason)).await?;
     tx.commit().await?;
-    Ok(Survey { relays: found.relays, ..survey })
+    Ok(survey)
 }
 
 async fn look(connection: &mut PgConnection) -> Result<Survey, RepairError> {
@@ -157,7 +159,5 @@ async fn look(connection: &mut PgConnection) -> Result<Survey, RepairError> {
 }
 
 fn locked_out(error: sqlx::Error) -> RepairError {
-    // lock_not_available
-    let busy = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"));
-    if busy { RepairError::Busy(error) } else { error.into() }
+    if is_locked(&error) { RepairError::Busy(error) } else { error.into() }
 }

@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgPool;
 use sqlx::{Executor, Row};
 
-use crate::statement::alone;
+use super::ANSWER;
+use crate::statement::{alone, within};
 
 /// So many are counted.
 const COUNTED: i64 = 10_000;
@@ -24,9 +25,10 @@ pub struct Scheduled {
 /// How many messages are scheduled, and when the next one is due.
 ///
 /// # Errors
-/// The database does not answer.
+/// The database does not answer within a minute.
 pub async fn scheduled(pool: &PgPool) -> Result<Scheduled, sqlx::Error> {
-    let row = pool.fetch_one(sqlx::raw_sql(alone(include_str!("sql/scheduled.sql")))).await?;
+    let row = pool.fetch_one(sqlx::raw_sql(alone(include_str!("sql/scheduled.sql"))));
+    let row = within(ANSWER, row).await?;
     let waiting: i64 = row.try_get("waiting")?;
     Ok(Scheduled {
         waiting: waiting.min(COUNTED),

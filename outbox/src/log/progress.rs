@@ -58,11 +58,21 @@ struct Tracked {
     delivered: i64,
     read_to: i64,
     all_read: bool,
-    /// Positions in order, and whether each is finished.
-    under_way: VecDeque<(i64, bool)>,
-    /// Finished and no longer under way, and the last one that is finished.
-    done: usize,
+    /// Positions in order, and how far each is. In the first window the first one is not finished; what is finished in later
+    /// ones stays here until they are the first.
+    under_way: VecDeque<(i64, Fate)>,
+    /// The last one that is finished.
     last_done: Option<i64>,
+}
+
+/// How far a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
+enum Fate {
+    UnderWay,
+    /// Held, or done with before.
+    Passed,
+    Delivered,
 }
 
 impl Tracked {
@@ -98,7 +108,6 @@ impl Progress {
                 read_to,
                 all_read: last,
                 under_way,
-                done: 0,
                 last_done: None,
             });
         }
@@ -111,13 +120,17 @@ impl Progress {
     /// A message of the page read last is under way.
     pub fn begin(&mut self, position: i64) {
         if let Some(tracked) = self.windows.back_mut() {
-            tracked.under_way.push_back((position, false));
+            tracked.under_way.push_back((position, Fate::UnderWay));
         }
     }
 
     /// All messages of the page read last are begun: windows without any can close.
     pub fn settle(&mut self) {
-        while let Some(front) = self.windows.front() {
+        while let Some(front) = self.windows.front_mut() {
+            while front.under_way.front().is_some_and(|entry| entry.1 != Fate::UnderWay) {
+                front.under_way.pop_front();
+                self.moved = true;
+            }
             if !front.all_read || !front.under_way.is_empty() {
                 return;
             }
@@ -129,20 +142,24 @@ impl Progress {
         }
     }
 
-    /// A message is delivered, or held where its cursor need not wait for it.
+    /// A message is delivered.
+    pub fn deliver(&mut self, window: u64, position: i64) {
+        self.finish_as(window, position, Fate::Delivered);
+    }
+
+    /// A message is held where its cursor need not wait for it, or done with before.
     pub fn finish(&mut self, window: u64, position: i64) {
+        self.finish_as(window, position, Fate::Passed);
+    }
+
+    fn finish_as(&mut self, window: u64, position: i64, fate: Fate) {
         let Some(tracked) = self.windows.iter_mut().find(|tracked| tracked.window.id == window) else {
             return;
         };
         if let Ok(index) = tracked.under_way.binary_search_by_key(&position, |entry| entry.0) {
-            tracked.under_way[index].1 = true;
+            tracked.under_way[index].1 = fate;
             tracked.last_done = tracked.last_done.max(Some(position));
             self.finished += 1;
-        }
-        while tracked.under_way.front().is_some_and(|entry| entry.1) {
-            tracked.under_way.pop_front();
-            tracked.done += 1;
-            self.moved = true;
         }
         self.settle();
     }
@@ -167,14 +184,19 @@ impl Progress {
             .filter(|(window, position)| !self.has_passed(*window, *position))
     }
 
+    /// Messages delivered that the cursor has not passed.
+    pub fn delivered_ahead(&self) -> impl Iterator<Item = i64> {
+        let entries = self.windows.iter().flat_map(|tracked| &tracked.under_way);
+        entries.filter(|entry| entry.1 == Fate::Delivered).map(|entry| entry.0)
+    }
+
     /// What to record, if the cursor has moved past a message since the last call.
     pub fn record(&mut self) -> Option<CursorRecord> {
         std::mem::take(&mut self.moved).then(|| {
             // What is finished behind a message under way stays unrecorded, and so does all that is finished of later
             // windows.
-            let behind = |tracked: &Tracked| tracked.under_way.iter().filter(|entry| entry.1).count();
-            let later = self.windows.iter().skip(1).map(|tracked| tracked.done).sum::<usize>();
-            self.finished = self.windows.iter().map(behind).sum::<usize>() + later;
+            let entries = self.windows.iter().flat_map(|tracked| &tracked.under_way);
+            self.finished = entries.filter(|entry| entry.1 != Fate::UnderWay).count();
             self.cursor()
         })
     }
@@ -227,11 +249,30 @@ mod tests {
         assert_eq!(progress.stranded(), Some((1, 6)));
         progress.finish(2, 11);
         progress.finish(2, 12);
-        assert_eq!(progress.record().unwrap().after, 3);
+        assert_eq!((progress.record(), progress.cursor().after), (None, 3), "it has not moved");
         assert_eq!((progress.unrecorded(), progress.stranded()), (3, Some((2, 12))));
+        assert_eq!(progress.delivered_ahead().count(), 0, "they are held");
         progress.finish(1, 4);
         progress.record();
         assert_eq!((progress.unrecorded(), progress.stranded()), (0, None));
+    }
+
+    #[test]
+    fn what_is_delivered_ahead_of_the_cursor_is_known_in_every_window() {
+        let mut progress = Progress::new(3, seen(10));
+        for (id, positions) in [(1, [4, 6]), (2, [11, 12])] {
+            progress.read(&window(id), id as i64 * 10, true);
+            positions.into_iter().for_each(|position| progress.begin(position));
+            progress.settle();
+        }
+        let ahead = |progress: &Progress| progress.delivered_ahead().collect::<Vec<_>>();
+        progress.deliver(2, 11);
+        progress.finish(2, 12);
+        progress.deliver(1, 6);
+        assert_eq!(ahead(&progress), [6, 11]);
+        progress.deliver(1, 4);
+        assert_eq!((ahead(&progress), progress.stranded()), (vec![], None));
+        assert_eq!(progress.cursor().seen, seen(30));
     }
 
     #[test]

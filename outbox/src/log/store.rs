@@ -49,6 +49,9 @@ pub struct Record {
     pub copies: Vec<(i64, LogMessage)>,
     /// Settled messages, by shard and position, that the cursors of this record have passed: they are forgotten.
     pub forgotten: Vec<(i16, i64)>,
+    /// Messages that are published, by shard and position, though the cursors of this record have not passed them: they are
+    /// settled, so that the next owner does not repeat them. Only of shards whose cursors are in this record.
+    pub settled: Vec<(i16, i64)>,
 }
 
 impl Record {
@@ -58,6 +61,7 @@ impl Record {
             && self.holds.is_empty()
             && self.copies.is_empty()
             && self.forgotten.is_empty()
+            && self.settled.is_empty()
     }
 }
 
@@ -213,6 +217,7 @@ impl Store {
                 // A lost record only repeats messages, as a crash a moment earlier would have.
                 let lost = self.record_cursors(connection, &record.cursors, "off").await?;
                 self.forget(connection, &record.forgotten, &lost).await?;
+                self.settle(connection, &record.settled, &lost).await?;
                 lost
             } else {
                 let mut tx = connection.begin().await?;
@@ -222,6 +227,7 @@ impl Store {
                 tx.execute(sqlx::raw_sql(statement::SILENCE)).await?;
                 let lost = self.record_cursors(&mut tx, &record.cursors, "on").await?;
                 self.forget(&mut tx, &record.forgotten, &lost).await?;
+                self.settle(&mut tx, &record.settled, &lost).await?;
                 // Holds and copies stand under their shards' epochs, or not at all.
                 if lost.is_empty() {
                     tx.commit().await?
@@ -250,6 +256,7 @@ impl Store {
         };
         record.cursors.retain(|cursor| ours(cursor.shard));
         record.forgotten.retain(|(shard, _)| ours(*shard));
+        record.settled.retain(|(shard, _)| ours(*shard));
         record.holds.retain(|hold| ours(hold.slot % self.shards));
         record.copies.retain(|(_, copy)| ours(copy.slot % self.shards));
         lost
@@ -268,6 +275,23 @@ impl Store {
             return Ok(());
         }
         let query = sqlx::query(sql!("forget_settled")).bind(&self.relay).bind(positions);
+        query.persistent(false).execute(connection).await?;
+        Ok(())
+    }
+
+    /// After the cursors were recorded, and in their transaction: it is our epoch under which they were.
+    async fn settle(
+        &self,
+        connection: &mut PgConnection,
+        delivered: &[(i16, i64)],
+        lost: &[i16],
+    ) -> Result<(), LogError> {
+        let ours = delivered.iter().filter(|(shard, _)| !lost.contains(shard));
+        let positions: Vec<i64> = ours.map(|(_, position)| *position).collect();
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let query = sqlx::query(sql!("settle_delivered")).bind(&self.relay).bind(positions);
         query.persistent(false).execute(connection).await?;
         Ok(())
     }

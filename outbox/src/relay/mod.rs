@@ -17,6 +17,7 @@ mod settings;
 mod settled;
 mod waiting;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ use crate::upkeep::Upkeep;
 use session::{Ended, Session};
 use waiting::Waiting;
 
+/// How long a broker may take to say whether it is ready before that is worth a line.
+const SLOW_BROKER: Duration = Duration::from_secs(10);
 /// How often a paused relay looks whether it is resumed.
 const PAUSED: Duration = Duration::from_secs(1);
 
@@ -237,6 +240,18 @@ impl<P: Publisher + 'static> Relay<P> {
             let asked = async {
                 self.publisher.check().await?;
                 self.publisher.log().await
+            };
+            let slow = async {
+                tokio::time::sleep(SLOW_BROKER).await;
+                tracing::warn!(relay = self.name, "the broker has not answered for 10s whether it is ready");
+                waiting.because("it does not answer");
+                std::future::pending::<Infallible>().await
+            };
+            let asked = async {
+                tokio::select! {
+                    answer = asked => answer,
+                    never = slow => match never {},
+                }
             };
             let Some(answer) = stop.run_until_cancelled(asked).await else { return Ok(None) };
             match answer {

@@ -117,6 +117,8 @@ pub(super) struct Session<'a, P> {
     holds_ended: bool,
     /// Nothing more is read; what is on the wire is waited for, until then.
     ending: Option<(Ended, Instant)>,
+    /// It ends now: what comes of what is on the wire is not waited for any more.
+    leaving: bool,
     /// The last message of each shard that was sent before, as (window, position): only what lies before it is still sent.
     ends_at: BTreeMap<i16, (u64, i64)>,
 }
@@ -294,6 +296,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
 
     /// Records what was confirmed and hands over what is another's, in bounded time: after it, the lease ends by itself.
     async fn leave(mut self, ended: Ended) -> Result<Ended, LogError> {
+        self.leaving = true;
         match tokio::time::timeout(self.settings.drain, self.hand_over(ended)).await {
             Ok(handed_over) => {
                 let shards = handed_over?;

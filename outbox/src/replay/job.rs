@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::filter::some;
 use super::{Filter, ReplayError, Replayed};
+use crate::admin::{ANSWER, AdminError, decide};
 use crate::log::position_at;
 use crate::statement::{self, within};
 
@@ -65,6 +66,10 @@ pub(super) enum Then<'a> {
 /// The part of the log in which a filter can fit anything: above, and up to (`None`: its end), whatever commits meanwhile.
 /// A clock is within a second of its place, as `position_at.sql` says.
 pub(super) async fn bounds(pool: &PgPool, filter: &Filter) -> Result<(i64, Option<i64>), sqlx::Error> {
+    within(ANSWER, look_up(pool, filter)).await
+}
+
+async fn look_up(pool: &PgPool, filter: &Filter) -> Result<(i64, Option<i64>), sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let mut after = filter.from_position.unwrap_or(1).max(1) - 1;
     let mut to = filter.to_position;
@@ -80,7 +85,8 @@ pub(super) async fn bounds(pool: &PgPool, filter: &Filter) -> Result<(i64, Optio
 
 /// What was recorded of a replay; `None`: it has not begun.
 pub(super) async fn load(pool: &PgPool, name: &str) -> Result<Option<Recorded>, sqlx::Error> {
-    let row = statement::optional(pool, sqlx::query(include_str!("sql/load.sql")).bind(name)).await?;
+    let load = sqlx::query(include_str!("sql/load.sql")).bind(name);
+    let row = within(ANSWER, statement::optional(pool, load)).await?;
     row.as_ref().map(recorded).transpose()
 }
 
@@ -92,7 +98,7 @@ pub(super) async fn begin(
     destination: Option<&str>,
     who: &str,
     reason: Option<&str>,
-) -> Result<(), sqlx::Error> {
+) -> Result<(), ReplayError> {
     let (after, to) = bounds(pool, filter).await?;
     let query = sqlx::query(include_str!("sql/create.sql"))
         .bind(name)
@@ -110,7 +116,7 @@ pub(super) async fn begin(
         .bind(filter.to_position)
         .bind(who)
         .bind(reason);
-    statement::run(pool, query).await?;
+    decide(pool, query).await?;
     Ok(())
 }
 
@@ -120,7 +126,7 @@ pub(super) async fn claim(pool: &PgPool, name: &str, lease: Duration) -> Result<
     let mut expected: Option<(DateTime<Utc>, Instant)> = None;
     loop {
         let query = sqlx::query(include_str!("sql/claim.sql")).bind(name).bind(lease.as_secs_f64());
-        if let Some(row) = statement::optional(pool, query).await? {
+        if let Some(row) = decide(pool, query).await?.first() {
             if row.try_get("restored")? {
                 return Err(ReplayError::Restored);
             }
@@ -134,7 +140,8 @@ pub(super) async fn claim(pool: &PgPool, name: &str, lease: Duration) -> Result<
                 skipped: row.try_get("skipped")?,
             });
         }
-        let row = statement::optional(pool, sqlx::query(include_str!("sql/expires.sql")).bind(name)).await?;
+        let expires = sqlx::query(include_str!("sql/expires.sql")).bind(name);
+        let row = within(ANSWER, statement::optional(pool, expires)).await?;
         // Somebody else has finished or cancelled it meanwhile.
         let Some(row) = row else { return Err(ReplayError::Busy) };
         let expires_at: Option<DateTime<Utc>> = row.try_get("expires_at")?;
@@ -236,12 +243,15 @@ pub struct ReplayStatus {
 /// The replays of a database, the latest first. One that is running keeps the log from being emptied above `after`.
 ///
 /// # Errors
-/// The database does not answer.
+/// The database does not answer within a minute.
 pub async fn list(pool: &PgPool) -> Result<Vec<ReplayStatus>, sqlx::Error> {
-    let mut tx = pool.begin_with(statement::BEGIN_READING).await?;
-    let replays = list_within(&mut tx).await?;
-    tx.commit().await?;
-    Ok(replays)
+    let list = async {
+        let mut tx = pool.begin_with(statement::BEGIN_READING).await?;
+        let replays = list_within(&mut tx).await?;
+        tx.commit().await?;
+        Ok(replays)
+    };
+    within(ANSWER, list).await
 }
 
 /// The same, in a transaction.
@@ -274,9 +284,15 @@ pub enum CancelError {
     /// There is nothing left to cancel.
     #[error("the replay is finished")]
     Finished,
-    /// The database's.
-    #[error("the database did not answer")]
-    Database(#[from] sqlx::Error),
+    /// It could not be asked, or changed.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+impl From<sqlx::Error> for CancelError {
+    fn from(error: sqlx::Error) -> Self {
+        CancelError::Admin(error.into())
+    }
 }
 
 /// Ends a replay that is not finished, for good: a process that works at it stops, and the log keeps nothing for it. What is
@@ -287,8 +303,8 @@ pub enum CancelError {
 /// See [`CancelError`].
 pub async fn cancel(pool: &PgPool, name: &str, who: &str, reason: &str) -> Result<bool, CancelError> {
     let query = sqlx::query(include_str!("sql/cancel.sql")).bind(name).bind(who).bind(reason);
-    let row = statement::optional(pool, query).await?;
-    let was: Option<String> = row.map(|row| row.try_get(0)).transpose()?;
+    let rows = decide(pool, query).await?;
+    let was: Option<String> = rows.first().map(|row| row.try_get(0)).transpose()?;
     match was.as_deref() {
         None => Err(CancelError::Unknown),
         Some("finished") => Err(CancelError::Finished),

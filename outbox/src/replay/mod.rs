@@ -25,6 +25,7 @@ pub(crate) use job::list_within;
 pub use job::{CancelError, ReplayStatus, cancel, list};
 pub use preview::{Found, Place, Preview, preview};
 
+use crate::admin::AdminError;
 use crate::log::{Refusal, clamp_page};
 use crate::{Backoff, InvalidRoute, Routes};
 
@@ -129,7 +130,7 @@ pub enum ReplayError {
     /// The operator's: the broker is not set up so that it keeps what it confirms.
     #[error("broker refused")]
     Broker(#[source] PublishError),
-    /// The message's: the broker will not take it, or never answers. Others of its batch may have been published.
+    /// The message's: the broker will not take it. Others of its batch may have been published.
     #[error("the message at position {position} ({id}) is not taken")]
     Rejected {
         /// Where it stands in the log.
@@ -139,9 +140,35 @@ pub enum ReplayError {
         /// What the broker said.
         source: PublishError,
     },
+    /// The broker's: it was sent the message several times, and never answered. It may have been published; run again, the replay
+    /// goes on with it. It is not given up, whatever [`skip_rejected`](ReplaySettings::skip_rejected) says.
+    #[error("the broker never answers for the message at position {position} ({id})")]
+    Unanswered {
+        /// Where it stands in the log.
+        position: i64,
+        /// Which it is.
+        id: MessageId,
+        /// What was said of the last try.
+        source: PublishError,
+    },
+    /// Another transaction has the replay locked. Nothing was begun or taken over.
+    #[error("the replay could not be begun or taken over")]
+    Locked(#[source] AdminError),
     /// The database did not answer, or the role may not do this.
     #[error("the database did not answer")]
     Database(#[from] sqlx::Error),
+}
+
+impl From<AdminError> for ReplayError {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Database(error) => ReplayError::Database(error),
+            AdminError::Unanswered => {
+                ReplayError::Database(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+            }
+            locked @ AdminError::Locked(_) => ReplayError::Locked(locked),
+        }
+    }
 }
 
 /// Publishes messages of the log once more.

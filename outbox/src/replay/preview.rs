@@ -9,8 +9,9 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{Filter, ReplayError, Replayed, job};
+use crate::admin::{ANSWER, COUNTED};
 use crate::log::{leaf, leaf_end};
-use crate::statement;
+use crate::statement::{self, within};
 
 /// What a replay would publish.
 #[derive(Debug, Clone, Default)]
@@ -86,7 +87,7 @@ pub async fn preview(pool: &PgPool, name: &str, filter: Option<&Filter>) -> Resu
             let filter = filter.ok_or(ReplayError::NotBegun)?;
             let (after, to) = job::bounds(pool, filter).await?;
             let last = sqlx::query(include_str!("../log/sql/last_position.sql"));
-            let last: i64 = statement::read_row(pool, last).await?.try_get(0)?;
+            let last: i64 = within(ANSWER, statement::read_row(pool, last)).await?.try_get(0)?;
             (filter, after, to.unwrap_or(last).min(last), None, 0)
         }
     };
@@ -94,7 +95,7 @@ pub async fn preview(pool: &PgPool, name: &str, filter: Option<&Filter>) -> Resu
         let end = leaf_end(after + 1).min(to);
         let sql = include_str!("sql/count.sql").replace("/*leaf*/", &leaf(end).to_string());
         let query = sqlx::query(AssertSqlSafe(sql)).bind(seen).bind(seen_from).bind(after).bind(end);
-        for row in statement::read(pool, filter.bind(query)).await? {
+        for row in within(COUNTED, statement::read(pool, filter.bind(query))).await? {
             preview.add(&row)?;
         }
         after = end;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use message::{Outgoing, Pipelining, PublishError};
 
-/// A message that was sent so often without an answer counts as rejected.
+/// A message that was sent so often without an answer stops the replay.
 const UNANSWERED: u32 = 5;
 
 /// A message under way.
@@ -42,6 +42,8 @@ pub(super) struct Settled {
     pub(super) unavailable: Option<String>,
     /// The messages that it will not take, in order.
     pub(super) rejected: Vec<(usize, PublishError)>,
+    /// The first message that was sent often, and never answered. That is not its fault, so it is not given up.
+    pub(super) unanswered: Option<(usize, PublishError)>,
 }
 
 impl Item {
@@ -92,7 +94,7 @@ impl Queue {
                     item.unanswered += 1;
                     settled.unavailable.get_or_insert(error.to_string());
                     if item.unanswered >= UNANSWERED {
-                        settled.rejected.push((*place, error));
+                        settled.unanswered.get_or_insert((*place, error));
                     }
                 }
             }
@@ -156,13 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_never_answered_is_rejected_in_the_end() {
+    fn a_message_that_is_never_answered_is_not_rejected_and_stops_the_replay_in_the_end() {
         let mut queue = queue(Pipelining::PerBatch, &["a"]);
         let unknown = || vec![Err(PublishError::Unknown("no answer".to_owned()))];
         for _ in 1..UNANSWERED {
-            assert!(queue.settle(&[0], unknown()).rejected.is_empty());
+            assert!(queue.settle(&[0], unknown()).unanswered.is_none());
         }
-        assert_eq!(queue.settle(&[0], unknown()).rejected.len(), 1);
+        let settled = queue.settle(&[0], unknown());
+        assert!(settled.rejected.is_empty() && matches!(settled.unanswered, Some((0, _))));
     }
 
     #[test]

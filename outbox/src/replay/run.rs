@@ -15,6 +15,7 @@ use super::queue::{Done, Item, Queue};
 use super::rate::Rate;
 use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
 use crate::Routes;
+use crate::admin::ANSWER as ANSWERED;
 use crate::log::{LogMessage, Names, Refusal, decode_row, leaf, leaf_end, preflight};
 use crate::relay::{Router, chain, chance, shorten};
 use crate::statement::{BEGIN_READING, within};
@@ -57,7 +58,7 @@ pub(super) async fn run<P: Publisher + 'static>(
     match &worked {
         Ok(true) => worker.record(Then::Finishes).await?,
         Ok(false) => worker.record(Then::Stops(None)).await?,
-        Err(ReplayError::Rejected { source, .. }) => {
+        Err(ReplayError::Rejected { source, .. } | ReplayError::Unanswered { source, .. }) => {
             let reason = source.to_string();
             worker.record(Then::Stops(Some(&shorten(&reason)))).await?;
         }
@@ -78,9 +79,11 @@ enum Begun {
 
 /// What the replay is to publish, and where to: as it began, be that now.
 async fn begin<P: Publisher>(replay: &Replay<P>) -> Result<Begun, ReplayError> {
-    let mut connection = replay.pool.acquire().await?;
-    preflight(&mut connection).await.map_err(ReplayError::Refused)?;
-    drop(connection);
+    let checked = async {
+        let mut connection = replay.pool.acquire().await?;
+        preflight(&mut connection).await
+    };
+    within(ANSWERED, checked).await.map_err(ReplayError::Refused)?;
     let Replay { name, pool, who, .. } = replay;
     let recorded = match job::load(pool, name).await? {
         Some(recorded) => recorded,
@@ -119,8 +122,11 @@ async fn is_itself<P: Publisher>(replay: &Replay<P>) -> Result<(), ReplayError> 
 
 async fn refuse_itself<P>(replay: &Replay<P>, log: Option<String>) -> Result<(), ReplayError> {
     let Some(destination) = log else { return Ok(()) };
-    let mut connection = replay.pool.acquire().await?;
-    if destination == crate::log::name(&mut connection).await? {
+    let name = async {
+        let mut connection = replay.pool.acquire().await?;
+        crate::log::name(&mut connection).await
+    };
+    if destination == within(ANSWERED, name).await? {
         return Err(ReplayError::Refused(Refusal::Itself));
     }
     Ok(())
@@ -223,7 +229,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.job.seen).bind(self.job.seen_from);
         let query = self.filter.bind(query.bind(self.read_to).bind(end));
         let query = query.bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let mut tx = self.replay.pool.begin_with(BEGIN_READING).await?;
+        let mut tx = within(ANSWERED, self.replay.pool.begin_with(BEGIN_READING)).await?;
         let mut rows = query.persistent(false).fetch(&mut *tx);
         let (mut messages, mut bytes): (Vec<LogMessage>, usize) = (Vec::new(), 0);
         while let Some(row) = within(ANSWER, rows.try_next()).await? {
@@ -235,7 +241,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
             }
         }
         drop(rows);
-        tx.commit().await?;
+        within(ANSWERED, tx.commit()).await?;
         let more = messages.len() >= limit || bytes >= page_bytes;
         self.read_to = messages.last().filter(|_| more).map_or(end, |last| last.position);
         self.length = bytes / messages.len().max(1);
@@ -273,6 +279,11 @@ impl<P: Publisher + 'static> Worker<'_, P> {
             }
             let results = self.send(&queue, &batch).await;
             let settled = queue.settle(&batch, results);
+            // What it says of a place means nothing once others are passed.
+            let unanswered = settled.unanswered.map(|(place, source)| {
+                let item = queue.at(place);
+                (item.position, item.outgoing.message.id, source)
+            });
             for (place, error) in settled.rejected {
                 let position = queue.at(place).position;
                 if !settings.skip_rejected {
@@ -284,6 +295,9 @@ impl<P: Publisher + 'static> Worker<'_, P> {
                 queue.skip(place, shorten(&error.to_string()));
             }
             self.pass(&mut queue);
+            if let Some((position, id, source)) = unanswered {
+                return Err(ReplayError::Unanswered { position, id, source });
+            }
             self.record_if_due().await?;
             match settled.unavailable {
                 None => self.failures = 0,

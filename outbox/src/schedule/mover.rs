@@ -1,9 +1,10 @@
 //! Moves what is due into the log. The upkeep's holder does it, and what keeps it from being done twice is the database.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use message::clock_difference;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 use tokio::time::Instant;
@@ -48,11 +49,14 @@ pub(crate) struct Mover {
     batch: i64,
     /// The next one is moved by itself: one of those that are due cannot be moved, and keeps the others of its batch.
     alone: bool,
-    /// Those that cannot be moved as they are, by number; they stay where they are.
-    refused: BTreeSet<i64>,
+    /// Those that cannot be moved as they are, by number, each with its key; they stay where they are, and so do the others of
+    /// these keys, which come after them.
+    refused: BTreeMap<i64, Option<String>>,
     /// When the next of them is tried again, and from which number on.
     again_at: Instant,
     tried_again: i64,
+    /// The clocks of the database and of this process differ: nothing is moved.
+    clocks_differ: bool,
 }
 
 impl Mover {
@@ -65,9 +69,10 @@ impl Mover {
             is_safe: false,
             batch: BATCH,
             alone: false,
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
             again_at: now,
             tried_again: 0,
+            clocks_differ: false,
         }
     }
 
@@ -95,6 +100,7 @@ impl Mover {
         }
         let above = self.moved_to.map_or(DateTime::UNIX_EPOCH - SLACK, |moved_to| moved_to - SLACK);
         let next = fill(NEXT, &[literal(&above.to_rfc3339()), literal(&holder.to_string())]);
+        let asked = Utc::now();
         let look = sqlx::raw_sql(alone(&next)).fetch_one(&mut *connection);
         // The connection is kept, and nobody has asked it how it is.
         let row = within(ANSWER, look).await?;
@@ -108,6 +114,10 @@ impl Mover {
             self.next_at = Instant::now() + due_in.unwrap_or(LOOK).min(LOOK);
             return Ok(rests);
         }
+        if self.compare_clocks(row.try_get("now")?, asked) {
+            self.next_at = Instant::now() + LOOK;
+            return Ok(rests);
+        }
         if !self.is_safe {
             if let Err(error) = preflight(&mut *connection).await {
                 tracing::debug!(error = chain(&error), "scheduled messages are not moved into this log");
@@ -117,10 +127,15 @@ impl Mover {
             self.is_safe = true;
         }
         let only = self.only(&mut *connection, above).await?;
-        let refused: Vec<i64> = self.refused.iter().copied().filter(|number| Some(*number) != only).collect();
+        let number = only.as_ref().map(|(number, _)| *number);
+        let (refused, keys) = match number {
+            None => self.refused(),
+            Some(_) => Default::default(),
+        };
         // One that was refused lies anywhere.
         let above = if only.is_some() { DateTime::UNIX_EPOCH - SLACK } else { above };
-        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(self.batch).bind(refused).bind(only);
+        let query = sqlx::query(MOVE).bind(holder).bind(above).bind(self.batch);
+        let query = query.bind(refused).bind(number).bind(keys);
         // One that fails for what it holds, or takes too long, is tried again with fewer.
         let batch = self.batch;
         self.batch = (batch / 2).max(1);
@@ -138,13 +153,13 @@ impl Mover {
             Err(error) => return Err(error),
         };
         self.batch = (batch * 2).min(BATCH);
-        if let Some(number) = only {
+        if let Some(number) = number {
             self.refused.remove(&number);
         }
         let moved: i64 = row.try_get("moved")?;
         if moved > 0 {
             metrics::counter!("outbox_scheduled_messages_moved_total").increment(moved.unsigned_abs());
-            if only.is_none() {
+            if number.is_none() {
                 self.moved_to = row.try_get("last_due")?;
             }
             bell::ring();
@@ -156,35 +171,60 @@ impl Mover {
 }
 
 impl Mover {
-    /// The one to move by itself, if one is: the first that is due when a batch of one has failed, or now and then one that was
-    /// refused before.
+    /// Whether the clocks of the database and of this process differ by so much that one must be wrong. Then what is due is not
+    /// known, and what was published cannot be taken back.
+    fn compare_clocks(&mut self, database: DateTime<Utc>, asked: DateTime<Utc>) -> bool {
+        let difference = clock_difference(database, asked, Utc::now());
+        let was = std::mem::replace(&mut self.clocks_differ, difference.is_some());
+        match difference {
+            Some(difference) if !was => tracing::warn!(
+                seconds = difference.num_seconds(),
+                "clocks of database and process differ: no scheduled message is moved into the log"
+            ),
+            None if was => {
+                tracing::info!("clocks of database and process agree: scheduled messages are moved")
+            }
+            _ => {}
+        }
+        difference.is_some()
+    }
+
+    /// The one to move by itself, if one is, and its key: the first that is due when a batch of one has failed, or now and then
+    /// one that was refused before.
     async fn only(
         &mut self,
         connection: &mut PgConnection,
         above: DateTime<Utc>,
-    ) -> Result<Option<i64>, sqlx::Error> {
+    ) -> Result<Option<(i64, Option<String>)>, sqlx::Error> {
         if std::mem::take(&mut self.alone) {
-            let refused: Vec<i64> = self.refused.iter().copied().collect();
-            let first = sqlx::query(FIRST_DUE).bind(above).bind(refused);
+            let (refused, keys) = self.refused();
+            let first = sqlx::query(FIRST_DUE).bind(above).bind(refused).bind(keys);
             let first = within(ANSWER, statement::optional(connection, first)).await?;
-            return first.map(|row| row.try_get("number")).transpose();
+            return first.map(|row| Ok((row.try_get("number")?, row.try_get("key")?))).transpose();
         }
         if self.again_at > Instant::now() {
             return Ok(None);
         }
         self.again_at = Instant::now() + AGAIN;
-        let next = self.refused.range(self.tried_again..).next().or_else(|| self.refused.first()).copied();
-        self.tried_again = next.map_or(0, |number| number + 1);
+        let next = self.refused.range(self.tried_again..).next().or_else(|| self.refused.first_key_value());
+        let next = next.map(|(number, key)| (*number, key.clone()));
+        self.tried_again = next.as_ref().map_or(0, |(number, _)| number + 1);
         Ok(next)
     }
 
-    fn refuse(&mut self, only: Option<i64>, error: &sqlx::Error) {
-        let Some(number) = only else { return };
-        if self.refused.insert(number) {
+    /// Those that are not moved, by number and by key.
+    fn refused(&self) -> (Vec<i64>, Vec<&str>) {
+        let numbers = self.refused.keys().copied().collect();
+        (numbers, self.refused.values().flatten().map(String::as_str).collect())
+    }
+
+    fn refuse(&mut self, only: Option<(i64, Option<String>)>, error: &sqlx::Error) {
+        let Some((number, key)) = only else { return };
+        if self.refused.insert(number, key).is_none() {
             tracing::error!(
                 number,
                 %error,
-                "a scheduled message cannot be moved into the log as it is: it stays scheduled"
+                "a scheduled message cannot be moved into the log as it is: it stays scheduled, and the later ones of its key with it"
             );
         }
     }

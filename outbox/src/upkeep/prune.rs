@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
+use message::clock_difference;
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{AssertSqlSafe, Connection, PgTransaction, Row};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +32,8 @@ const NEEDED_SOON: i64 = 2;
 /// older than any of them wants it kept, or lies where the log will be written soon. A process that runs a relay does it
 /// every few seconds; nobody else needs to. Its role needs TRUNCATE on the leaves of `outbox.message`.
 ///
-/// It never waits: a leaf that is locked for more than 50 milliseconds is left for the next time.
+/// It never waits: a leaf that is locked for more than 50 milliseconds is left for the next time. While the clocks of the
+/// database and of this process differ by more than an hour, no leaf counts as old.
 ///
 /// # Errors
 /// The database could not be reached, or its role may not truncate.
@@ -99,11 +102,12 @@ pub(super) async fn sweep(
 async fn looks(connection: &mut PgConnection, leaves: &[i64]) -> Result<Vec<(i64, i64, bool)>, sqlx::Error> {
     let all: Vec<String> = leaves.iter().map(|leaf| sql(include_str!("sql/leaf.sql"), *leaf)).collect();
     let mut tx = begin(connection).await?;
+    let asked = Utc::now();
     // Unnamed, as everything that looks into a leaf: a plan kept from when it was empty would scan it whole for ever.
     let looks = sqlx::query(AssertSqlSafe(all.join("\nunion all\n"))).persistent(false);
     let rows = looks.fetch_all(&mut *tx).await?;
     tx.commit().await?;
-    rows.iter().map(look).collect()
+    rows.iter().map(|row| look(row, asked)).collect()
 }
 
 /// What became of a leaf that was ripe.
@@ -126,8 +130,9 @@ async fn prune_leaf(connection: &mut PgConnection, leaf: i64) -> Result<Fate, sq
     let mut tx = begin(connection).await?;
     sqlx::raw_sql(AssertSqlSafe(sql(include_str!("sql/lock_leaf.sql"), leaf))).execute(&mut *tx).await?;
     // Everything again: what was committed since the first look is seen now, and nothing more can come.
+    let asked = Utc::now();
     let found = sqlx::query(AssertSqlSafe(sql(include_str!("sql/leaf.sql"), leaf))).persistent(false);
-    let found = found.fetch_optional(&mut *tx).await?.as_ref().map(look).transpose()?;
+    let found = found.fetch_optional(&mut *tx).await?.as_ref().map(|row| look(row, asked)).transpose()?;
     let fate = if found.is_none_or(|(leaf, last, aged)| !is_ripe(leaf, last, aged)) {
         Fate::Changed
     } else if !pin(&mut tx, leaf, Some(1)).await?.is_empty() {
@@ -188,9 +193,12 @@ pub(super) async fn summarize(connection: &mut PgConnection, last_position: i64)
     }
 }
 
-/// The leaf's number, the last position drawn, and whether the leaf is older than any relay wants it kept.
-fn look(row: &sqlx::postgres::PgRow) -> Result<(i64, i64, bool), sqlx::Error> {
-    Ok((row.try_get("leaf")?, row.try_get("last_position")?, row.try_get("aged")?))
+/// The leaf's number, the last position drawn, and whether the leaf is older than any relay wants it kept, by a clock that
+/// can be believed. It was asked at `asked`.
+fn look(row: &sqlx::postgres::PgRow, asked: DateTime<Utc>) -> Result<(i64, i64, bool), sqlx::Error> {
+    let now: DateTime<Utc> = row.try_get("now")?;
+    let aged = row.try_get::<bool, _>("aged")? && clock_difference(now, asked, Utc::now()).is_none();
+    Ok((row.try_get("leaf")?, row.try_get("last_position")?, aged))
 }
 
 /// Whether a leaf is one to empty, as far as its place and its age tell.

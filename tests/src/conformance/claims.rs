@@ -27,6 +27,13 @@ pub async fn every_confirmed_message_arrives_as_it_was_sent(setup: &dyn Setup) {
     assert_eq!(received.len(), sent.len());
 }
 
+/// What a relay registers of its broker, so that a person sees it, and that processes with different brokers are noticed.
+pub async fn a_publisher_says_what_it_publishes_to(setup: &dyn Setup) {
+    let said = setup.publisher().await.describe().expect("it says what it publishes to");
+    assert!(!said.is_empty() && !said.contains('@'), "{said}");
+    assert_eq!(setup.publisher().await.describe(), Some(said), "two processes say the same");
+}
+
 /// Whose fault it is decides whether everything pauses, or one destination's messages wait.
 pub async fn a_broker_that_is_unavailable_is_told_apart_from_a_destination_that_is(setup: &dyn Setup) {
     let to = |destination: &str| {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Facts, Finding, Old, Severity, ago, lasting};
 use crate::admin::RelayStatus;
@@ -116,7 +116,7 @@ fn safety(facts: &Facts) -> Vec<Finding> {
 }
 
 fn consequences(facts: &Facts) -> Vec<Finding> {
-    let mut found = Vec::new();
+    let mut found: Vec<Finding> = [clocks(facts), search_path(facts)].into_iter().flatten().collect();
     if !facts.triggers_after.is_empty() {
         found.push(hurts(
             "triggers_after",
@@ -169,6 +169,50 @@ fn consequences(facts: &Facts) -> Vec<Finding> {
         ));
     }
     found
+}
+
+fn clocks(facts: &Facts) -> Option<Finding> {
+    let difference = facts.clock_difference?;
+    let side = if difference < TimeDelta::zero() { "behind" } else { "ahead of" };
+    Some(hurts(
+        "clocks_differ",
+        format!(
+            "the database's clock is {} s {side} this machine's: a process that sees such a difference moves no scheduled \
+             message into the log, empties no leaf for its age, and removes no row of an inbox",
+            difference.num_seconds().abs()
+        ),
+        "set the clock that is wrong",
+    ))
+}
+
+/// Paths in which what others create is found before what PostgreSQL has.
+fn search_path(facts: &Facts) -> Option<Finding> {
+    let session = Some(("this role's sessions", &*facts.path));
+    let set = facts.paths.iter().map(|(role, path)| (role.as_str(), path.as_str()));
+    let mut paths: Vec<(&str, &str)> = set.filter(|(_, path)| is_behind(path)).collect();
+    if paths.is_empty() {
+        paths.extend(session.filter(|(_, path)| is_behind(path)));
+    }
+    let paths: Vec<String> = paths.iter().map(|(role, path)| format!("of {role}: {path}")).collect();
+    (!paths.is_empty()).then(|| {
+        hurts(
+            "search_path",
+            format!(
+                "pg_catalog is not the first schema of a search path ({}): who may create functions in a schema before it \
+                 decides what a statement of that role does",
+                paths.join("; ")
+            ),
+            "alter role or database … set search_path without pg_catalog, which is searched first then, or reset it",
+        )
+    })
+}
+
+/// Whether a search path names `pg_catalog` behind another schema. One that does not name it has it first, and `pg_temp`
+/// holds nothing of others.
+fn is_behind(path: &str) -> bool {
+    let schemas = path.split(',').map(|schema| schema.trim().trim_matches('"').to_ascii_lowercase());
+    let others: Vec<String> = schemas.filter(|schema| schema != "pg_temp").collect();
+    others.iter().position(|schema| schema == "pg_catalog").is_some_and(|place| place > 0)
 }
 
 /// What holds the cluster back.
@@ -412,6 +456,9 @@ mod tests {
             synchronous_commit: "on".to_owned(),
             autovacuum: true,
             lazy_roles: Vec::new(),
+            paths: vec![("deploy".to_owned(), "pg_catalog, public".to_owned())],
+            path: "\"$user\", public".to_owned(),
+            clock_difference: None,
             hidden: Vec::new(),
             unlogged: Vec::new(),
             leaves: 16,
@@ -433,7 +480,7 @@ mod tests {
     #[test]
     fn each_fact_that_is_wrong_is_found_by_its_name_and_no_other() {
         assert_eq!(facts(&sound()), []);
-        let cases: [(Fault, &str, Severity); 16] = [
+        let cases: [(Fault, &str, Severity); 19] = [
             (|f| f.server_version = 130_022, "server_version", Severity::Unsafe),
             (|f| f.fsync = false, "fsync", Severity::Unsafe),
             (|f| f.full_page_writes = false, "full_page_writes", Severity::Unsafe),
@@ -447,6 +494,9 @@ mod tests {
             (|f| f.triggers_after.push("it".to_owned()), "triggers_after", Severity::Hurts),
             (|f| f.synchronous_commit = "off".to_owned(), "synchronous_commit", Severity::Hurts),
             (|f| f.lazy_roles.push("it".to_owned()), "synchronous_commit", Severity::Hurts),
+            (|f| f.paths[0].1 = "public, pg_catalog".to_owned(), "search_path", Severity::Hurts),
+            (|f| f.path = "\"$user\", public, \"pg_catalog\"".to_owned(), "search_path", Severity::Hurts),
+            (|f| f.clock_difference = Some(TimeDelta::hours(-2)), "clocks_differ", Severity::Hurts),
             (|f| f.autovacuum = false, "autovacuum", Severity::Hurts),
             (|f| f.missing_roles.push("it".to_owned()), "roles", Severity::Hurts),
             (|f| f.sees_others = false, "unseen", Severity::Hurts),
@@ -461,6 +511,16 @@ mod tests {
         let mut wrong = sound();
         wrong.without_rights.push("it".to_owned());
         assert_eq!(facts(&wrong)[0].name, "rights");
+    }
+
+    #[test]
+    fn a_path_is_dangerous_only_if_another_schema_comes_before_pg_catalog() {
+        for path in ["", "public", "pg_catalog", "pg_catalog, public", "pg_temp, pg_catalog, public"] {
+            assert!(!is_behind(path), "{path}");
+        }
+        for path in ["public, pg_catalog", "\"$user\",pg_catalog", "pg_temp, public, pg_catalog, app"] {
+            assert!(is_behind(path), "{path}");
+        }
     }
 
     #[test]

@@ -7,14 +7,15 @@ mod judge;
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use message::clock_difference;
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
-use super::RelayStatus;
+use super::{COUNTED, RelayStatus};
 use crate::log::{Refusal, faults};
 use crate::replay::{self, ReplayStatus};
-use crate::statement::BEGIN_READING;
+use crate::statement::{BEGIN_READING, within};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +49,11 @@ struct Facts {
     synchronous_commit: String,
     autovacuum: bool,
     lazy_roles: Vec<String>,
+    /// The search path that is set for a role, or for every role, of this database, and the one that this role's sessions have.
+    paths: Vec<(String, String)>,
+    path: String,
+    /// How far the database's clock is ahead of this process's, if they differ by more than an hour.
+    clock_difference: Option<TimeDelta>,
     hidden: Vec<String>,
     unlogged: Vec<String>,
     leaves: i64,
@@ -78,10 +84,15 @@ struct Old {
 /// # Errors
 /// The database does not answer, or the role may not look.
 pub async fn examine(pool: &PgPool, old: Duration, abandoned: Duration) -> Result<Vec<Finding>, Refusal> {
+    within(COUNTED, look(pool, old, abandoned)).await
+}
+
+async fn look(pool: &PgPool, old: Duration, abandoned: Duration) -> Result<Vec<Finding>, Refusal> {
     let old = old.min(message::limits::LONGEST);
     let mut looking = pool.begin_with(BEGIN_READING).await?;
     let row = sqlx::query(include_str!("../sql/doctor_facts.sql")).persistent(false);
-    let facts = facts(&row.fetch_one(&mut *looking).await?)?;
+    let asked = Utc::now();
+    let facts = facts(&row.fetch_one(&mut *looking).await?, asked)?;
     let rows = sqlx::query(include_str!("../sql/doctor_old.sql")).bind(old.as_secs_f64()).persistent(false);
     let holders: Vec<Old> =
         rows.fetch_all(&mut *looking).await?.iter().map(holder).collect::<Result<_, _>>()?;
@@ -101,7 +112,9 @@ pub async fn examine(pool: &PgPool, old: Duration, abandoned: Duration) -> Resul
     Ok(findings)
 }
 
-fn facts(row: &PgRow) -> Result<Facts, sqlx::Error> {
+/// It was asked at `asked`.
+fn facts(row: &PgRow, asked: DateTime<Utc>) -> Result<Facts, sqlx::Error> {
+    let roles: Vec<String> = row.try_get("path_roles")?;
     Ok(Facts {
         server_version: row.try_get("server_version")?,
         fsync: row.try_get("fsync")?,
@@ -109,6 +122,9 @@ fn facts(row: &PgRow) -> Result<Facts, sqlx::Error> {
         synchronous_commit: row.try_get("synchronous_commit")?,
         autovacuum: row.try_get("autovacuum")?,
         lazy_roles: row.try_get("lazy_roles")?,
+        paths: roles.into_iter().zip(row.try_get::<Vec<String>, _>("paths")?).collect(),
+        path: row.try_get::<Option<String>, _>("path")?.unwrap_or_default(),
+        clock_difference: clock_difference(row.try_get("now")?, asked, Utc::now()),
         hidden: row.try_get("hidden")?,
         unlogged: row.try_get("unlogged")?,
         leaves: row.try_get("leaves")?,

@@ -28,6 +28,27 @@ select current_setting('server_version_num')::integer as server_version,
             and 'synchronous_commit=off' = any (s.setconfig)
         order by 1
     ) as lazy_roles,
+    array(
+        select coalesce(r.rolname::text, 'every role')
+        from pg_db_role_setting s
+        cross join lateral unnest(s.setconfig) c (setting)
+        left join pg_roles r on r.oid = s.setrole
+        where s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database()))
+            and c.setting like 'search_path=%'
+        order by 1, c.setting
+    ) as path_roles,
+    array(
+        select substr(c.setting, length('search_path=') + 1)
+        from pg_db_role_setting s
+        cross join lateral unnest(s.setconfig) c (setting)
+        left join pg_roles r on r.oid = s.setrole
+        where s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database()))
+            and c.setting like 'search_path=%'
+        order by coalesce(r.rolname::text, 'every role'), c.setting
+    ) as paths,
+    -- Of a session of this role here, not of this transaction.
+    (select p.reset_val from pg_settings p where p.name = 'search_path') as path,
+    clock_timestamp() as now,
     array(select o.oid::regclass::text from ours o where o.relrowsecurity order by 1) as hidden,
     array(select o.oid::regclass::text from ours o where o.relpersistence <> 'p' order by 1) as unlogged,
     (select count(*) from log) - 1 as leaves,

@@ -1,5 +1,5 @@
 -- Has a held key tried again, now and afresh, and writes down who asked for it. Not of a retired relay: nobody would.
--- $1 relay, $2 position that names the hold, $3 who, $4 why or null. One row: done.
+-- $1 relay, $2 position that names the hold, $3 who, $4 why or null. A row: done.
 with redriven as (
     update outbox.held_key h
     set state = 'retrying', attempts = 0, next_attempt_at = clock_timestamp(), destination = null
@@ -17,3 +17,4 @@ select $3, 'redrive', $1, d.position,
     ),
     $4
 from redriven d
+returning position

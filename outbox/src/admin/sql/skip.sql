@@ -1,13 +1,23 @@
--- Gives up the first message of a parked key, has the next one tried, and writes down who decided it. Not of a key that is
--- being tried: its owner may be publishing that message now. A retired relay tries nothing: of its keys any is given up,
--- and one without messages is let go here, since no process will. While the shard's cursor has not passed the message, its
--- position stays as settled (relay/sql/settle.sql). $1 relay, $2 position that names the hold, $3 who, $4 why. Answers the
--- message's id.
-with hold as (
+-- Gives up a message, the first one of a parked key, has the next one tried, and writes down who decided it. Not one that is
+-- not the first: a person has looked at another then. Not of a key that is being tried: its owner may be publishing that message
+-- now. A retired relay tries nothing: of its keys any is given up, and one without messages, named by its own position, is let
+-- go here, since no process will. While the shard's cursor has not passed the message, its position stays as settled
+-- (relay/sql/settle.sql). $1 relay, $2 position of the message, $3 who, $4 why. A row: done.
+with named as (
+    select m.held as position from outbox.held_message m where m.relay = $1 and m.position = $2
+    union
+    select $2::bigint
+    where not exists (select from outbox.held_message m where m.relay = $1 and m.held = $2)
+),
+hold as (
     select h.position, r.shards, r.state = 'retired' as retired
-    from outbox.held_key h
+    from named
+    join outbox.held_key h on h.relay = $1 and h.position = named.position
     join outbox.relay r on r.name = h.relay
-    where h.relay = $1 and h.position = $2 and (h.state = 'parked' or r.state = 'retired')
+    where (h.state = 'parked' or r.state = 'retired')
+        and not exists (
+            select from outbox.held_message m where m.relay = $1 and m.held = h.position and m.position < $2
+        )
     for update of h
 ),
 waiting as (
@@ -19,14 +29,15 @@ waiting as (
 ),
 gone as (
     delete from outbox.held_message m
-    where m.relay = $1 and m.position = (select min(w.position) from waiting w)
+    using hold
+    where m.relay = $1 and m.held = hold.position and m.position = $2
     returning m.id, m.position
 ),
 tried as (
     update outbox.held_key h
     set state = 'retrying', attempts = 0, next_attempt_at = clock_timestamp()
     from hold
-    where h.relay = $1 and h.position = hold.position and not hold.retired
+    where h.relay = $1 and h.position = hold.position and not hold.retired and exists (select from gone)
 ),
 let_go as (
     delete from outbox.held_key h
@@ -52,4 +63,4 @@ settled as (
 )
 insert into outbox.audit (who, action, relay, position, message_id, reason)
 select $3, 'skip', $1, gone.position, gone.id, $4 from gone
-returning message_id
+returning position

@@ -40,6 +40,8 @@ pub(super) struct Bounds {
     pub(super) set_aside: u8,
     /// Polite stops.
     pub(super) stops: u8,
+    /// Processes that leave although what is on the wire is not answered: that took too long.
+    pub(super) late_stops: u8,
     pub(super) server_crashes: u8,
     /// The last position before.
     pub(super) base: i64,
@@ -75,6 +77,7 @@ pub(super) enum Action {
     Record(Process, bool),
     Renew(Process),
     Leave(Process),
+    LeaveLate(Process),
     Stop(Process),
     Crash(Process),
     Expire(Process),
@@ -277,6 +280,8 @@ impl Bounds {
         actions.push(Action::Renew(process));
         if session.may_leave(self.plant) {
             actions.push(Action::Leave(process));
+        } else if session.ending.is_some() && world.left.late_stops > 0 {
+            actions.push(Action::LeaveLate(process));
         }
         if session.ending.is_none() && world.left.stops > 0 {
             actions.push(Action::Stop(process));

@@ -312,6 +312,16 @@ impl Database {
     pub(super) fn settle(&mut self, position: i64, plant: Option<Plant>) {
         let Some(hold) = self.held_messages.remove(&position) else { return };
         self.done.insert(position);
+        self.settle_row(position, hold, plant);
+    }
+
+    /// `settle_delivered.sql`: a message is published, and its cursor will not pass it.
+    pub(super) fn settle_delivered(&mut self, position: i64, plant: Option<Plant>) {
+        self.done.insert(position);
+        self.settle_row(position, position, plant);
+    }
+
+    fn settle_row(&mut self, position: i64, hold: i64, plant: Option<Plant>) {
         let Some(row) = self.rows().into_iter().find(|row| row.position == position) else { return };
         let cursor = &self.cursors[usize::from(row.key.unsigned_abs()) % self.cursors.len()];
         if !Database::covers(&cursor.record, &row) && plant != Some(Plant::SettledForgotten) {

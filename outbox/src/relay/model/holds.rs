@@ -36,8 +36,11 @@ impl Session {
             if plant != Some(Plant::SkipUnheard) {
                 self.settled.extend(settled);
             }
-            for item in self.lanes.take_settled(hold, |position| self.settled.contains(position)) {
-                self.pass(&item.log, item.window, of_all);
+            // As one that takes what waits at a destination for not read yet.
+            if plant != Some(Plant::SettledAtDestination) || self.closed().is_none() {
+                for item in self.lanes.take_settled(hold, |position| self.settled.contains(position)) {
+                    self.pass(&item.log, item.window, of_all);
+                }
             }
             self.held.remove(&hold);
             self.lanes.release(&name(key));

@@ -49,6 +49,7 @@ fn quiet(scripts: Vec<&'static [i16]>) -> Bounds {
         outages: 0,
         set_aside: 0,
         stops: 0,
+        late_stops: 0,
         server_crashes: 0,
         base: 0,
         plant: None,
@@ -199,6 +200,23 @@ fn unavailable_to_zombies() -> Bounds {
     Bounds { processes: 2, expiries: 1, outages: 1, ..written(vec![&[0, 0]]) }
 }
 
+/// A destination is down, and its key is held behind a message that the cursor waits for: drained as it probes, or skipped by a
+/// person meanwhile. The process dies, and the next reads it again.
+fn unavailable_and_settled() -> Bounds {
+    Bounds { outages: 1, rejections: 0, ..settled() }
+}
+
+/// The same, when what is held is parked until a person skips it.
+fn unavailable_and_skipped() -> Bounds {
+    Bounds { outages: 1, ..skipped() }
+}
+
+/// A process is told to stop, and leaves before an earlier message is answered: what was confirmed behind it is settled.
+fn stopping_too_late() -> Bounds {
+    let scripts: Vec<&[i16]> = if large() { vec![&[0, 1, 1], &[1]] } else { vec![&[0, 1, 1]] };
+    Bounds { processes: 2, stops: 1, late_stops: 1, page: 2, ..written(scripts) }
+}
+
 /// A key whose messages wait is set aside, while one of them is on the wire or not; the process dies.
 fn set_aside() -> Bounds {
     Bounds { set_aside: 1, crashes: 1, page: 3, ..written(vec![&[0, 0, 0]]) }
@@ -302,6 +320,17 @@ fn a_key_that_is_set_aside_forgets_nothing_and_is_overtaken_by_nobody() {
     hold(set_aside());
 }
 
+#[test]
+fn what_is_settled_while_a_destination_is_down_is_not_published_again() {
+    hold(unavailable_and_settled());
+    hold(unavailable_and_skipped());
+}
+
+#[test]
+fn what_was_confirmed_before_a_stop_that_came_too_late_is_not_published_again() {
+    hold(stopping_too_late());
+}
+
 /// Each in a world in which, without it, the laws hold.
 #[test]
 fn every_planted_bug_breaks_its_law() {
@@ -329,6 +358,9 @@ fn every_planted_bug_breaks_its_law() {
         (Plant::SettledForgotten, skipped()),
         (Plant::SkipUnheard, skipped()),
         (Plant::SettledCopied, skipped()),
+        (Plant::SettledForgotten, unavailable_and_settled()),
+        (Plant::SettledAtDestination, unavailable_and_skipped()),
+        (Plant::SettledForgotten, stopping_too_late()),
         (Plant::DestinationOvertaken, unavailable()),
         (Plant::DestinationForgotten, unavailable()),
     ] {

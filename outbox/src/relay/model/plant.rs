@@ -31,7 +31,8 @@ pub(super) enum Plant {
     PassedWhenSent,
     /// A process hands over its shards without recording what it has published.
     LeaveWithoutRecord,
-    /// A process that is told to stop, or to share, sends nothing more, whatever was confirmed behind what was not sent.
+    /// A process that is told to stop, or to share, sends nothing more, whatever was confirmed behind what was not sent, and
+    /// does not settle that either.
     StopsAtOnce,
     /// What comes after a held message of its key is sent.
     HoldOvertaken,
@@ -51,6 +52,8 @@ pub(super) enum Plant {
     SkipUnheard,
     /// A message that is settled is copied to its held key when it is read again.
     SettledCopied,
+    /// What is settled is not taken out of what waits while a destination is down.
+    SettledAtDestination,
 }
 
 impl Plant {
@@ -74,9 +77,11 @@ impl Plant {
             Plant::ReadsRunning => Law::NoPhantom,
             Plant::RestForgotten => Law::NothingSticks,
             Plant::RecordWithoutEpoch => Law::RecordedIsDone,
-            Plant::SettledForgotten | Plant::SettledWithHold | Plant::SkipUnheard | Plant::SettledCopied => {
-                Law::SettledIsDone
-            }
+            Plant::SettledForgotten
+            | Plant::SettledWithHold
+            | Plant::SkipUnheard
+            | Plant::SettledCopied
+            | Plant::SettledAtDestination => Law::SettledIsDone,
             Plant::LeaveWithoutRecord | Plant::StopsAtOnce => Law::BoundedDuplicates,
         }
     }

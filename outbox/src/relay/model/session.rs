@@ -225,6 +225,13 @@ impl Session {
     pub(super) fn leave(&mut self, database: &mut Database, process: Process, plant: Option<Plant>) -> bool {
         if plant != Some(Plant::LeaveWithoutRecord) {
             self.record(database, true, plant);
+            for (shard, progress) in &self.progress {
+                if self.owns(database, *shard) && plant != Some(Plant::StopsAtOnce) {
+                    progress
+                        .delivered_ahead()
+                        .for_each(|position| database.settle_delivered(position, plant));
+                }
+            }
         }
         let owned: Vec<i16> = self.epochs.keys().copied().collect();
         let kept = share(database, process).fair().min(owned.len());

@@ -104,7 +104,11 @@ impl Bounds {
             }
             Action::Record(process, all) => return self.record(world, process, all),
             Action::Renew(process) => return self.renew(world, process),
-            Action::Leave(process) => {
+            Action::Leave(process) | Action::LeaveLate(process) => {
+                if matches!(action, Action::LeaveLate(_)) {
+                    world.left.late_stops -= 1;
+                    world.faults += 1;
+                }
                 let before = self.recorded(world);
                 let stays = world.with(process, |session, database| session.leave(database, process, plant));
                 let life = if stays == Some(true) { Life::Joined } else { Life::Down };

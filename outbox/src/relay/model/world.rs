@@ -35,6 +35,7 @@ pub(super) struct Left {
     pub(super) outages: u8,
     pub(super) set_aside: u8,
     pub(super) stops: u8,
+    pub(super) late_stops: u8,
     pub(super) server_crashes: u8,
 }
 
@@ -99,6 +100,7 @@ impl World {
                 outages: bounds.outages,
                 set_aside: bounds.set_aside,
                 stops: bounds.stops,
+                late_stops: bounds.late_stops,
                 server_crashes: bounds.server_crashes,
             },
             started: 0,

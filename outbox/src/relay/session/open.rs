@@ -205,6 +205,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             holds_stop,
             holds_ended: false,
             ending: None,
+            leaving: false,
             ends_at: BTreeMap::new(),
         })
     }

@@ -147,7 +147,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
         let after = match result {
             Ok(()) => {
                 self.confirmed += 1;
-                self.pass(&item);
+                self.deliver(&item);
                 self.lanes.confirm(&item)
             }
             Err(PublishError::Rejected(reason)) => self.lanes.reject(item, reason.clone()),
@@ -193,7 +193,15 @@ impl<P: Publisher + 'static> Session<'_, P> {
         }
     }
 
-    /// A message need not be waited for any more: it is confirmed, or about to be recorded as held.
+    /// A message is confirmed.
+    fn deliver(&mut self, item: &Item) {
+        self.moved = true;
+        if let Some(progress) = self.progress.get_mut(&(item.log.slot % self.shards)) {
+            progress.deliver(item.window, item.log.position);
+        }
+    }
+
+    /// A message need not be waited for any more: it is about to be recorded as held, or settled.
     pub(super) fn pass(&mut self, item: &Item) {
         self.moved = true;
         if let Some(progress) = self.progress.get_mut(&(item.log.slot % self.shards)) {

@@ -206,6 +206,19 @@ impl<P: Publisher + 'static> Session<'_, P> {
         self.settled.take_passed(|shard| progress.get(&shard).map(Progress::cursor), &self.eras)
     }
 
+    /// What is published and will not be passed by the cursor, because an earlier message was not answered before the session
+    /// must end, by shard and position. An answer that comes later is not heard.
+    fn delivered_ahead(&mut self) -> Vec<(i16, i64)> {
+        // Once.
+        if !std::mem::take(&mut self.leaving) {
+            return Vec::new();
+        }
+        let of = |(shard, progress): (&i16, &Progress)| {
+            progress.delivered_ahead().map(|position| (*shard, position)).collect::<Vec<_>>()
+        };
+        self.progress.iter().flat_map(of).collect()
+    }
+
     /// Hands the reader what to record, unless it is still writing the last record; of all shards if that is due, or
     /// with `all`.
     pub(super) fn record(&mut self, all: bool) {
@@ -222,11 +235,13 @@ impl<P: Publisher + 'static> Session<'_, P> {
             (self.moved, self.quiet_since) = (false, Instant::now());
         }
         let forgotten = self.forget_settled(all);
+        let settled = self.delivered_ahead();
         // A shard in which something is held or settled takes part though its cursor has not moved: holds and copies are written
         // under its epoch, or not at all.
         let held = self.new_holds.iter().map(|hold| hold.slot);
         let held = held.chain(self.copies.iter().map(|(_, copy)| copy.slot));
-        let held = held.map(|slot| slot % self.shards).chain(forgotten.iter().map(|(shard, _)| *shard));
+        let done_with = forgotten.iter().chain(&settled).map(|(shard, _)| *shard);
+        let held = held.map(|slot| slot % self.shards).chain(done_with);
         let held: BTreeSet<i16> = held.collect();
         let cursors = self.progress.iter_mut().filter_map(|(shard, progress)| {
             progress.record().or_else(|| (all || held.contains(shard)).then(|| progress.cursor()))
@@ -236,6 +251,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
             holds: std::mem::take(&mut self.new_holds),
             copies: std::mem::take(&mut self.copies),
             forgotten,
+            settled,
         };
         self.copied_bytes = 0;
         if record.is_empty() {

@@ -1,7 +1,7 @@
 -- Moves messages that are due into the log, in the order of their times, if the upkeep is this process's: its row is
 -- locked, so that two of them never move at once, and whoever was relieved moves nothing. One that somebody is giving up
 -- is passed over; if he does not in the end, it comes with a later move. $1 holder, $2 due after this, $3 at most so many,
--- $4 none of these numbers, $5 only this number (null: any). How many, and the last one's time.
+-- $4 none of these numbers, $5 only this number (null: any), $6 of none of these keys. How many, and the last one's time.
 with mine as materialized (
     select u.holder from outbox.upkeep u where u.holder = $1 for update
 ),
@@ -13,6 +13,7 @@ due as materialized (
         from outbox.scheduled_message m
         where m.due_at > $2 and m.due_at <= statement_timestamp() and m.number <> all ($4)
             and ($5::bigint is null or m.number = $5)
+            and (m.key is null or m.key <> all ($6))
         order by m.due_at, m.number
         limit $3
         for update skip locked

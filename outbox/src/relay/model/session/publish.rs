@@ -45,7 +45,7 @@ impl Session {
             }
             return;
         }
-        self.pass(&sent.item.log, sent.item.window, of_all);
+        self.deliver(&sent.item.log, sent.item.window, of_all);
         let after = self.lanes.confirm(&sent.item);
         self.then(after, of_all, None);
     }

@@ -25,6 +25,14 @@ impl Session {
         }
     }
 
+    pub(in super::super) fn deliver(&mut self, log: &LogMessage, window: u64, of_all: i16) {
+        self.moved = true;
+        if let Some(progress) = self.progress.get_mut(&(log.slot % of_all)) {
+            progress.deliver(window, log.position);
+            self.passed.insert(log.position, log.slot);
+        }
+    }
+
     /// Messages of a shard that it has passed, by its own count, and that its crash would repeat.
     pub(in super::super) fn unrecorded(&self, shard: i16) -> usize {
         self.progress.get(&shard).map_or(0, Progress::unrecorded)
