@@ -206,7 +206,6 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             holds_ended: false,
             ending: None,
             leaving: false,
-            ends_at: BTreeMap::new(),
         })
     }
 }
