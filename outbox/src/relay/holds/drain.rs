@@ -40,7 +40,7 @@ impl<P: Publisher> Holds<P> {
         let begun = self.begin_attempts(&keys, (most / keys.len().max(1)).max(1)).await?;
         let mut tries: Vec<Try> = begun.into_iter().map(|begun| self.to_try(begun)).collect();
         let mut probe = probe;
-        while !self.stop.is_cancelled() {
+        while !self.stop.is_cancelled() && self.lease_holds(tries.iter().map(|one| &one.key)) {
             let batch = self.next(&mut tries, probe.as_deref());
             if batch.is_empty() {
                 break;
