@@ -156,6 +156,8 @@ impl<P: Publisher> Holds<P> {
             };
             let waiting = self.waiting(&destination, limit, hand.positions()).await?;
             match waiting.first().copied() {
+                // One that is being tried waits, too: what comes of it may not be recorded.
+                None if !hand.is_empty() && !self.waiting(&destination, 1, Vec::new()).await?.is_empty() => {}
                 None => self.availability.with(|state| state.no_key_waits(&destination, number)),
                 Some(key) if is_down => {
                     let probe = self.drain(vec![key], Some(Arc::clone(&destination)));

@@ -192,12 +192,15 @@ impl<P: Publisher> Holds<P> {
         if published > 0 {
             let _ = self.notices.send(Notice::Published(published)).await;
         }
-        self.failed(&after).await?;
+        let recorded = self.failed(&after).await;
+        // It may be recorded though no answer says so.
         let waits: BTreeSet<Arc<str>> = after.into_iter().filter_map(|after| after.destination).collect();
         if !waits.is_empty() {
             self.availability.with(|state| waits.into_iter().for_each(|name| state.keys_wait(name)));
         }
-        self.release(empty).await
+        let released = self.release(empty).await;
+        recorded?;
+        released
     }
 
     /// What comes next of a key cannot be read as a message: another attempt would end as this one, which was not made.
