@@ -158,19 +158,13 @@ impl<P> Holds<P> {
         let before = keys.iter().map(|key| key.attempts).max().unwrap_or_default();
         let before = u32::try_from(before).unwrap_or_default();
         let again = self.settings.retry.after(before.saturating_add(1), backoff::chance());
-        let rows = self.claim(keys, again, messages).await?;
+        let (claimed, rows) = self.claim(keys, again, messages).await?;
         let known: BTreeMap<i64, Due> = keys.iter().map(|key| (key.position, *key)).collect();
-        let mut begun: Vec<Begun> = Vec::new();
-        for row in &rows {
-            let held: i64 = row.try_get("held")?;
-            let Some(key) = known.get(&held).copied() else { continue };
-            if begun.last().is_none_or(|last| last.key.position != held) {
-                begun.push(Begun {
-                    key,
-                    attempts: row.try_get("attempts")?,
-                    messages: Vec::new(),
-                    fault: None,
-                });
+        let mut begun: BTreeMap<i64, Begun> = BTreeMap::new();
+        for claimed in claimed {
+            if let Some(key) = known.get(&claimed.held).copied() {
+                let attempts = claimed.attempts;
+                begun.insert(claimed.held, Begun { key, attempts, messages: Vec::new(), fault: None });
             }
             let Some(begun) = begun.last_mut().filter(|begun| begun.fault.is_none()) else { continue };
             if let Some(position) = row.try_get::<Option<i64>, _>("position")? {
