@@ -149,7 +149,12 @@ impl<P: Publisher> Holds<P> {
             let key = one.key;
             let is_first = one.delivered.is_empty();
             published += u64::try_from(one.delivered.len()).unwrap_or_default();
-            done.extend(one.delivered.into_iter().map(|position| Done { key, position, error: None }));
+            done.extend(one.delivered.into_iter().map(|position| Done {
+                key,
+                position,
+                error: None,
+                attempts: None,
+            }));
             // The first message after one that was delivered is tried afresh, and the key's row may say nothing yet of what
             // was delivered.
             let recorded = if is_first { one.attempts } else { 0 };
@@ -165,17 +170,22 @@ impl<P: Publisher> Holds<P> {
                             error,
                             "given up: its topic's policy is to skip"
                         );
-                        done.push(Done { key, position, error: Some(error) });
+                        let attempts = is_first.then_some(one.attempts);
+                        done.push(Done { key, position, error: Some(error), attempts });
                         if all && fault.is_none() {
                             empty.push(Empty { key, recorded: one.attempts });
                         }
                     } else {
-                        after.push(self.after(key, recorded, made, &failure));
+                        let attempts = is_first.then_some(one.attempts);
+                        after.push(After { attempts, ..self.after(key, recorded, made, &failure) });
                     }
                 }
                 // It was to stop before it was sent.
                 (None, _) if is_first && !all => after.push(not_tried(key, 1)),
-                (None, Some(fault)) if all => after.push(self.unreadable(key, fault)),
+                (None, Some(fault)) if all => {
+                    let attempts = is_first.then_some(one.attempts);
+                    after.push(After { attempts, ..self.unreadable(key, fault) });
+                }
                 (None, None) if all => {
                     empty.push(Empty { key, recorded: if is_first { 1 } else { one.attempts } });
                 }
@@ -211,6 +221,7 @@ impl<P: Publisher> Holds<P> {
             retry_in: None,
             error: Some(fault),
             taken_back: 1,
+            attempts: None,
             reason: Some("failed"),
             destination: None,
         }
@@ -237,6 +248,7 @@ impl<P: Publisher> Holds<P> {
             retry_in: None,
             error: Some(error.clone()),
             taken_back: recorded - count,
+            attempts: None,
             reason: None,
             destination: None,
         };
@@ -301,5 +313,6 @@ struct Empty {
 
 /// A key that was not tried, and is due.
 fn not_tried(key: Due, taken_back: i32) -> After {
-    After { key, retry_in: Some(Duration::ZERO), error: None, taken_back, reason: None, destination: None }
+    let retry_in = Some(Duration::ZERO);
+    After { key, retry_in, error: None, taken_back, attempts: None, reason: None, destination: None }
 }

@@ -53,6 +53,8 @@ pub(super) struct Done {
     pub(super) position: i64,
     /// It is given up for this; `None`: it is published.
     pub(super) error: Option<String>,
+    /// The attempts in the key's row, if it is given up only while they are these: a person may have had it tried afresh.
+    pub(super) attempts: Option<i32>,
 }
 
 /// What becomes of a key after an attempt.
@@ -64,6 +66,8 @@ pub(super) struct After {
     /// `None`: the one it has.
     pub(super) error: Option<String>,
     pub(super) taken_back: i32,
+    /// The attempts in its row, if this is to be so only while they are these: a person may have had it tried afresh.
+    pub(super) attempts: Option<i32>,
     /// `None`: the one it has.
     pub(super) reason: Option<&'static str>,
     pub(super) destination: Option<Arc<str>>,
@@ -191,7 +195,8 @@ impl<P> Holds<P> {
                 .bind(done.iter().map(|done| done.position).collect::<Vec<_>>())
                 .bind(done.iter().map(|done| done.key.shard).collect::<Vec<_>>())
                 .bind(done.iter().map(|done| done.key.epoch).collect::<Vec<_>>())
-                .bind(done.iter().map(|done| done.error.as_deref().map(shorten)).collect::<Vec<_>>());
+                .bind(done.iter().map(|done| done.error.as_deref().map(shorten)).collect::<Vec<_>>())
+                .bind(done.iter().map(|done| done.attempts).collect::<Vec<_>>());
             let error = match within(ANSWER, statement::rows(&self.pool, query)).await {
                 Ok(rows) => {
                     return rows.iter().filter_map(|row| SettledMessage::from_row(row).transpose()).collect();
@@ -226,7 +231,8 @@ impl<P> Holds<P> {
             .bind(column(after, |after| after.error.as_deref().map(shorten)))
             .bind(column(after, |after| after.taken_back))
             .bind(column(after, |after| after.reason))
-            .bind(column(after, |after| after.destination.as_deref()));
+            .bind(column(after, |after| after.destination.as_deref()))
+            .bind(column(after, |after| after.attempts));
         within(ANSWER, statement::run(&self.pool, query)).await?;
         Ok(())
     }
