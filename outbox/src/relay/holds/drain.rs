@@ -288,6 +288,7 @@ impl<P: Publisher> Holds<P> {
         let keys = empty.iter().map(|empty| empty.key);
         let let_go: Vec<Due> = keys.filter(|key| may.contains(&key.position)).collect();
         let went = if let_go.is_empty() { Ok(BTreeMap::new()) } else { self.let_go(&let_go).await };
+        let is_known = went.is_ok();
         let (gone, went) = match went {
             Ok(gone) => (gone, Ok(())),
             Err(error) => (BTreeMap::new(), Err(error)),
@@ -296,7 +297,8 @@ impl<P: Publisher> Holds<P> {
         let held = empty.iter().filter(|empty| !gone.contains_key(&empty.key.position));
         let held: Vec<After> = held.map(|empty| not_tried(empty.key, empty.recorded)).collect();
         let still_held = self.failed(&held).await;
-        if !may.is_empty() {
+        // Otherwise the session is ending, and neither copies to these nor sends of them any more: some may have gone.
+        if is_known && !may.is_empty() {
             let (asked, gone) = (may.into_iter().collect(), gone.into_iter().collect());
             let _ = self.notices.send(Notice::Released { asked, gone }).await;
         }

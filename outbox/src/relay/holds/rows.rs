@@ -170,17 +170,18 @@ impl<P> Holds<P> {
                 let attempts = claimed.attempts;
                 begun.insert(claimed.held, Begun { key, attempts, messages: Vec::new(), fault: None });
             }
-            let Some(begun) = begun.last_mut().filter(|begun| begun.fault.is_none()) else { continue };
-            if let Some(position) = row.try_get::<Option<i64>, _>("position")? {
-                match held_message(row) {
-                    Ok(message) => begun.messages.push((position, message)),
-                    Err(error) => {
-                        begun.fault = Some(format!("the row cannot be read as a message: {}", chain(&error)));
-                    }
+        }
+        for row in &rows {
+            let begun = begun.get_mut(&row.try_get("held")?).filter(|begun| begun.fault.is_none());
+            let Some(begun) = begun else { continue };
+            match held_message(row) {
+                Ok(message) => begun.messages.push((row.try_get("position")?, message)),
+                Err(error) => {
+                    begun.fault = Some(format!("the row cannot be read as a message: {}", chain(&error)));
                 }
             }
         }
-        Ok(begun)
+        Ok(begun.into_values().collect())
     }
 
     /// Records that messages are done with, again and again until the database has it or the session is ending: what is
@@ -237,23 +238,56 @@ impl<P> Holds<P> {
         Ok(())
     }
 
-    /// Lets keys go that hold nothing any more; those that went, each with its messages that are settled.
+    /// Lets keys go that hold nothing any more, again and again until the database has answered or the session is ending: one
+    /// that went without an answer would be taken for held. Those that went, each with its messages that are settled.
     pub(super) async fn let_go(
         &self,
         keys: &[Due],
     ) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
+        let mut failures = 0;
+        loop {
+            let gone = match self.let_go_once(keys).await {
+                Ok(gone) if failures == 0 => Ok(gone),
+                // Some may have gone before.
+                Ok(_) => self.gone(keys).await,
+                Err(error) => Err(error),
+            };
+            let error = match gone {
+                Err(error) if !self.stop.is_cancelled() => error,
+                gone => return gone,
+            };
+            failures += 1;
+            let error = chain(&error);
+            tracing::warn!(relay = self.relay, error, "held keys could not be released");
+            tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;
+        }
+    }
+
+    /// Those of some keys that are not held any more, each with its messages that are settled.
+    async fn gone(&self, keys: &[Due]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
+        let query = sqlx::query(include_str!("../sql/released.sql"))
+            .bind(&self.relay)
+            .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>());
+        by_hold(&within(ANSWER, statement::rows(&self.pool, query)).await?)
+    }
+
+    async fn let_go_once(&self, keys: &[Due]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
         let query = sqlx::query(include_str!("../sql/release.sql"))
             .bind(&self.relay)
             .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>())
             .bind(keys.iter().map(|key| key.shard).collect::<Vec<_>>())
             .bind(keys.iter().map(|key| key.epoch).collect::<Vec<_>>());
-        let rows = within(ANSWER, statement::rows(&self.pool, query)).await?;
-        let mut gone: BTreeMap<i64, Vec<SettledMessage>> = BTreeMap::new();
-        for row in &rows {
-            gone.entry(row.try_get("held")?).or_default().extend(SettledMessage::from_row(row)?);
-        }
-        Ok(gone)
+        by_hold(&within(ANSWER, statement::rows(&self.pool, query)).await?)
     }
+}
+
+/// The settled messages of each hold.
+fn by_hold(rows: &[PgRow]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
+    let mut by_hold: BTreeMap<i64, Vec<SettledMessage>> = BTreeMap::new();
+    for row in rows {
+        by_hold.entry(row.try_get("held")?).or_default().extend(SettledMessage::from_row(row)?);
+    }
+    Ok(by_hold)
 }
 
 fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {
