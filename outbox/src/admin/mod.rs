@@ -224,7 +224,7 @@ pub async fn redrive(
 }
 
 /// Gives up the message at `position`, the first of a parked key, and has the next one tried: the message will not be published
-/// by this relay. Of a retired relay it gives up the first message of any held key. `false`: it is not the first message of such
+/// by this relay. Of a retired relay it gives up the first message of any held key, once no process of it is alive. `false`: it is not the first message of such
 /// a key, or not any more, and nothing was changed. `who` decides it, and says why.
 ///
 /// A key's first message changes while a person looks at it: another person redrives the key, and its next message parks. So
