@@ -259,8 +259,8 @@ fn undecided(url: &SecretUrl, error: &AdminError) -> Failure {
 
 fn not_first(holder: &Holder) -> Failure {
     Failure::failed(format!(
-        "{holder} holds no such message as the first of a key in the state that this asks for, or not any more; nothing was \
-         changed; `outbox parked --all` lists them"
+        "{holder} holds no such message as the first of a key in the state that this asks for, or not any more, or a process of \
+         the retired relay is still alive; nothing was changed; `outbox parked --all` lists them"
     ))
 }
 
