@@ -430,3 +430,45 @@ async fn a_topic_that_no_stream_takes_keeps_no_other_from_nats() {
         relay.stop().await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_waited_for_a_destination_is_tried_again_after_a_statement_about_it_failed() {
+    let database = Database::new("destinations_waited").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.close_destination("away");
+    let relay = start(pool, broker.publisher(), settings());
+    let mut number = 0;
+    write(pool, &[to("away", "w1", 1), to("away", "w2", 1)]).await;
+    until("two keys are held", || {
+        number += 1;
+        async move {
+            write(pool, &[to("here", "h", number)]).await;
+            held(pool).await.iter().filter(|held| held.destination.is_some()).count() == 2
+        }
+    })
+    .await;
+    // In place of anything that makes the statement fail.
+    let mut person = pool.begin().await.unwrap();
+    sqlx::raw_sql("select from outbox.held_key where key = 'w2' for update")
+        .execute(&mut *person)
+        .await
+        .unwrap();
+    broker.open_destination("away");
+    until("the first is published", || async { numbers(&broker, "w1") == [1] }).await;
+    let waits =
+        "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()
+        and query like '%Counts an attempt%'";
+    until("the second is being claimed", || async {
+        sqlx::query_scalar::<_, i32>(waits).fetch_optional(pool).await.unwrap().is_some()
+    })
+    .await;
+    // Long enough for the relay to look once more for what waits; nothing says when it has.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let pid: i32 = sqlx::query_scalar(waits).fetch_one(pool).await.unwrap();
+    sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(pool).await.unwrap();
+    person.rollback().await.unwrap();
+    until("the second is published", || async { numbers(&broker, "w2") == [1] }).await;
+    until_free(pool).await;
+    relay.stop().await.unwrap();
+}

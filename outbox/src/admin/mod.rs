@@ -61,7 +61,9 @@ pub struct RelayStatus {
     pub set_aside: i64,
     /// The destinations that keys wait for; these count as retried, too.
     pub waits: Vec<Wait>,
-    /// Messages held behind such keys.
+    /// Messages of the keys that wait for a person.
+    pub parked_messages: i64,
+    /// Messages of all these keys.
     pub held_messages: i64,
     /// Bytes of payload of these.
     pub held_bytes: i64,
@@ -145,6 +147,7 @@ async fn status_within(tx: &mut PgTransaction<'_>) -> Result<Vec<RelayStatus>, s
                 retrying: row.try_get("retrying")?,
                 parked: row.try_get("parked")?,
                 set_aside: row.try_get("set_aside")?,
+                parked_messages: row.try_get("parked_messages")?,
                 held_messages: row.try_get("held_messages")?,
                 held_bytes: row.try_get("held_bytes")?,
                 unattended_since: row.try_get("unattended_since")?,
@@ -224,7 +227,7 @@ pub async fn redrive(
 }
 
 /// Gives up the message at `position`, the first of a parked key, and has the next one tried: the message will not be published
-/// by this relay. Of a retired relay it gives up the first message of any held key. `false`: it is not the first message of such
+/// by this relay. Of a retired relay it gives up the first message of any held key, once no process of it is alive. `false`: it is not the first message of such
 /// a key, or not any more, and nothing was changed. `who` decides it, and says why.
 ///
 /// A key's first message changes while a person looks at it: another person redrives the key, and its next message parks. So

@@ -150,8 +150,9 @@ async fn copy_chunk(
     Ok(())
 }
 
-/// Most bytes of payload in one statement: what is encoded stands in memory twice.
-const CHUNK: usize = 8 << 20;
+/// Most bytes of payload in one statement, but for its last message: the statement must arrive in the time that the
+/// transaction allows for it, and what is encoded stands in memory twice.
+const CHUNK: usize = 1 << 20;
 
 /// Copies in parts that one statement may carry.
 fn chunks(copies: &[(i64, LogMessage)]) -> Vec<&[(i64, LogMessage)]> {

@@ -61,8 +61,6 @@ struct Tracked {
     /// Positions in order, and how far each is. In the first window the first one is not finished; what is finished in later
     /// ones stays here until they are the first.
     under_way: VecDeque<(i64, Fate)>,
-    /// The last one that is finished.
-    last_done: Option<i64>,
 }
 
 /// How far a message is.
@@ -102,14 +100,7 @@ impl Progress {
             let resumed =
                 self.resumed.take().filter(|(until, _)| *until == window.until && self.seen == window.seen);
             let delivered = resumed.map_or(0, |(_, after)| after);
-            self.windows.push_back(Tracked {
-                window,
-                delivered,
-                read_to,
-                all_read: last,
-                under_way,
-                last_done: None,
-            });
+            self.windows.push_back(Tracked { window, delivered, read_to, all_read: last, under_way });
         }
         if let Some(tracked) = self.windows.back_mut() {
             tracked.read_to = read_to;
@@ -158,7 +149,6 @@ impl Progress {
         };
         if let Ok(index) = tracked.under_way.binary_search_by_key(&position, |entry| entry.0) {
             tracked.under_way[index].1 = fate;
-            tracked.last_done = tracked.last_done.max(Some(position));
             self.finished += 1;
         }
         self.settle();
@@ -171,17 +161,6 @@ impl Progress {
             Ordering::Equal => position <= front.after(),
             Ordering::Greater => false,
         })
-    }
-
-    /// The last message finished that the cursor has not passed, as (window, position): until all before it are finished
-    /// too, whoever takes over repeats it.
-    pub fn stranded(&self) -> Option<(u64, i64)> {
-        let of = |tracked: &Tracked| tracked.last_done.map(|position| (tracked.window.id, position));
-        self.windows
-            .iter()
-            .rev()
-            .find_map(of)
-            .filter(|(window, position)| !self.has_passed(*window, *position))
     }
 
     /// Messages delivered that the cursor has not passed.
@@ -244,17 +223,15 @@ mod tests {
         [4, 6].into_iter().for_each(|position| progress.begin(position));
         progress.read(&window(2), 19, true);
         [11, 12].into_iter().for_each(|position| progress.begin(position));
-        assert_eq!(progress.stranded(), None);
         progress.finish(1, 6);
-        assert_eq!(progress.stranded(), Some((1, 6)));
         progress.finish(2, 11);
         progress.finish(2, 12);
         assert_eq!((progress.record(), progress.cursor().after), (None, 3), "it has not moved");
-        assert_eq!((progress.unrecorded(), progress.stranded()), (3, Some((2, 12))));
+        assert_eq!(progress.unrecorded(), 3);
         assert_eq!(progress.delivered_ahead().count(), 0, "they are held");
         progress.finish(1, 4);
         progress.record();
-        assert_eq!((progress.unrecorded(), progress.stranded()), (0, None));
+        assert_eq!(progress.unrecorded(), 0);
     }
 
     #[test]
@@ -271,7 +248,7 @@ mod tests {
         progress.deliver(1, 6);
         assert_eq!(ahead(&progress), [6, 11]);
         progress.deliver(1, 4);
-        assert_eq!((ahead(&progress), progress.stranded()), (vec![], None));
+        assert_eq!(ahead(&progress), [0; 0]);
         assert_eq!(progress.cursor().seen, seen(30));
     }
 

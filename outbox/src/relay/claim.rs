@@ -8,9 +8,11 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::holds::{Due, Holds};
-use crate::statement::{Begin, SPEECH, within};
+use crate::statement::{self, Begin, within};
 
-/// How long the database may take to count attempts and to send the messages, which may be long.
+/// How long the database may take to count attempts.
+const COUNTED: Duration = Duration::from_secs(10);
+/// How long it may take to send the messages, which may be long.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Bytes of payload after which a try takes no more messages.
 const BYTES: i64 = 8 << 20;
@@ -45,19 +47,40 @@ impl Unmade {
     }
 }
 
+/// A key whose attempt was counted.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    /// The position that names the hold.
+    pub(super) held: i64,
+    /// Attempts counted, with this one.
+    pub(super) attempts: i32,
+}
+
 impl<P> Holds<P> {
-    /// Counts an attempt at each key, and answers their first messages (`begin_attempts.sql`): of each key at most so many. One
-    /// that was counted and not made is not counted again.
+    /// Counts an attempt at each key, and answers those of which one is to be made, and their first messages, those of each key in
+    /// order: of each at most so many. One that was counted and not made is not counted again.
     pub(super) async fn claim(
         &self,
         keys: &[Due],
         again: Duration,
         messages: usize,
-    ) -> Result<Vec<PgRow>, sqlx::Error> {
-        within(ANSWER, self.count(keys, again, messages)).await
+    ) -> Result<(Vec<Claimed>, Vec<PgRow>), sqlx::Error> {
+        let (claimed, positions) = within(COUNTED, self.count(keys, again, messages)).await?;
+        // Not in the transaction that counts: its locks would be kept until they have arrived.
+        let query = sqlx::query(include_str!("sql/messages_to_try.sql")).bind(&self.relay).bind(positions);
+        let rows = within(ANSWER, statement::read(&self.pool, query)).await?;
+        let counted: Vec<(i64, i32)> =
+            claimed.iter().map(|claimed| (claimed.held, claimed.attempts)).collect();
+        self.unmade.are_made(&counted);
+        Ok((claimed, rows))
     }
 
-    async fn count(&self, keys: &[Due], again: Duration, messages: usize) -> Result<Vec<PgRow>, sqlx::Error> {
+    async fn count(
+        &self,
+        keys: &[Due],
+        again: Duration,
+        messages: usize,
+    ) -> Result<(Vec<Claimed>, Vec<i64>), sqlx::Error> {
         let made = self.unmade.made(keys.iter().map(|key| key.position));
         let query = sqlx::query(include_str!("sql/begin_attempts.sql"))
             .bind(&self.relay)
@@ -70,16 +93,17 @@ impl<P> Holds<P> {
             .bind(BYTES)
             .bind(made);
         let mut tx = self.pool.begin_bounded().await?;
-        // The answer may be long, and so may the way.
-        sqlx::raw_sql(SPEECH).execute(&mut *tx).await?;
         let rows = query.persistent(false).fetch_all(&mut *tx).await?;
-        let counted =
-            rows.iter().map(|row| Ok((row.try_get("held")?, row.try_get::<i32, _>("attempts")? - 1)));
-        let counted: Vec<(i64, i32)> = counted.collect::<Result<_, sqlx::Error>>()?;
+        let (mut claimed, mut positions) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in &rows {
+            claimed.push(Claimed { held: row.try_get("held")?, attempts: row.try_get("attempts")? });
+            positions.extend(row.try_get::<Vec<Option<i64>>, _>("positions")?.into_iter().flatten());
+        }
+        let counted: Vec<(i64, i32)> =
+            claimed.iter().map(|claimed| (claimed.held, claimed.attempts - 1)).collect();
         self.unmade.count(&counted);
         tx.commit().await?;
-        self.unmade.are_made(&counted);
-        Ok(rows)
+        Ok((claimed, positions))
     }
 }
 

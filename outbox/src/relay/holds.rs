@@ -21,6 +21,7 @@ use super::availability::SharedAvailability;
 use super::claim::Unmade;
 use super::settled::SettledMessage;
 use super::{Settings, chain};
+use crate::log::Lease;
 use hand::{Hand, Plan};
 pub(crate) use rows::shorten;
 pub(super) use rows::{Due, Loaded};
@@ -59,6 +60,9 @@ pub(super) struct Holds<P> {
     pub(super) settings: Settings,
     pub(super) shards: i16,
     pub(super) epochs: BTreeMap<i16, i64>,
+    /// When these shards were acquired, and the lease on them.
+    pub(super) acquired: Instant,
+    pub(super) lease: Arc<Lease>,
     pub(super) notices: mpsc::Sender<Notice>,
     pub(super) availability: Arc<SharedAvailability>,
     pub(super) unmade: Unmade,
@@ -104,6 +108,16 @@ impl<P: Publisher> Holds<P> {
         }
     }
 
+    /// Whether these keys' shards are still ours, by the local clock: a process that stood still must look before it sends.
+    fn lease_holds<'k>(&self, keys: impl IntoIterator<Item = &'k Due>) -> bool {
+        let shares = self.lease.shares();
+        let share = shares.borrow();
+        // What was read before the shards were acquired does not know of them.
+        let knows = share.renewed >= self.acquired;
+        share.renewed.elapsed() < self.settings.lease * 3 / 4
+            && keys.into_iter().all(|key| !knows || share.owns(key.shard, key.epoch))
+    }
+
     /// Until there may be something to begin.
     fn pause(&self) -> Duration {
         let now = Instant::now();
@@ -123,6 +137,10 @@ impl<P: Publisher> Holds<P> {
         if self.availability.with(|state| state.paused_until(now).is_some()) || hand.is_exclusive() {
             return Ok(());
         }
+        if !self.lease_holds([]) {
+            self.lease.look_again();
+            return Ok(());
+        }
         if hand.has_room() {
             let due = self.due(hand.limit()).await?;
             hand.offer(due);
@@ -138,6 +156,8 @@ impl<P: Publisher> Holds<P> {
             };
             let waiting = self.waiting(&destination, limit, hand.positions()).await?;
             match waiting.first().copied() {
+                // One that is being tried waits, too: what comes of it may not be recorded.
+                None if !hand.is_empty() && !self.waiting(&destination, 1, Vec::new()).await?.is_empty() => {}
                 None => self.availability.with(|state| state.no_key_waits(&destination, number)),
                 Some(key) if is_down => {
                     let probe = self.drain(vec![key], Some(Arc::clone(&destination)));

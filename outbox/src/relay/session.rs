@@ -119,8 +119,6 @@ pub(super) struct Session<'a, P> {
     ending: Option<(Ended, Instant)>,
     /// It ends now: what comes of what is on the wire is not waited for any more.
     leaving: bool,
-    /// The last message of each shard that was sent before, as (window, position): only what lies before it is still sent.
-    ends_at: BTreeMap<i16, (u64, i64)>,
 }
 
 impl<'a, P: Publisher + 'static> Session<'a, P> {
@@ -176,20 +174,19 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             self.follow_destinations();
             if let Some((ended, deadline)) = self.ending {
                 self.copies_from_lanes();
-                let stranded = self.progress.values().any(|progress| progress.stranded().is_some());
-                let answered = self.batches.is_empty() && !stranded;
+                // A held message that is on the wire is recorded by its own task, while the shard is still ours.
+                let answered = self.batches.is_empty() && self.holds_ended;
                 if answered || Instant::now() >= deadline {
                     if !answered {
                         tracing::warn!(
                             relay = self.relay.name,
                             on_wire = self.on_wire,
-                            "the broker did not answer in time: what is on the wire may be published again"
+                            held_on_wire = !self.holds_ended,
+                            "messages on the wire were not answered in time: they may be published again"
                         );
                     }
                     return self.leave(ended).await;
                 }
-                self.send();
-                self.hold_for_destinations();
                 continue;
             }
             self.send();
@@ -211,35 +208,12 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             && self.lanes.bytes() + self.copied_bytes < self.settings.max_bytes / part
     }
 
-    /// Nothing more is read, and what is on the wire is waited for. Nothing more is sent, either, but what lies before
-    /// something that was sent: the cursor cannot pass that otherwise, and the next owner would repeat it.
+    /// Nothing more is read or sent, and what is on the wire is waited for. What is confirmed and lies behind what was not
+    /// sent is recorded as settled, so that the next owner does not repeat it.
     fn end(&mut self, ended: Ended) {
         self.pages = None;
         self.holds_stop.cancel();
         self.ending = Some((ended, Instant::now() + self.settings.drain));
-        let stranded = |(shard, progress): (&i16, &Progress)| Some((*shard, progress.stranded()?));
-        self.ends_at = self.progress.iter().filter_map(stranded).collect();
-        for item in self.batches.values().flat_map(|batch| batch.items.iter().flatten()) {
-            let (shard, place) = (item.log.slot % self.shards, (item.window, item.log.position));
-            if self.progress.contains_key(&shard) {
-                let last = self.ends_at.entry(shard).or_insert(place);
-                *last = place.max(*last);
-            }
-        }
-        self.let_go_beyond_the_end();
-    }
-
-    fn let_go_beyond_the_end(&mut self) {
-        let (shards, ends_at) = (self.shards, &self.ends_at);
-        let wanted = |item: &Item| {
-            let last = ends_at.get(&(item.log.slot % shards));
-            last.is_some_and(|last| (item.window, item.log.position) < *last)
-        };
-        self.lanes.retain(wanted);
-        self.resting.retain(|(_, resting)| match resting {
-            Resting::Alone(item) => wanted(item),
-            Resting::Lane(_) => true,
-        });
     }
 
     fn ends_with(&self, ended: Ended) -> bool {
@@ -285,12 +259,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             self.epochs.remove(shard);
             self.progress.remove(shard);
         }
-        match self.ending {
-            None => self.end(Ended::Shared),
-            Some(_) => {
-                self.ends_at.retain(|shard, _| !shards.contains(shard));
-                self.let_go_beyond_the_end();
-            }
+        if self.ending.is_none() {
+            self.end(Ended::Shared);
         }
     }
 
@@ -311,18 +281,6 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
     }
 
     async fn hand_over(&mut self, ended: Ended) -> Result<Vec<i16>, LogError> {
-        // A held message that is being published is recorded by its own task, while the shard is still ours.
-        while !self.holds_ended {
-            tokio::select! {
-                Some(notice) = self.notices.recv() => self.take_notice(notice),
-                Some(task) = self.tasks.join_next() => match task {
-                    Ok(Task::Holds) => self.holds_ended = true,
-                    Ok(Task::Reader(Err(error))) => return Err(error),
-                    Ok(Task::Lease(Err(sqlx::Error::PoolClosed))) => {}
-                    _ => return Err(LogError::ReaderEnded),
-                },
-            }
-        }
         for _ in 0..2 {
             if let Some(writing) = self.writing.take() {
                 let _ = writing.await;
@@ -348,7 +306,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             store.release(log.connection(), &owned[kept..]).await?;
             return Ok(owned[kept..].to_vec());
         }
-        Ok(Vec::new())
+        Err(LogError::ReaderEnded)
     }
 }
 

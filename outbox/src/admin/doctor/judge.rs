@@ -338,18 +338,19 @@ pub(super) fn relays(relays: &[RelayStatus], last_position: i64, ages: Ages) -> 
                 format!("outbox status; outbox parked list --all --relay {name}; mend what they wait for"),
             ));
         }
-        let parked = if relay.state == "retired" { relay.parked + relay.retrying } else { relay.parked };
+        // A retired relay tries none of those that it holds.
+        let (parked, messages) = match &*relay.state {
+            "retired" => (relay.parked + relay.retrying, relay.held_messages),
+            _ => (relay.parked, relay.parked_messages),
+        };
         if parked > 0 {
             found.push(hurts(
                 "parked_keys",
-                format!(
-                    "relay {name} has parked {parked} keys; {} messages wait for a person",
-                    relay.held_messages
-                ),
+                format!("relay {name} has parked {parked} keys; {messages} messages wait for a person"),
                 if relay.state == "retired" {
                     format!(
-                        "outbox parked --relay {name} lists them; it is retired and tries none: outbox replay publishes what \
-                         is still needed"
+                        "outbox parked --relay {name} lists them; it is retired and tries none. outbox replay publishes those \
+                         that the log still has; of the others the table outbox.held_message has the last copy"
                     )
                 } else {
                     format!("outbox parked --relay {name} says why; mend the cause, and redrive them")
@@ -538,6 +539,7 @@ mod tests {
             parked: 0,
             set_aside: 0,
             waits: Vec::new(),
+            parked_messages: 0,
             held_messages: 3,
             held_bytes: 30,
             pins: Vec::new(),

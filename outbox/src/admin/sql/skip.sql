@@ -1,6 +1,6 @@
 -- Gives up a message, the first one of a parked key, has the next one tried, and writes down who decided it. Not one that is
 -- not the first: a person has looked at another then. Not of a key that is being tried: its owner may be publishing that message
--- now. A retired relay tries nothing: of its keys any is given up, and one without messages, named by its own position, is let
+-- now. A retired relay tries nothing, once no process of it is alive: of its keys any is given up, and one without messages, named by its own position, is let
 -- go here, since no process will. While the shard's cursor has not passed the message, its position stays as settled
 -- (relay/sql/settle.sql). $1 relay, $2 position of the message, $3 who, $4 why. A row: done.
 with named as (
@@ -14,7 +14,12 @@ hold as (
     from named
     join outbox.held_key h on h.relay = $1 and h.position = named.position
     join outbox.relay r on r.name = h.relay
-    where (h.state = 'parked' or r.state = 'retired')
+    where (
+            h.state = 'parked'
+            or r.state = 'retired' and not exists (
+                select from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()
+            )
+        )
         and not exists (
             select from outbox.held_message m where m.relay = $1 and m.held = h.position and m.position < $2
         )

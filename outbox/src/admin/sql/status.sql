@@ -72,6 +72,12 @@ select r.name as relay, r.state, r.shards,
     (
         select count(*) from outbox.held_key h where h.relay = r.name and h.state = 'retrying' and h.reason = 'backlog'
     ) as set_aside,
+    (
+        select count(*)
+        from outbox.held_key h
+        join outbox.held_message m on m.relay = h.relay and m.held = h.position
+        where h.relay = r.name and h.state = 'parked'
+    ) as parked_messages,
     (select count(*) from outbox.held_message m where m.relay = r.name) as held_messages,
     (select coalesce(sum(m.bytes), 0)::bigint from outbox.held_message m where m.relay = r.name) as held_bytes,
     -- A process that died leaves its row until another one of the relay joins; one that stopped says so in `left_at`.

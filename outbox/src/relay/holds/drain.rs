@@ -40,7 +40,7 @@ impl<P: Publisher> Holds<P> {
         let begun = self.begin_attempts(&keys, (most / keys.len().max(1)).max(1)).await?;
         let mut tries: Vec<Try> = begun.into_iter().map(|begun| self.to_try(begun)).collect();
         let mut probe = probe;
-        while !self.stop.is_cancelled() {
+        while !self.stop.is_cancelled() && self.lease_holds(tries.iter().map(|one| &one.key)) {
             let batch = self.next(&mut tries, probe.as_deref());
             if batch.is_empty() {
                 break;
@@ -149,7 +149,12 @@ impl<P: Publisher> Holds<P> {
             let key = one.key;
             let is_first = one.delivered.is_empty();
             published += u64::try_from(one.delivered.len()).unwrap_or_default();
-            done.extend(one.delivered.into_iter().map(|position| Done { key, position, error: None }));
+            done.extend(one.delivered.into_iter().map(|position| Done {
+                key,
+                position,
+                error: None,
+                attempts: None,
+            }));
             // The first message after one that was delivered is tried afresh, and the key's row may say nothing yet of what
             // was delivered.
             let recorded = if is_first { one.attempts } else { 0 };
@@ -165,17 +170,22 @@ impl<P: Publisher> Holds<P> {
                             error,
                             "given up: its topic's policy is to skip"
                         );
-                        done.push(Done { key, position, error: Some(error) });
+                        let attempts = is_first.then_some(one.attempts);
+                        done.push(Done { key, position, error: Some(error), attempts });
                         if all && fault.is_none() {
                             empty.push(Empty { key, recorded: one.attempts });
                         }
                     } else {
-                        after.push(self.after(key, recorded, made, &failure));
+                        let attempts = is_first.then_some(one.attempts);
+                        after.push(After { attempts, ..self.after(key, recorded, made, &failure) });
                     }
                 }
                 // It was to stop before it was sent.
                 (None, _) if is_first && !all => after.push(not_tried(key, 1)),
-                (None, Some(fault)) if all => after.push(self.unreadable(key, fault)),
+                (None, Some(fault)) if all => {
+                    let attempts = is_first.then_some(one.attempts);
+                    after.push(After { attempts, ..self.unreadable(key, fault) });
+                }
                 (None, None) if all => {
                     empty.push(Empty { key, recorded: if is_first { 1 } else { one.attempts } });
                 }
@@ -192,12 +202,15 @@ impl<P: Publisher> Holds<P> {
         if published > 0 {
             let _ = self.notices.send(Notice::Published(published)).await;
         }
-        self.failed(&after).await?;
+        let recorded = self.failed(&after).await;
+        // It may be recorded though no answer says so.
         let waits: BTreeSet<Arc<str>> = after.into_iter().filter_map(|after| after.destination).collect();
         if !waits.is_empty() {
             self.availability.with(|state| waits.into_iter().for_each(|name| state.keys_wait(name)));
         }
-        self.release(empty).await
+        let released = self.release(empty).await;
+        recorded?;
+        released
     }
 
     /// What comes next of a key cannot be read as a message: another attempt would end as this one, which was not made.
@@ -208,6 +221,7 @@ impl<P: Publisher> Holds<P> {
             retry_in: None,
             error: Some(fault),
             taken_back: 1,
+            attempts: None,
             reason: Some("failed"),
             destination: None,
         }
@@ -234,6 +248,7 @@ impl<P: Publisher> Holds<P> {
             retry_in: None,
             error: Some(error.clone()),
             taken_back: recorded - count,
+            attempts: None,
             reason: None,
             destination: None,
         };
@@ -273,6 +288,7 @@ impl<P: Publisher> Holds<P> {
         let keys = empty.iter().map(|empty| empty.key);
         let let_go: Vec<Due> = keys.filter(|key| may.contains(&key.position)).collect();
         let went = if let_go.is_empty() { Ok(BTreeMap::new()) } else { self.let_go(&let_go).await };
+        let is_known = went.is_ok();
         let (gone, went) = match went {
             Ok(gone) => (gone, Ok(())),
             Err(error) => (BTreeMap::new(), Err(error)),
@@ -281,7 +297,8 @@ impl<P: Publisher> Holds<P> {
         let held = empty.iter().filter(|empty| !gone.contains_key(&empty.key.position));
         let held: Vec<After> = held.map(|empty| not_tried(empty.key, empty.recorded)).collect();
         let still_held = self.failed(&held).await;
-        if !may.is_empty() {
+        // Otherwise the session is ending, and neither copies to these nor sends of them any more: some may have gone.
+        if is_known && !may.is_empty() {
             let (asked, gone) = (may.into_iter().collect(), gone.into_iter().collect());
             let _ = self.notices.send(Notice::Released { asked, gone }).await;
         }
@@ -298,5 +315,6 @@ struct Empty {
 
 /// A key that was not tried, and is due.
 fn not_tried(key: Due, taken_back: i32) -> After {
-    After { key, retry_in: Some(Duration::ZERO), error: None, taken_back, reason: None, destination: None }
+    let retry_in = Some(Duration::ZERO);
+    After { key, retry_in, error: None, taken_back, attempts: None, reason: None, destination: None }
 }

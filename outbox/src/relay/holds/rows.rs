@@ -53,6 +53,8 @@ pub(super) struct Done {
     pub(super) position: i64,
     /// It is given up for this; `None`: it is published.
     pub(super) error: Option<String>,
+    /// The attempts in the key's row, if it is given up only while they are these: a person may have had it tried afresh.
+    pub(super) attempts: Option<i32>,
 }
 
 /// What becomes of a key after an attempt.
@@ -64,6 +66,8 @@ pub(super) struct After {
     /// `None`: the one it has.
     pub(super) error: Option<String>,
     pub(super) taken_back: i32,
+    /// The attempts in its row, if this is to be so only while they are these: a person may have had it tried afresh.
+    pub(super) attempts: Option<i32>,
     /// `None`: the one it has.
     pub(super) reason: Option<&'static str>,
     pub(super) destination: Option<Arc<str>>,
@@ -158,31 +162,26 @@ impl<P> Holds<P> {
         let before = keys.iter().map(|key| key.attempts).max().unwrap_or_default();
         let before = u32::try_from(before).unwrap_or_default();
         let again = self.settings.retry.after(before.saturating_add(1), backoff::chance());
-        let rows = self.claim(keys, again, messages).await?;
+        let (claimed, rows) = self.claim(keys, again, messages).await?;
         let known: BTreeMap<i64, Due> = keys.iter().map(|key| (key.position, *key)).collect();
-        let mut begun: Vec<Begun> = Vec::new();
-        for row in &rows {
-            let held: i64 = row.try_get("held")?;
-            let Some(key) = known.get(&held).copied() else { continue };
-            if begun.last().is_none_or(|last| last.key.position != held) {
-                begun.push(Begun {
-                    key,
-                    attempts: row.try_get("attempts")?,
-                    messages: Vec::new(),
-                    fault: None,
-                });
+        let mut begun: BTreeMap<i64, Begun> = BTreeMap::new();
+        for claimed in claimed {
+            if let Some(key) = known.get(&claimed.held).copied() {
+                let attempts = claimed.attempts;
+                begun.insert(claimed.held, Begun { key, attempts, messages: Vec::new(), fault: None });
             }
-            let Some(begun) = begun.last_mut().filter(|begun| begun.fault.is_none()) else { continue };
-            if let Some(position) = row.try_get::<Option<i64>, _>("position")? {
-                match held_message(row) {
-                    Ok(message) => begun.messages.push((position, message)),
-                    Err(error) => {
-                        begun.fault = Some(format!("the row cannot be read as a message: {}", chain(&error)));
-                    }
+        }
+        for row in &rows {
+            let begun = begun.get_mut(&row.try_get("held")?).filter(|begun| begun.fault.is_none());
+            let Some(begun) = begun else { continue };
+            match held_message(row) {
+                Ok(message) => begun.messages.push((row.try_get("position")?, message)),
+                Err(error) => {
+                    begun.fault = Some(format!("the row cannot be read as a message: {}", chain(&error)));
                 }
             }
         }
-        Ok(begun)
+        Ok(begun.into_values().collect())
     }
 
     /// Records that messages are done with, again and again until the database has it or the session is ending: what is
@@ -197,7 +196,8 @@ impl<P> Holds<P> {
                 .bind(done.iter().map(|done| done.position).collect::<Vec<_>>())
                 .bind(done.iter().map(|done| done.key.shard).collect::<Vec<_>>())
                 .bind(done.iter().map(|done| done.key.epoch).collect::<Vec<_>>())
-                .bind(done.iter().map(|done| done.error.as_deref().map(shorten)).collect::<Vec<_>>());
+                .bind(done.iter().map(|done| done.error.as_deref().map(shorten)).collect::<Vec<_>>())
+                .bind(done.iter().map(|done| done.attempts).collect::<Vec<_>>());
             let error = match within(ANSWER, statement::rows(&self.pool, query)).await {
                 Ok(rows) => {
                     return rows.iter().filter_map(|row| SettledMessage::from_row(row).transpose()).collect();
@@ -232,28 +232,62 @@ impl<P> Holds<P> {
             .bind(column(after, |after| after.error.as_deref().map(shorten)))
             .bind(column(after, |after| after.taken_back))
             .bind(column(after, |after| after.reason))
-            .bind(column(after, |after| after.destination.as_deref()));
+            .bind(column(after, |after| after.destination.as_deref()))
+            .bind(column(after, |after| after.attempts));
         within(ANSWER, statement::run(&self.pool, query)).await?;
         Ok(())
     }
 
-    /// Lets keys go that hold nothing any more; those that went, each with its messages that are settled.
+    /// Lets keys go that hold nothing any more, again and again until the database has answered or the session is ending: one
+    /// that went without an answer would be taken for held. Those that went, each with its messages that are settled.
     pub(super) async fn let_go(
         &self,
         keys: &[Due],
     ) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
+        let mut failures = 0;
+        loop {
+            let gone = match self.let_go_once(keys).await {
+                Ok(gone) if failures == 0 => Ok(gone),
+                // Some may have gone before.
+                Ok(_) => self.gone(keys).await,
+                Err(error) => Err(error),
+            };
+            let error = match gone {
+                Err(error) if !self.stop.is_cancelled() => error,
+                gone => return gone,
+            };
+            failures += 1;
+            let error = chain(&error);
+            tracing::warn!(relay = self.relay, error, "held keys could not be released");
+            tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;
+        }
+    }
+
+    /// Those of some keys that are not held any more, each with its messages that are settled.
+    async fn gone(&self, keys: &[Due]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
+        let query = sqlx::query(include_str!("../sql/released.sql"))
+            .bind(&self.relay)
+            .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>());
+        by_hold(&within(ANSWER, statement::rows(&self.pool, query)).await?)
+    }
+
+    async fn let_go_once(&self, keys: &[Due]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
         let query = sqlx::query(include_str!("../sql/release.sql"))
             .bind(&self.relay)
             .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>())
             .bind(keys.iter().map(|key| key.shard).collect::<Vec<_>>())
             .bind(keys.iter().map(|key| key.epoch).collect::<Vec<_>>());
-        let rows = within(ANSWER, statement::rows(&self.pool, query)).await?;
-        let mut gone: BTreeMap<i64, Vec<SettledMessage>> = BTreeMap::new();
-        for row in &rows {
-            gone.entry(row.try_get("held")?).or_default().extend(SettledMessage::from_row(row)?);
-        }
-        Ok(gone)
+        by_hold(&within(ANSWER, statement::rows(&self.pool, query)).await?)
     }
+}
+
+/// The settled messages of each hold.
+fn by_hold(rows: &[PgRow]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
+    let mut by_hold: BTreeMap<i64, Vec<SettledMessage>> = BTreeMap::new();
+    for row in rows {
+        by_hold.entry(row.try_get("held")?).or_default().extend(SettledMessage::from_row(row)?);
+    }
+    Ok(by_hold)
 }
 
 fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {

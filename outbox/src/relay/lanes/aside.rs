@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Cause, Item, Lane, Lanes, Queued, Resting};
+use super::{Cause, Item, Lane, Lanes, Resting};
 
 impl Lanes {
     /// Nothing is sent to a destination until it is [opened](Self::open), but what [probes](Self::probe) it.
@@ -103,30 +103,5 @@ impl Lanes {
             }
             _ => self.hold_lane(&key),
         }
-    }
-
-    /// Lets go of all that is not wanted and neither on the wire nor to be copied. What comes after it in its lane must not be
-    /// wanted either.
-    pub(crate) fn retain(&mut self, wanted: impl Fn(&Item) -> bool) {
-        let mut unwanted = Vec::new();
-        for queued in std::mem::take(&mut self.queue) {
-            match queued {
-                Queued::Message(item) if !wanted(&item) => unwanted.push(item),
-                queued => self.queue.push_back(queued),
-            }
-        }
-        for waiting in self.closed.values_mut() {
-            for resting in std::mem::take(waiting) {
-                match resting {
-                    Resting::Alone(item) if !wanted(&item) => unwanted.push(*item),
-                    resting => waiting.push_back(resting),
-                }
-            }
-        }
-        for lane in self.lanes.values_mut() {
-            let beyond = lane.waiting.iter().position(|item| !wanted(item)).unwrap_or(lane.waiting.len());
-            unwanted.extend(lane.waiting.drain(beyond..));
-        }
-        self.let_go(&unwanted);
     }
 }

@@ -83,23 +83,6 @@ fn a_rejected_message_takes_its_whole_key_along_in_order_and_nothing_else() {
 }
 
 #[test]
-fn what_is_let_go_is_never_sent_and_what_is_wanted_is() {
-    let keys = [Some("a"), Some("a"), Some("a"), Some("b"), None, Some("a")];
-    let keys: Vec<_> = (1..).zip(keys).collect();
-    let mut lanes = lanes(Pipelining::OnePerKey, &keys);
-    let batch = lanes.batch(2);
-    assert_eq!(positions(&batch), [1, 4]);
-    lanes.retain(|item| item.log.position < 3);
-    assert_eq!(lanes.len(), 3);
-    batch.iter().for_each(|item| drop(lanes.confirm(item)));
-    let batch = lanes.batch(10);
-    assert_eq!(positions(&batch), [2]);
-    lanes.confirm(&batch[0]);
-    assert!(lanes.batch(10).is_empty());
-    assert_eq!((lanes.len(), lanes.bytes()), (0, 0));
-}
-
-#[test]
 fn a_released_key_takes_up_what_was_not_copied_yet() {
     let mut lanes = Lanes::new(Pipelining::OnePerKey);
     lanes.hold("a".into(), 1);

@@ -260,7 +260,7 @@ impl Bounds {
         }
         if let Some((_, waits)) = session.closed() {
             actions.push(Action::Open(process));
-            if waits {
+            if waits && session.ending.is_none() {
                 actions.push(Action::HoldClosed(process));
                 if session.on_wire.is_empty() {
                     actions.push(Action::Probe(process));
@@ -278,7 +278,7 @@ impl Bounds {
             }
         }
         actions.push(Action::Renew(process));
-        if session.may_leave(self.plant) {
+        if session.may_leave() {
             actions.push(Action::Leave(process));
         } else if session.ending.is_some() && world.left.late_stops > 0 {
             actions.push(Action::LeaveLate(process));

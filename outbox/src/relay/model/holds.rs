@@ -44,9 +44,6 @@ impl Session {
             }
             self.held.remove(&hold);
             self.lanes.release(&name(key));
-            if self.ending.is_some() {
-                self.let_go_beyond_the_end(of_all);
-            }
             return true;
         }
         let on_the_way =

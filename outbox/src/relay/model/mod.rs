@@ -289,7 +289,7 @@ fn processes_that_come_and_go_politely_publish_each_message_once() {
 }
 
 #[test]
-fn a_process_that_is_told_to_stop_sends_what_lies_before_what_it_has_sent() {
+fn a_process_that_is_told_to_stop_repeats_nothing_that_was_confirmed_behind_trouble() {
     hold(stopping_with_trouble());
 }
 

@@ -31,8 +31,7 @@ pub(super) enum Plant {
     PassedWhenSent,
     /// A process hands over its shards without recording what it has published.
     LeaveWithoutRecord,
-    /// A process that is told to stop, or to share, sends nothing more, whatever was confirmed behind what was not sent, and
-    /// does not settle that either.
+    /// A process that is told to stop, or to share, does not settle what was confirmed behind what was not sent.
     StopsAtOnce,
     /// What comes after a held message of its key is sent.
     HoldOvertaken,

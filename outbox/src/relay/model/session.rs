@@ -82,8 +82,6 @@ pub(super) struct Session {
     /// What the last look saw, as far as a planted bug goes by it.
     looked: i64,
     pub(super) ending: Option<Ended>,
-    /// The last message of each shard that was sent before, as (window, position): only what lies before it is still sent.
-    ends_at: BTreeMap<i16, (u64, i64)>,
     /// Passed and not recorded yet, each with its key.
     pub(super) passed: BTreeMap<i64, i16>,
 }
@@ -134,7 +132,6 @@ impl Session {
             proven: 0,
             looked: -1,
             ending: None,
-            ends_at: BTreeMap::new(),
             passed: BTreeMap::new(),
         }
     }
@@ -145,21 +142,20 @@ impl Session {
     }
 
     /// `renew.sql`, and what follows from it. Whether the session goes on as it was.
-    pub(super) fn renew(&mut self, database: &Database, process: Process, plant: Option<Plant>) -> bool {
-        let of_all = i16::try_from(database.cursors.len()).unwrap_or(1);
+    pub(super) fn renew(&mut self, database: &Database, process: Process) -> bool {
         let share = share(database, process);
         let lost = self.epochs.iter().filter(|(shard, epoch)| !share.owns(**shard, **epoch));
         let lost: Vec<i16> = lost.map(|(shard, _)| *shard).collect();
         let owned = self.epochs.len() - lost.len();
         let stays = lost.is_empty() && share.next(owned) == Move::Stay;
-        self.lose(&lost, of_all, plant);
+        self.lose(&lost);
         if !stays && self.ending.is_none() {
-            self.end(Ended::Shared, of_all, plant);
+            self.end(Ended::Shared);
         }
         stays
     }
 
-    fn lose(&mut self, shards: &[i16], of_all: i16, plant: Option<Plant>) {
+    fn lose(&mut self, shards: &[i16]) {
         if shards.is_empty() {
             return;
         }
@@ -167,58 +163,22 @@ impl Session {
             self.epochs.remove(shard);
             self.progress.remove(shard);
         }
-        match self.ending {
-            None => self.end(Ended::Shared, of_all, plant),
-            Some(_) => {
-                self.ends_at.retain(|shard, _| !shards.contains(shard));
-                self.let_go_beyond_the_end(of_all);
-            }
+        if self.ending.is_none() {
+            self.end(Ended::Shared);
         }
     }
 
-    /// Nothing more is read, and nothing more is sent but what lies before something that was sent.
-    pub(super) fn end(&mut self, ended: Ended, of_all: i16, plant: Option<Plant>) {
+    /// Nothing more is read, and nothing more is sent.
+    pub(super) fn end(&mut self, ended: Ended) {
         self.readings.clear();
         self.begun_at.clear();
         (self.bound, self.spent) = (None, false);
         self.ending = Some(ended);
-        let stranded = |(shard, progress): (&i16, &Progress)| Some((*shard, progress.stranded()?));
-        self.ends_at = self.progress.iter().filter_map(stranded).collect();
-        for Sent { item, .. } in self.on_wire.iter().filter(|sent| sent.hold.is_none()) {
-            let (shard, place) = (item.log.slot % of_all, (item.window, item.log.position));
-            if self.progress.contains_key(&shard) {
-                let last = self.ends_at.entry(shard).or_insert(place);
-                *last = place.max(*last);
-            }
-        }
-        if plant == Some(Plant::StopsAtOnce) {
-            self.ends_at.clear();
-        }
-        self.let_go_beyond_the_end(of_all);
     }
 
-    /// Also when a key is let go: what was to be copied is to be sent then.
-    pub(super) fn let_go_beyond_the_end(&mut self, of_all: i16) {
-        let ends_at = &self.ends_at;
-        let wanted = |item: &Item| {
-            let last = ends_at.get(&(item.log.slot % of_all));
-            last.is_some_and(|last| (item.window, item.log.position) < *last)
-        };
-        self.lanes.retain(wanted);
-        self.resting.retain(|resting| match resting {
-            Resting::Alone(item) => wanted(item),
-            Resting::Lane(_) => true,
-        });
-    }
-
-    fn is_stranded(&self) -> bool {
-        self.progress.values().any(|progress| progress.stranded().is_some())
-    }
-
-    /// What is on the wire is answered, and nothing that was confirmed lies behind what was not sent.
-    pub(super) fn may_leave(&self, plant: Option<Plant>) -> bool {
-        let stranded = self.is_stranded() && plant != Some(Plant::StopsAtOnce);
-        self.ending.is_some() && self.on_wire.is_empty() && !stranded
+    /// What is on the wire is answered.
+    pub(super) fn may_leave(&self) -> bool {
+        self.ending.is_some() && self.on_wire.is_empty()
     }
 
     /// Records and hands over. Whether the process stays in the relay.
@@ -262,10 +222,7 @@ impl Session {
     pub(super) fn is_stuck(&self) -> bool {
         let probed = self.lanes.closed().any(|(_, waits)| waits);
         let moves = self.lanes.is_ready() || !self.resting.is_empty() || !self.on_wire.is_empty() || probed;
-        match self.ending {
-            None => self.lanes.len() > 0 && !moves && self.held.is_empty(),
-            Some(_) => self.is_stranded() && !moves && self.releasing.is_empty(),
-        }
+        self.ending.is_none() && self.lanes.len() > 0 && !moves && self.held.is_empty()
     }
 }
 

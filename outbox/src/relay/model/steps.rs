@@ -117,7 +117,7 @@ impl Bounds {
             }
             Action::Stop(process) => {
                 world.left.stops -= 1;
-                world.with(process, |session, _| session.end(Ended::Stopped, of_all, plant));
+                world.with(process, |session, _| session.end(Ended::Stopped));
             }
             Action::Crash(process) => {
                 world.left.crashes -= 1;
@@ -255,7 +255,7 @@ impl Bounds {
             return true;
         }
         let revived = world.database.leases[process].replace(true) == Some(false);
-        let stays = world.with(process, |session, database| session.renew(database, process, self.plant));
+        let stays = world.with(process, |session, database| session.renew(database, process));
         revived || stays == Some(false)
     }
 }

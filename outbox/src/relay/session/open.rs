@@ -149,6 +149,8 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             settings: settings.clone(),
             shards,
             epochs: epochs.clone(),
+            acquired: now,
+            lease: Arc::clone(&lease),
             notices: notice_sender,
             availability: Arc::clone(&availability),
             unmade: Unmade::default(),
@@ -206,7 +208,6 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             holds_ended: false,
             ending: None,
             leaving: false,
-            ends_at: BTreeMap::new(),
         })
     }
 }

@@ -153,7 +153,6 @@ impl<P: Publisher + 'static> Session<'_, P> {
                 for position in asked {
                     self.releasing.remove(&position);
                 }
-                let is_one_gone = !gone.is_empty();
                 for (position, settled) in gone {
                     self.settled.extend(settled);
                     self.pass_settled(position);
@@ -161,9 +160,6 @@ impl<P: Publisher + 'static> Session<'_, P> {
                     if let Some(Some(key)) = self.held.remove(&position) {
                         self.lanes.release(&key);
                     }
-                }
-                if self.ending.is_some() && is_one_gone {
-                    self.let_go_beyond_the_end();
                 }
                 self.held_count.send_replace(self.held.len());
             }

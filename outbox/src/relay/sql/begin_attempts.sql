@@ -1,7 +1,8 @@
--- Counts an attempt at each of some held keys before it is made, under their shards' epochs, and answers the messages to try:
--- the first ones of each key, in order. One attempt too many, because the last ones ended with their process, parks the key
--- instead. No row of a key: parked, or its lease is lost, or it is not to be tried, or others have taken all the bytes. A row
--- without a message: nothing is held any more. $1 relay, then one array a column: $2 position that names the hold, $3 shard,
+-- Counts an attempt at each of some held keys before it is made, under their shards' epochs, and answers the positions of the
+-- messages to try: the first ones of each key. One attempt too many, because the last ones ended with their process, parks the
+-- key instead. No row of a key: parked, or its lease is lost, or it is not to be tried, or others have taken all the bytes. A
+-- null for a position: nothing is held any more. The messages are read afterwards (messages_to_try.sql): a client that stands
+-- still while a long answer is on its way would keep these locks. $1 relay, then one array a column: $2 position that names the hold, $3 shard,
 -- $4 epoch, $9 attempts made, if one more may have been counted that was not made (null: none was). $5 seconds after which they
 -- are due again if nobody says what came of it, $6 attempts allowed, $7 most messages a key, $8 bytes of payload after which no
 -- more messages are taken.
@@ -55,10 +56,4 @@ attempt as (
     where h.relay = $1 and h.position = c.held and h.state = 'retrying'
     returning h.position, h.attempts, h.state, c.positions
 )
-select a.position as held, a.attempts, m.position, m.id, m.correlation, m.causation, m.occurred_at, m.source, m.topic,
-    m.kind, m.key, m.headers::text as headers, m.payload
-from attempt a
-cross join lateral unnest(a.positions) as first (position)
-left join outbox.held_message m on m.relay = $1 and m.position = first.position
-where a.state = 'retrying'
-order by a.position, m.position
+select a.position as held, a.attempts, a.positions from attempt a where a.state = 'retrying' order by a.position

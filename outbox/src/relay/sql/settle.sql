@@ -1,12 +1,13 @@
 -- Held messages are done with: published, or given up because of an error, which is written down in the relay's name. They
 -- go, and the next ones of their keys are tried at once and afresh. A key of which nothing is left stays as it is: it is about
 -- to be let go. $1 relay, then one array a column: $2 position that names the hold, $3 position of the message, $4 shard,
--- $5 epoch, $6 error (null: it is published). While the cursors of their shards have not passed them, their positions stay as
+-- $5 epoch, $6 error (null: it is published), $7 attempts in the key's row (null: any), without which it is not given up: a
+-- person has had it tried afresh. While the cursors of their shards have not passed them, their positions stay as
 -- settled, and are the answer; no row of a message: the cursor has passed it, or the shard is another's.
 with guard as materialized (
-    select d.held, d.position, d.error, c.era, c.seen, c.until, c.after
-    from unnest($2::bigint[], $3::bigint[], $4::smallint[], $5::bigint[], $6::text[])
-        as d (held, position, shard, epoch, error)
+    select d.held, d.position, d.error, d.attempts, c.era, c.seen, c.until, c.after
+    from unnest($2::bigint[], $3::bigint[], $4::smallint[], $5::bigint[], $6::text[], $7::integer[])
+        as d (held, position, shard, epoch, error, attempts)
     join outbox.cursor c on c.relay = $1 and c.shard = d.shard and c.epoch = d.epoch
 ),
 done as materialized (
@@ -14,7 +15,7 @@ done as materialized (
     -- two lists without statistics would be compared row by row.
     select g.*
     from guard g
-    join outbox.held_key h on h.relay = $1 and h.position = g.held
+    join outbox.held_key h on h.relay = $1 and h.position = g.held and h.attempts = coalesce(g.attempts, h.attempts)
     order by h.position
     for no key update of h
 ),

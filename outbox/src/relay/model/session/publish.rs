@@ -9,7 +9,7 @@ use crate::relay::lanes::{After, Item, Resting};
 
 impl Session {
     pub(in super::super) fn may_send(&self) -> bool {
-        self.lanes.is_ready()
+        self.ending.is_none() && self.lanes.is_ready()
     }
 
     /// Puts on the wire what may be there now.

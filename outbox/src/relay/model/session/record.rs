@@ -82,7 +82,7 @@ impl Session {
             }
             written = Some(Recorded::Written);
         }
-        self.lose(&lost, of_all, plant);
+        self.lose(&lost);
         written
     }
 }
