@@ -98,6 +98,7 @@ outbox_monitor: outbox u
 outbox_monitor: outbox.audit r
 outbox_monitor: outbox.cluster r
 outbox_monitor: outbox.cursor r
+outbox_monitor: outbox.group_topic r
 outbox_monitor: outbox.held_key r
 outbox_monitor: outbox.held_message r*
 outbox_monitor: outbox.message r*
@@ -129,6 +130,7 @@ outbox_operator: outbox u
 outbox_operator: outbox.audit a*r
 outbox_operator: outbox.cluster r
 outbox_operator: outbox.cursor r
+outbox_operator: outbox.group_topic r
 outbox_operator: outbox.held_key drw*
 outbox_operator: outbox.held_message dr
 outbox_operator: outbox.message leaf r*
@@ -151,6 +153,7 @@ outbox_relay: outbox u
 outbox_relay: outbox.audit a*
 outbox_relay: outbox.cluster r
 outbox_relay: outbox.cursor arw
+outbox_relay: outbox.group_topic a*r
 outbox_relay: outbox.held_key adrw
 outbox_relay: outbox.held_message adr
 outbox_relay: outbox.message a*r

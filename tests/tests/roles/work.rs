@@ -47,6 +47,7 @@ const WORK: [(&str, &[&str]); 7] = [
         "insert into outbox.settled_message (relay, position, held, slot, tx)
          select 'r', position, 1, slot, tx from outbox.message on conflict (relay, position) do nothing",
         "delete from outbox.settled_message where relay = 'r'",
+        "insert into outbox.group_topic (relay, pattern) values ('r', 'orders.>') on conflict (relay, pattern) do nothing",
         "insert into outbox.waiting_process (id, relay, label, reason, expires_at)
          values (gen_random_uuid(), 'r', '', '', now())
          on conflict (id) do update set reason = excluded.reason, expires_at = excluded.expires_at",
