@@ -83,7 +83,10 @@ impl Consumer {
         };
         let is_new = match is_new {
             Ok(Some(is_new)) => is_new,
-            Ok(None) => return Ok(leave(&core).await),
+            Ok(None) => {
+                leave(&core).await;
+                return Ok(());
+            }
             Err(error) => {
                 leave(&core).await;
                 return Err(error);

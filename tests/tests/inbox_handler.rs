@@ -31,7 +31,7 @@ impl inbox::Handler for GivesUpSavepoint {
         if first {
             // So that the savepoint's answer is not there yet.
             give_up(tx, "select pg_sleep(0.6)").await;
-            drop(tokio::time::timeout(Duration::ZERO, (**tx).begin()).await.unwrap_err());
+            let _ = tokio::time::timeout(Duration::ZERO, (**tx).begin()).await.unwrap_err();
         }
         effect(tx, message).await?;
         match &*note(message) {

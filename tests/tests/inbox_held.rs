@@ -351,9 +351,8 @@ async fn until_parked_with(service: &Service, messages: i64) -> admin::HeldKey {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), parked)
-        .await
-        .expect("the key holds so many messages")
+    let parked = tokio::time::timeout(std::time::Duration::from_secs(30), parked).await;
+    parked.unwrap_or_else(|_| panic!("no key holds {messages} messages"))
 }
 
 #[tokio::test]
