@@ -64,8 +64,9 @@ async fn decide(
     who: &str,
 ) -> Decided {
     let held = "select min(arrival), max(arrival) from inbox.held_message where hold = $1";
-    let (first, last): (i64, i64) =
+    let (first, last): (Option<i64>, Option<i64>) =
         sqlx::query_as(held).bind(hold).fetch_one(&mut *connection).await.unwrap();
+    let (first, last) = (first.unwrap_or_default(), last.unwrap_or_default());
     let decided = match decision {
         Decision::Redrive => admin::redrive(connection, CONSUMER, hold, who, None).await.map(drop),
         Decision::RedriveAll => admin::redrive_all(connection, CONSUMER, who, None).await.map(drop),
