@@ -11,14 +11,13 @@ use std::time::Duration;
 use brokers::memory::Broker;
 use brokers::postgres::{PostgresPublisher, PostgresSubscriber};
 use chrono::Utc;
-use inbox::{Consumer, ConsumerError, HandlerError};
+use inbox::{Consumer, HandlerError};
 use inbox_support::{CONSUMER, KIND, Service, effect, placed};
 use message::{Delivery, Message, Outgoing, Subscriber, publish_all};
 use outbox::{Backoff, admin};
 use relay_support::{PATIENCE, message, numbers, patient, settings, start, until, until_published, write};
 use sqlx::{PgPool, PgTransaction};
 use tests::{Database, Fate, Proxy};
-use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(2);
 const THROUGH: &str = "through a network that fails";
@@ -59,18 +58,6 @@ async fn a_relay_whose_connections_fall_silent_takes_others_and_so_does_its_upke
     until_published(&broker, 3).await;
     relay.stop().await.unwrap();
     assert_eq!(numbers(&broker, "a"), [1, 2, 3]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_whose_start_is_never_answered_ends_and_says_so() {
-    let service = Service::new("start unanswered").await;
-    let mut lock = service.pool.begin().await.unwrap();
-    sqlx::raw_sql("lock table inbox.consumer in access exclusive mode").execute(&mut *lock).await.unwrap();
-    let consumer = service.consumer().on(KIND, effect);
-    let ended = tokio::time::timeout(2 * PATIENCE, consumer.run(CancellationToken::new())).await;
-    let error = ended.expect("it does not wait without end").unwrap_err();
-    assert!(matches!(&error, ConsumerError::Database(sqlx::Error::Io(_))), "{error:?}");
-    lock.rollback().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
