@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, PullConsumer, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{self, Context, ErrorCode};
 use message::SubscribeError;
@@ -62,10 +62,11 @@ impl Wanted {
             _ => SubscribeError::Unavailable(format!("stream {}: {error}", self.stream)),
         })?;
         let found = answer(client, stream.consumer_info(&self.group)).await?;
-        let found = match &found {
+        let found = match found {
             Ok(info) => Some(filters(&info.config)),
-            // The next statement meets it, too, if it is more than that.
-            Err(_) => None,
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => None,
+            // Not known, it must not be written over: others may have asked for more.
+            Err(error) => return Err(SubscribeError::Unavailable(format!("group {}: {error}", self.group))),
         };
         let mut config = self.config();
         if let Some(found) = &found {

@@ -172,7 +172,7 @@ impl Session {
     /// Joins the group and serves its share of the shards until something goes wrong.
     async fn take_part(&self, begun: &mut bool, failures: &mut u32) -> Result<Ended, Refusal> {
         let mut log = LogConnection::open(&self.pool).await?;
-        let (mut store, kept, mut changes) = in_time(self.join(&mut log)).await?;
+        let (mut store, kept) = in_time(self.join(&mut log)).await?;
         let mut share = kept.shares();
         let mut leases = JoinSet::new();
         let keeping = Arc::clone(&kept);
@@ -196,10 +196,13 @@ impl Session {
                 }
             } else {
                 tracing::info!(group = %self.group, shards = ?owned, "shards acquired");
+                // Before anything is read: others may have asked for more while this process stood by.
+                let changes = share.borrow().changes;
+                in_time(self.follow_topics()).await?;
                 let reader =
                     in_time(Reader::new(log, store, &cursors, self.read_settings(), Arc::clone(&kept)))
                         .await?;
-                match self.serve(reader, &mut leases, &mut share, &mut changes).await? {
+                match self.serve(reader, &mut leases, &mut share, changes).await? {
                     Some(ended) => (log, store) = ended,
                     None => return Ok(Ended::LeaseLost),
                 }
@@ -213,23 +216,19 @@ impl Session {
     }
 
     /// Joins the group, as a process that owns nothing yet.
-    async fn join(&self, log: &mut LogConnection) -> Result<(Store, Arc<Lease>, i64), Refusal> {
+    async fn join(&self, log: &mut LogConnection) -> Result<(Store, Arc<Lease>), Refusal> {
         let Settings { start, shards, lease, .. } = self.settings;
         let store = Store::join(log, self.group.as_str(), self.process, shards, start, lease).await?;
         self.register(&store, log).await?;
-        let patterns = self.patterns();
-        let topics = store.ask_topics(log.connection(), &patterns).await?;
+        let topics = store.ask_topics(log.connection(), &self.patterns()).await?;
         let name = self.group.as_str().to_owned();
         let kept = Lease::begin(self.pool.clone(), name, self.process, lease).await?;
         // Thought dead between two statements: it must join again.
         let kept = kept.ok_or(LogError::ConnectionReplaced)?;
-        // As of then: what is registered later is news.
-        let changes = kept.shares().borrow().changes;
-        self.follow_topics().await?;
         let ready = Instant::now() + if topics.is_news { TOLD } else { Duration::ZERO };
         self.shared.lock().joined.get_or_insert(ready);
         self.shared.arrived.notify_one();
-        Ok((store, Arc::new(kept), changes))
+        Ok((store, Arc::new(kept)))
     }
 
     /// The topics that this process asks for.
@@ -300,7 +299,7 @@ impl Session {
         reader: Reader,
         leases: &mut JoinSet<LeaseEnd>,
         share: &mut watch::Receiver<Share>,
-        changes: &mut i64,
+        mut changes: i64,
     ) -> Result<Option<(LogConnection, Store)>, Refusal> {
         let (page_sender, mut pages) = mpsc::channel(1);
         let (records, record_receiver) = mpsc::channel(1);
@@ -331,9 +330,9 @@ impl Session {
                 _ = tick.tick() => record.write(|| self.shared.lock().desk.record()),
                 Ok(()) = share.changed(), if leaves_by.is_none() && !ending => {
                     let seen = share.borrow().changes;
-                    if seen != *changes {
+                    if seen != changes {
                         in_time(self.follow_topics()).await?;
-                        *changes = seen;
+                        changes = seen;
                     }
                     let mut shown = self.shared.lock();
                     match share.borrow_and_update().next(shown.desk.shards()) {

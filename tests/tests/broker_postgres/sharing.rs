@@ -69,6 +69,30 @@ async fn what_one_process_of_a_group_has_asked_for_is_passed_by_none_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_stood_by_knows_what_was_asked_for_meanwhile() {
+    let broker = postgres().await;
+    let asks = |topics: &[&str]| {
+        let topics: Vec<_> = topics.iter().map(|topic| topic.parse().unwrap()).collect();
+        broker.subscriber("g").with_shards(1).with_topics(topics)
+    };
+    let mut owner = asks(&["orders"]);
+    owner.subscribe().await.unwrap();
+    broker.until_owned("g", &[1]).await;
+    let mut stands_by = asks(&["orders"]);
+    stands_by.subscribe().await.unwrap();
+    let mut new = asks(&["orders", "refunds"]);
+    new.subscribe().await.unwrap();
+    new.close().await;
+    owner.close().await;
+    // The first that it reads.
+    let refund = Message::new("refunds", "order.placed", "refund").with_source("/shop");
+    publish_in_order(&broker.publisher(), "refunds", &[refund]).await;
+    let deliveries = receive(&mut stands_by, 1).await;
+    assert_eq!(&message(&deliveries[0]).payload[..], b"refund");
+    acknowledge(deliveries).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_that_joins_gets_half_of_the_shards_and_nothing_twice() {
     let broker = postgres().await;
     let sent = keyed(1_000, 40);
