@@ -226,6 +226,8 @@ create table outbox.held_message (
     payload bytea,
     -- Of the payload, for who may not read that.
     bytes integer not null default 0,
+    -- The transaction that wrote it, by which a cursor has passed it or not; null: it has.
+    tx xid8,
     primary key (relay, position),
     foreign key (relay, held) references outbox.held_key (relay, position)
 );

@@ -49,6 +49,7 @@ pub fn connect_options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
 /// let pool = outbox::pool_options().max_connections(10).connect("postgres://localhost/orders").await?;
 /// # Ok(()) }
 /// ```
+#[expect(clippy::disallowed_methods, reason = "here the guard is put in")]
 pub fn pool_options() -> PgPoolOptions {
     PgPoolOptions::new()
         .test_before_acquire(false)

@@ -5,7 +5,6 @@ use std::sync::Once;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use migrations::Schema;
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -116,7 +115,7 @@ fn server() -> String {
 }
 
 fn lazy(url: &str) -> PgPool {
-    PgPoolOptions::new().max_connections(CONNECTIONS).connect_lazy(url).expect("DATABASE_URL is a URL")
+    outbox::pool_options().max_connections(CONNECTIONS).connect_lazy(url).expect("DATABASE_URL is a URL")
 }
 
 fn name(claim: &str) -> String {

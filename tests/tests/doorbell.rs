@@ -102,7 +102,7 @@ async fn a_service_whose_doorbell_cannot_connect_enqueues_and_commits_as_ever() 
     let database = Database::new("doorbell_alone").await;
     // Nobody answers there.
     let nowhere = database.pool().connect_options().as_ref().clone().host("127.0.0.1").port(1);
-    let (stop, ringing) = doorbell(&sqlx::postgres::PgPoolOptions::new().connect_lazy_with(nowhere));
+    let (stop, ringing) = doorbell(&outbox::pool_options().connect_lazy_with(nowhere));
     let mut service = database.connect().await;
     for _ in 0..20 {
         transact(&mut service).await;

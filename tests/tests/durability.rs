@@ -12,7 +12,6 @@ use brokers::memory::{Broker, MemoryPublisher};
 use message::{Message, MessageId, Outcomes, Outgoing, Pipelining, Publisher};
 use outbox::{Relay, RelayError, Settings};
 use servers::{Postgres, PostgresOptions};
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgPool};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +34,7 @@ async fn lazy_server() -> Postgres {
 
 /// Connections whose commits do not wait for the disk.
 async fn producer(server: &Postgres) -> PgPool {
-    PgPoolOptions::new()
+    outbox::pool_options()
         .max_connections(2)
         .after_connect(|connection, _| {
             Box::pin(async move { connection.execute("set synchronous_commit = off").await.map(drop) })
@@ -147,7 +146,7 @@ async fn what_was_published_before_a_crash_still_stands_in_the_log_after_it() {
         write(&producer, numbers).await;
         server.crash().unwrap();
         server.restart().unwrap();
-        let pool = PgPoolOptions::new().connect(&server.url("postgres")).await.unwrap();
+        let pool = outbox::pool_options().connect(&server.url("postgres")).await.unwrap();
         let kept: Vec<String> =
             sqlx::query_scalar("select convert_from(payload, 'UTF8') from outbox.message order by position")
                 .fetch_all(&pool)

@@ -7,13 +7,13 @@ use inbox::admin::{self, LowerFloorError};
 use inbox::{Admission, AdmitError, Horizon, Refusal, admit, admit_within, prune};
 use message::{Message, MessageId};
 use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
 use tests::clock::WrongClock;
 
 const DAY: i64 = 86_400;
 
 async fn database(clock: &WrongClock) -> PgPool {
-    let pool = PgPoolOptions::new().max_connections(4).connect(&clock.server.url("postgres")).await.unwrap();
+    let pool =
+        outbox::pool_options().max_connections(4).connect(&clock.server.url("postgres")).await.unwrap();
     migrations::Schema::Inbox.migrate(&mut pool.acquire().await.unwrap()).await.unwrap();
     pool
 }

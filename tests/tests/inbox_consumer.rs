@@ -12,7 +12,6 @@ use inbox::{Consumer, ConsumerError, HandlerError, Isolation};
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, placed, start};
 use message::Message;
 use sqlx::PgTransaction;
-use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -193,11 +192,7 @@ async fn a_serialization_failure_is_retried_and_not_counted() {
         .execute(&service.pool)
         .await
         .unwrap();
-    let pool = sqlx::postgres::PgPoolOptions::new()
-        .max_connections(20)
-        .connect(service.database.url())
-        .await
-        .unwrap();
+    let pool = outbox::pool_options().max_connections(20).connect(service.database.url()).await.unwrap();
     let tries = Arc::new(AtomicUsize::new(0));
     let messages: Vec<Message> = (0..40).map(|n| placed(&format!("key-{n}"), "")).collect();
     service.publish(&messages).await;
@@ -251,7 +246,7 @@ async fn a_consumer_whose_pool_is_closed_ends_and_leaves_the_rest_to_the_next() 
     let handler = Waits { begins: begun.clone(), waits: go_on.clone() };
     let messages: Vec<Message> = (0..20).map(|n| placed("a", &format!("{n:02}"))).collect();
     service.publish(&messages).await;
-    let own = PgPoolOptions::new().connect(service.database.url()).await.unwrap();
+    let own = outbox::pool_options().connect(service.database.url()).await.unwrap();
     let subscriber = service.broker.subscriber(CONSUMER, ["orders"]);
     let running = start(Consumer::new(CONSUMER, own.clone(), subscriber).on(KIND, handler));
     begun.notified().await;

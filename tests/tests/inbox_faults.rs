@@ -11,7 +11,6 @@ use std::time::Duration;
 use inbox::HandlerError;
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, note, placed, start};
 use message::Message;
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgTransaction};
 use tokio_util::sync::CancellationToken;
 
@@ -74,7 +73,7 @@ async fn a_consumer_that_stands_still_keeps_its_locks_for_no_longer_than_a_try()
     let frozen = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let pool = PgPoolOptions::new().max_connections(4).connect(&url).await.unwrap();
+            let pool = outbox::pool_options().max_connections(4).connect(&url).await.unwrap();
             let handler = Frozen(begun, std::sync::Mutex::new(thawed));
             let consumer = inbox::Consumer::new(CONSUMER, pool, broker.subscriber(CONSUMER, ["orders"]))
                 .with_handler_timeout(Duration::from_secs(1))

@@ -11,7 +11,6 @@ use std::time::Duration;
 use inbox::{HandlerError, admin};
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, note, placed, start};
 use message::Message;
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgTransaction};
 
 /// Gives up waiting for a statement that takes so long.
@@ -65,7 +64,7 @@ async fn where_sessions_are_read_only_by_default_a_handler_writes_in_its_transac
         let service = Service::new("guarded").await;
         let set = format!("alter database {} set default_transaction_read_only = on", service.database.name);
         service.database.admin().execute(AssertSqlSafe(set)).await.unwrap();
-        let pool = PgPoolOptions::new().max_connections(24).connect(service.database.url()).await.unwrap();
+        let pool = outbox::pool_options().max_connections(24).connect(service.database.url()).await.unwrap();
         let service = Service { pool, ..service };
         let running = start(service.consumer().on(KIND, GivesUpSavepoint::default()));
         service.publish(&[placed("a", ends)]).await;

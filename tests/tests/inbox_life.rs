@@ -12,7 +12,6 @@ use brokers::postgres::{PostgresPublisher, PostgresSubscriber, Start};
 use inbox::{Consumer, ConsumerError, HandlerError};
 use inbox_support::{CONSUMER, KIND, Service, effect, eventually, note, placed, start};
 use message::{Message, Outgoing, Subscriber, publish_all};
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgPool, PgTransaction};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -77,7 +76,7 @@ async fn a_start_that_meets_a_lock_without_end_says_so() {
     let lock = locked(&service, "inbox.consumer").await;
     let short = format!("alter database {} set lock_timeout = '50ms'", service.database.name);
     service.pool.execute(AssertSqlSafe(short)).await.unwrap();
-    let pool = PgPoolOptions::new().max_connections(4).connect(service.database.url()).await.unwrap();
+    let pool = outbox::pool_options().max_connections(4).connect(service.database.url()).await.unwrap();
     let consumer = Consumer::new(CONSUMER, pool, service.broker.subscriber(CONSUMER, ["orders"]));
     let ended = consumer.on(KIND, effect).run(CancellationToken::new()).await;
     assert!(matches!(ended, Err(ConsumerError::Locked(_))), "{ended:?}");
@@ -266,7 +265,7 @@ async fn a_consumer_goes_on_after_a_death_when_its_role_is_read_only_by_default(
     a_process_has_died(&service).await;
     let set = format!("alter database {} set default_transaction_read_only = on", service.database.name);
     service.database.admin().execute(AssertSqlSafe(set)).await.unwrap();
-    service.pool = PgPoolOptions::new().max_connections(24).connect(service.database.url()).await.unwrap();
+    service.pool = outbox::pool_options().max_connections(24).connect(service.database.url()).await.unwrap();
     let running = start(service.consumer().on(KIND, effect));
     service.publish(&(0..20).map(|n| placed(&format!("k{n}"), "")).collect::<Vec<_>>()).await;
     service.acknowledged().await;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use migrations::{MigrateError, Schema, SchemaError};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection};
 use tests::Database;
 use tokio::sync::Barrier;
@@ -104,7 +104,7 @@ async fn twenty_migrate_an_empty_database_at_once() {
 #[tokio::test]
 async fn many_migrate_behind_a_single_connection() {
     let database = Database::empty("single_connection").await;
-    let pool = PgPoolOptions::new().max_connections(1).connect(database.url()).await.expect("a pool");
+    let pool = outbox::pool_options().max_connections(1).connect(database.url()).await.expect("a pool");
     let mut many = JoinSet::new();
     for _ in 0..8 {
         let pool = pool.clone();

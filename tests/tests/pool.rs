@@ -51,6 +51,7 @@ async fn usual_begin(pool: &PgPool) -> Duration {
 async fn a_cancelled_begin_loses_later_writes_unless_the_pool_is_ours() {
     let database = Database::empty("cancelled_begin").await;
     let deadline = Instant::now() + Duration::from_secs(60);
+    #[expect(clippy::disallowed_methods, reason = "the driver's own behaviour is the subject")]
     let (tries, lost) =
         probe(&database, PgPoolOptions::new(), |_, lost| lost > 0 || Instant::now() > deadline).await;
     assert!(lost > 0, "in {tries} tries the driver lost nothing: is it mended? Then the guard can go");

@@ -170,7 +170,7 @@ async fn what_is_held_is_looked_after_through_the_pooler() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_statement_of_ours_is_named_where_the_service_names_none() {
     let server = PostgresOptions::new().start().unwrap();
-    let direct = PgPool::connect(&server.url("postgres")).await.unwrap();
+    let direct = outbox::pool_options().connect(&server.url("postgres")).await.unwrap();
     for schema in [migrations::Schema::Outbox, migrations::Schema::Inbox] {
         schema.migrate(&mut direct.acquire().await.unwrap()).await.unwrap();
     }

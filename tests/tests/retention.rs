@@ -12,7 +12,7 @@ use message::Message;
 use outbox::log::{LogConnection, LogError};
 use outbox::{Pruned, Upkeep, admin, prune};
 use relay_support::{PATIENCE, message, numbers, settings, start, until, write};
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Executor, PgTransaction};
 use tests::Database;
 use tokio_util::sync::CancellationToken;
@@ -154,7 +154,7 @@ async fn what_the_log_will_soon_write_over_is_emptied_young_if_it_is_delivered()
 #[tokio::test(flavor = "multi_thread")]
 async fn two_laps_in_one_leaf_are_read_counted_and_kept_as_one_would_be() {
     let database = Database::new("retention_laps").await;
-    let pool = PgPoolOptions::new().max_connections(8).connect(database.url()).await.unwrap();
+    let pool = outbox::pool_options().max_connections(8).connect(database.url()).await.unwrap();
     let pool = &pool;
     let broker = Broker::new();
     let mut settings = settings();

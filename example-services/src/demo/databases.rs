@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use servers::Postgres;
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
 
 /// Why the databases were not made.
@@ -44,7 +44,7 @@ impl Databases {
     /// that is given.
     pub(super) fn new(postgres: &Postgres, broker: Option<&str>) -> Result<Databases, sqlx::Error> {
         let run = std::process::id();
-        let server = PgPoolOptions::new()
+        let server = outbox::pool_options()
             .max_connections(1)
             .connect_lazy_with(outbox::connect_options(&postgres.url("postgres"))?);
         let database = |role: &str| {
@@ -65,7 +65,7 @@ impl Databases {
                     Database::named(
                         url,
                         name,
-                        PgPoolOptions::new()
+                        outbox::pool_options()
                             .max_connections(1)
                             .connect_lazy_with(outbox::connect_options(given)?),
                     )?
@@ -109,7 +109,8 @@ impl Databases {
 
 impl Database {
     fn named(url: String, name: String, server: PgPool) -> Result<Database, sqlx::Error> {
-        let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(outbox::connect_options(&url)?);
+        let pool =
+            outbox::pool_options().max_connections(2).connect_lazy_with(outbox::connect_options(&url)?);
         Ok(Database { url, pool, name, server })
     }
 }

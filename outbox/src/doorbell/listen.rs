@@ -69,6 +69,7 @@ async fn listen_on_one_connection(
     let options = (*pool.connect_options()).clone().application_name("outbox doorbell, listening");
     let options = options.options([(MARK, &mark)]);
     // The driver's listener takes its connection from a pool; none of the relay's, which count on theirs.
+    #[expect(clippy::disallowed_methods, reason = "nothing begins a transaction here")]
     let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER).connect_lazy_with(options);
     let mut listener = PgListener::connect_with(&own).await.map_err(|error| match &error {
         sqlx::Error::Database(refused) if refused.code().is_some_and(|code| REFUSED.contains(&&*code)) => {

@@ -142,7 +142,8 @@ impl<P: Publisher> Holds<P> {
             return Ok(());
         }
         if hand.has_room() {
-            let due = self.due(hand.limit()).await?;
+            // What is being tried may be due.
+            let due = self.due(hand.limit() + hand.positions().len()).await?;
             hand.offer(due);
         }
         for (destination, number) in self.availability.with(|state| state.waited_for()) {

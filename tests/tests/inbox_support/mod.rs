@@ -11,7 +11,6 @@ use brokers::memory::Broker;
 use inbox::admin::{self, HeldKey};
 use inbox::{Backoff, Consumer, ConsumerError, HandlerError};
 use message::{Acknowledge, Delivery, Message, Outgoing, SubscribeError, Subscriber, publish_all};
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgPool, PgTransaction};
 use tests::Database;
 use tokio::task::JoinHandle;
@@ -32,7 +31,7 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) async fn new(claim: &str) -> Self {
         let database = Database::new(claim).await;
-        let pool = PgPoolOptions::new().max_connections(24).connect(database.url()).await.unwrap();
+        let pool = outbox::pool_options().max_connections(24).connect(database.url()).await.unwrap();
         sqlx::raw_sql("create table effect (number bigserial primary key, message uuid not null, note text)")
             .execute(&pool)
             .await

@@ -175,7 +175,7 @@ async fn a_preview_says_what_would_be_published_and_writes_nothing() {
     };
     let before = everything().await;
     // A reader that may not even write.
-    let reader = sqlx::postgres::PgPoolOptions::new()
+    let reader = outbox::pool_options()
         .max_connections(1)
         .connect_with(
             database

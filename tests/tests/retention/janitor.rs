@@ -145,7 +145,7 @@ async fn the_relays_role_suffices_for_all_of_the_upkeep() {
     database.pool().execute(sqlx::raw_sql(migrations::roles())).await.unwrap();
     one_behind(&database).await;
     let role = |role: &'static str| {
-        PgPoolOptions::new()
+        outbox::pool_options()
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     connection.execute(AssertSqlSafe(format!("set role {role}"))).await.map(|_| ())

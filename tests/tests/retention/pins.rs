@@ -180,7 +180,7 @@ async fn history(pool: &PgPool, dice: &mut Dice) -> Result<Vec<(String, i64)>, L
 #[tokio::test(flavor = "multi_thread")]
 async fn what_pins_a_leaf_is_what_is_not_delivered_by_definition_wherever_the_cursors_stand() {
     let database = Database::new("retention_definition").await;
-    let pool = PgPoolOptions::new().max_connections(8).connect(database.url()).await.unwrap();
+    let pool = outbox::pool_options().max_connections(8).connect(database.url()).await.unwrap();
     let mut kinds = std::collections::BTreeSet::new();
     for seed in 1..=8 {
         let mut dice = Dice(seed);

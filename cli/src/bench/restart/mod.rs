@@ -180,7 +180,7 @@ impl Bench<'_> {
     async fn kill(&self, waits: &[Duration]) -> Result<Killed, Failure> {
         let mut filled = self.fill(0, self.args.messages).await?;
         let mut child = Child::start(self.place, self.args)?;
-        let before = self.rate_before(&mut child).await?;
+        let before = self.rate_before(&mut child, filled).await?;
         // So much that the backlog outlasts the span.
         let span = f64::from(self.args.seconds + 10) + waits.iter().map(Duration::as_secs_f64).sum::<f64>();
         let wanted = self.args.messages.max((before * span * 1.3) as u64);
@@ -228,9 +228,7 @@ impl Bench<'_> {
                 .fetch_one(&self.place.pool)
                 .await
                 .map_err(|error| database::failed("bench", &error))?;
-        if self.handled(0.0, to).await? >= filled {
-            return Err(Failure::failed("bench: the backlog ended within the span: ask for more --messages"));
-        }
+        self.still_had_work(filled, to).await?;
         child.stop().await?;
         Ok(Killed {
             kills: u32::try_from(waits.len()).unwrap_or(u32::MAX),
@@ -250,7 +248,7 @@ impl Bench<'_> {
         let failed = |error: sqlx::Error| database::failed("bench", &error);
         let filled = self.fill(0, self.args.messages).await?;
         let mut child = Child::start(self.place, self.args)?;
-        let normal = self.rate_before(&mut child).await?;
+        let normal = self.rate_before(&mut child, filled).await?;
         while self.handled(0.0, self.moment().await?).await? < filled {
             child.is_running()?;
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -286,14 +284,23 @@ impl Bench<'_> {
         })
     }
 
-    async fn rate_before(&self, child: &mut Child) -> Result<f64, Failure> {
+    async fn rate_before(&self, child: &mut Child, filled: u64) -> Result<f64, Failure> {
         tokio::time::sleep(Duration::from_secs(WARM_UP)).await;
         let began = self.moment().await?;
         tokio::time::sleep(Duration::from_secs_f64(BEFORE)).await;
         child.is_running()?;
+        self.still_had_work(filled, began + BEFORE).await?;
         let rate = self.handled(began, began + BEFORE).await? as f64 / BEFORE;
         output::complain(&format!("bench: {rate:.0} messages a second before"));
         Ok(rate)
+    }
+
+    /// A rate is none of a consumer that had nothing left to do.
+    async fn still_had_work(&self, filled: u64, moment: f64) -> Result<(), Failure> {
+        if self.handled(0.0, moment).await? < filled {
+            return Ok(());
+        }
+        Err(Failure::failed("bench: the backlog ended within the span: ask for more --messages"))
     }
 
     async fn moment(&self) -> Result<f64, Failure> {

@@ -10,7 +10,7 @@ with named as (
     where not exists (select from outbox.held_message m where m.relay = $1 and m.held = $2)
 ),
 hold as (
-    select h.position, r.shards, r.state = 'retired' as retired
+    select h.position, h.slot, r.shards, r.state = 'retired' as retired
     from named
     join outbox.held_key h on h.relay = $1 and h.position = named.position
     join outbox.relay r on r.name = h.relay
@@ -36,7 +36,7 @@ gone as (
     delete from outbox.held_message m
     using hold
     where m.relay = $1 and m.held = hold.position and m.position = $2
-    returning m.id, m.position
+    returning m.id, m.position, m.tx
 ),
 tried as (
     update outbox.held_key h
@@ -50,19 +50,17 @@ let_go as (
     where h.relay = $1 and h.position = hold.position and hold.retired and (select count(*) from waiting) < 2
 ),
 settled as (
-    -- Without its row in the log the message has been passed: the log keeps what a cursor has not.
     insert into outbox.settled_message (relay, position, held, slot, tx)
-    select $1, m.position, hold.position, m.slot, m.tx
+    select $1, gone.position, hold.position, hold.slot, gone.tx
     from gone
     cross join hold
-    join outbox.message m on m.position = gone.position and ((m.position >> 20) & 15) = ((gone.position >> 20) & 15)
-    join outbox.cursor c on c.relay = $1 and c.shard = m.slot % hold.shards
-    cross join lateral (select max(e.era) as era from outbox.cluster e where e.first_position <= m.position) its
-    where not hold.retired
+    join outbox.cursor c on c.relay = $1 and c.shard = hold.slot % hold.shards
+    cross join lateral (select max(e.era) as era from outbox.cluster e where e.first_position <= gone.position) its
+    where not hold.retired and gone.tx is not null
         and case
             when its.era <> c.era then its.era > c.era
-            else not pg_visible_in_snapshot(m.tx, c.seen)
-                and (c.until is null or m.position > c.after or not pg_visible_in_snapshot(m.tx, c.until))
+            else not pg_visible_in_snapshot(gone.tx, c.seen)
+                and (c.until is null or gone.position > c.after or not pg_visible_in_snapshot(gone.tx, c.until))
         end
     on conflict (relay, position) do nothing
 )

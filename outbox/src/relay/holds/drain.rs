@@ -63,7 +63,7 @@ impl<P: Publisher> Holds<P> {
                 }
             }
         }
-        self.settle(tries).await
+        self.record(tries).await
     }
 
     fn to_try(&self, begun: Begun) -> Try {
@@ -142,16 +142,68 @@ impl<P: Publisher> Holds<P> {
     }
 
     /// Records what came of a try, and lets go of keys that hold nothing any more.
-    async fn settle(&self, tries: Vec<Try>) -> Result<(), sqlx::Error> {
-        let (mut done, mut after, mut empty) = (Vec::new(), Vec::new(), Vec::new());
-        let mut published = 0;
+    async fn record(&self, tries: Vec<Try>) -> Result<(), sqlx::Error> {
+        let mut results = self.results(tries);
+        let asked = self.may_go(&results.empty).await;
+        let may_go: BTreeSet<i64> = asked.iter().copied().collect();
+        let named: BTreeSet<i64> = results.done.iter().map(|done| done.key.position).collect();
+        let bare = results.empty.iter().map(|empty| empty.key);
+        let bare = bare.filter(|key| may_go.contains(&key.position) && !named.contains(&key.position));
+        results.done.extend(bare.map(|key| Done { key, position: None, error: None, attempts: None }));
+        let mut released = BTreeMap::new();
+        if !results.done.is_empty() {
+            // After an error the session is ending, and neither copies to keys that may have gone nor sends of them any more.
+            let settlement = self.settle(&results.done, &asked).await?;
+            // A session that has ended has no use for it.
+            if !settlement.settled.is_empty() {
+                let _ = self.notices.send(Notice::Settled(settlement.settled)).await;
+            }
+            released = settlement.released;
+        }
+        if results.published > 0 {
+            let _ = self.notices.send(Notice::Published(results.published)).await;
+        }
+        // Copies came, or are on their way: they are found when the key is due again, which is now. No attempt was made.
+        let held = results.empty.iter().filter(|empty| !released.contains_key(&empty.key.position));
+        results.after.extend(held.map(|empty| not_tried(empty.key, empty.recorded)));
+        let recorded = self.failed(&results.after).await;
+        // It may be recorded though no answer says so.
+        let waits = results.after.into_iter().filter_map(|after| after.destination);
+        let waits: BTreeSet<Arc<str>> = waits.collect();
+        if !waits.is_empty() {
+            self.availability.with(|state| waits.into_iter().for_each(|name| state.keys_wait(name)));
+        }
+        if !asked.is_empty() {
+            let gone = released.into_iter().collect();
+            let _ = self.notices.send(Notice::Released { asked, gone }).await;
+        }
+        recorded
+    }
+
+    /// Those of some keys that hold nothing any more to which no copies are on their way. None will be, until it is said what
+    /// became of them.
+    async fn may_go(&self, empty: &[Empty]) -> Vec<i64> {
+        if empty.is_empty() {
+            return Vec::new();
+        }
+        let (answer, may) = oneshot::channel();
+        let asked = empty.iter().map(|empty| empty.key.position).collect();
+        match self.notices.send(Notice::MayRelease(asked, answer)).await {
+            Ok(()) => may.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// What is to be recorded of tries.
+    fn results(&self, tries: Vec<Try>) -> Results {
+        let mut results = Results::default();
         for one in tries {
             let key = one.key;
             let is_first = one.delivered.is_empty();
-            published += u64::try_from(one.delivered.len()).unwrap_or_default();
-            done.extend(one.delivered.into_iter().map(|position| Done {
+            results.published += u64::try_from(one.delivered.len()).unwrap_or_default();
+            results.done.extend(one.delivered.into_iter().map(|position| Done {
                 key,
-                position,
+                position: Some(position),
                 error: None,
                 attempts: None,
             }));
@@ -162,6 +214,7 @@ impl<P: Publisher> Holds<P> {
             match (one.failure, one.fault) {
                 (Some(failure), fault) => {
                     let made = if is_first { one.attempts } else { 1 };
+                    let attempts = is_first.then_some(one.attempts);
                     if self.is_given_up(&failure, made) {
                         let (position, error) = (failure.position, failure.error.to_string());
                         tracing::warn!(
@@ -170,47 +223,32 @@ impl<P: Publisher> Holds<P> {
                             error,
                             "given up: its topic's policy is to skip"
                         );
-                        let attempts = is_first.then_some(one.attempts);
-                        done.push(Done { key, position, error: Some(error), attempts });
+                        results.done.push(Done {
+                            key,
+                            position: Some(position),
+                            error: Some(error),
+                            attempts,
+                        });
                         if all && fault.is_none() {
-                            empty.push(Empty { key, recorded: one.attempts });
+                            results.empty.push(Empty { key, recorded: one.attempts });
                         }
                     } else {
-                        let attempts = is_first.then_some(one.attempts);
-                        after.push(After { attempts, ..self.after(key, recorded, made, &failure) });
+                        results.after.push(After { attempts, ..self.after(key, recorded, made, &failure) });
                     }
                 }
                 // It was to stop before it was sent.
-                (None, _) if is_first && !all => after.push(not_tried(key, 1)),
+                (None, _) if is_first && !all => results.after.push(not_tried(key, 1)),
                 (None, Some(fault)) if all => {
                     let attempts = is_first.then_some(one.attempts);
-                    after.push(After { attempts, ..self.unreadable(key, fault) });
+                    results.after.push(After { attempts, ..self.unreadable(key, fault) });
                 }
                 (None, None) if all => {
-                    empty.push(Empty { key, recorded: if is_first { 1 } else { one.attempts } });
+                    results.empty.push(Empty { key, recorded: if is_first { 1 } else { one.attempts } });
                 }
                 (None, _) => {}
             }
         }
-        if !done.is_empty() {
-            let settled = self.done_with(&done).await?;
-            // A session that has ended has no use for it.
-            if !settled.is_empty() {
-                let _ = self.notices.send(Notice::Settled(settled)).await;
-            }
-        }
-        if published > 0 {
-            let _ = self.notices.send(Notice::Published(published)).await;
-        }
-        let recorded = self.failed(&after).await;
-        // It may be recorded though no answer says so.
-        let waits: BTreeSet<Arc<str>> = after.into_iter().filter_map(|after| after.destination).collect();
-        if !waits.is_empty() {
-            self.availability.with(|state| waits.into_iter().for_each(|name| state.keys_wait(name)));
-        }
-        let released = self.release(empty).await;
-        recorded?;
-        released
+        results
     }
 
     /// What comes next of a key cannot be read as a message: another attempt would end as this one, which was not made.
@@ -274,37 +312,15 @@ impl<P: Publisher> Holds<P> {
             }
         }
     }
+}
 
-    /// Lets go of keys that hold nothing any more, if no copies are on their way.
-    async fn release(&self, empty: Vec<Empty>) -> Result<(), sqlx::Error> {
-        if empty.is_empty() {
-            return Ok(());
-        }
-        let (answer, may) = oneshot::channel();
-        let asked = empty.iter().map(|empty| empty.key.position).collect();
-        let asked = self.notices.send(Notice::MayRelease(asked, answer)).await.is_ok();
-        let may = if asked { may.await.unwrap_or_default() } else { Vec::new() };
-        let may: BTreeSet<i64> = may.into_iter().collect();
-        let keys = empty.iter().map(|empty| empty.key);
-        let let_go: Vec<Due> = keys.filter(|key| may.contains(&key.position)).collect();
-        let went = if let_go.is_empty() { Ok(BTreeMap::new()) } else { self.let_go(&let_go).await };
-        let is_known = went.is_ok();
-        let (gone, went) = match went {
-            Ok(gone) => (gone, Ok(())),
-            Err(error) => (BTreeMap::new(), Err(error)),
-        };
-        // Copies came, or are on their way: they are found when the key is due again, which is now. No attempt was made.
-        let held = empty.iter().filter(|empty| !gone.contains_key(&empty.key.position));
-        let held: Vec<After> = held.map(|empty| not_tried(empty.key, empty.recorded)).collect();
-        let still_held = self.failed(&held).await;
-        // Otherwise the session is ending, and neither copies to these nor sends of them any more: some may have gone.
-        if is_known && !may.is_empty() {
-            let (asked, gone) = (may.into_iter().collect(), gone.into_iter().collect());
-            let _ = self.notices.send(Notice::Released { asked, gone }).await;
-        }
-        went?;
-        still_held
-    }
+/// What is to be recorded of tries.
+#[derive(Default)]
+struct Results {
+    done: Vec<Done>,
+    after: Vec<After>,
+    empty: Vec<Empty>,
+    published: u64,
 }
 
 /// A key of which nothing is left, and the attempts in its row that do not count.

@@ -100,9 +100,9 @@ impl<'h> Hand<'h> {
         self.running.len() < SIDE_BY_SIDE
     }
 
-    /// How many keys to look for.
+    /// How many keys to look for: as many as can begin now.
     pub(super) fn limit(&self) -> usize {
-        self.batch * SIDE_BY_SIDE + self.positions.len()
+        self.batch * SIDE_BY_SIDE.saturating_sub(self.running.len())
     }
 
     /// The holds that are being tried.

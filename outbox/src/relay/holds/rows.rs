@@ -50,11 +50,21 @@ pub(super) struct Begun {
 #[derive(Debug)]
 pub(super) struct Done {
     pub(super) key: Due,
-    pub(super) position: i64,
+    /// `None`: the key holds none, and goes.
+    pub(super) position: Option<i64>,
     /// It is given up for this; `None`: it is published.
     pub(super) error: Option<String>,
     /// The attempts in the key's row, if it is given up only while they are these: a person may have had it tried afresh.
     pub(super) attempts: Option<i32>,
+}
+
+/// What was recorded of messages that are done with.
+#[derive(Debug, Default)]
+pub(super) struct Settlement {
+    /// Those that the cursors have not passed.
+    pub(super) settled: Vec<SettledMessage>,
+    /// The holds that went, each with its messages that were settled before.
+    pub(super) released: BTreeMap<i64, Vec<SettledMessage>>,
 }
 
 /// What becomes of a key after an attempt.
@@ -184,24 +194,19 @@ impl<P> Holds<P> {
         Ok(begun.into_values().collect())
     }
 
-    /// Records that messages are done with, again and again until the database has it or the session is ending: what is
-    /// forgotten is published twice. Once the shard is another's it changes nothing. Answers those that the cursors have not
-    /// passed.
-    pub(super) async fn done_with(&self, done: &[Done]) -> Result<Vec<SettledMessage>, sqlx::Error> {
+    /// Records that messages are done with, and lets go of those keys that may go and hold nothing any more; again and again
+    /// until the database has it or the session is ending: what is forgotten is published twice, and a key that went without
+    /// an answer would be taken for held. Once the shard is another's it changes nothing.
+    pub(super) async fn settle(&self, done: &[Done], may_go: &[i64]) -> Result<Settlement, sqlx::Error> {
         let mut failures = 0;
         loop {
-            let query = sqlx::query(include_str!("../sql/settle.sql"))
-                .bind(&self.relay)
-                .bind(done.iter().map(|done| done.key.position).collect::<Vec<_>>())
-                .bind(done.iter().map(|done| done.position).collect::<Vec<_>>())
-                .bind(done.iter().map(|done| done.key.shard).collect::<Vec<_>>())
-                .bind(done.iter().map(|done| done.key.epoch).collect::<Vec<_>>())
-                .bind(done.iter().map(|done| done.error.as_deref().map(shorten)).collect::<Vec<_>>())
-                .bind(done.iter().map(|done| done.attempts).collect::<Vec<_>>());
-            let error = match within(ANSWER, statement::rows(&self.pool, query)).await {
-                Ok(rows) => {
-                    return rows.iter().filter_map(|row| SettledMessage::from_row(row).transpose()).collect();
-                }
+            let error = match self.settle_once(done, may_go).await {
+                Ok(settlement) if failures == 0 => return Ok(settlement),
+                // An attempt that was not answered may have been made.
+                Ok(settlement) => match self.released(may_go).await {
+                    Ok(released) => return Ok(Settlement { released, ..settlement }),
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
             if self.stop.is_cancelled() {
@@ -212,6 +217,40 @@ impl<P> Holds<P> {
             tracing::warn!(relay = self.relay, error, "the delivery of held messages could not be recorded");
             tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;
         }
+    }
+
+    async fn settle_once(&self, done: &[Done], may_go: &[i64]) -> Result<Settlement, sqlx::Error> {
+        fn column<'d, T>(done: &'d [Done], value: impl Fn(&'d Done) -> T) -> Vec<T> {
+            done.iter().map(value).collect()
+        }
+        let query = sqlx::query(include_str!("../sql/settle.sql"))
+            .bind(&self.relay)
+            .bind(column(done, |done| done.key.position))
+            .bind(column(done, |done| done.position))
+            .bind(column(done, |done| done.key.shard))
+            .bind(column(done, |done| done.key.epoch))
+            .bind(column(done, |done| done.error.as_deref().map(shorten)))
+            .bind(column(done, |done| done.attempts))
+            .bind(may_go);
+        let mut settlement = Settlement::default();
+        for row in &within(ANSWER, statement::rows(&self.pool, query)).await? {
+            let message = SettledMessage::from_row(row)?;
+            match row.try_get("released")? {
+                Some(held) => settlement.released.entry(held).or_default().extend(message),
+                None => settlement.settled.extend(message),
+            }
+        }
+        Ok(settlement)
+    }
+
+    /// Those of some keys that are not held any more, each with its messages that are settled.
+    async fn released(&self, keys: &[i64]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
+        let query = sqlx::query(include_str!("../sql/released.sql")).bind(&self.relay).bind(keys);
+        let mut released: BTreeMap<i64, Vec<SettledMessage>> = BTreeMap::new();
+        for row in &within(ANSWER, statement::rows(&self.pool, query)).await? {
+            released.entry(row.try_get("held")?).or_default().extend(SettledMessage::from_row(row)?);
+        }
+        Ok(released)
     }
 
     /// Records what became of keys whose attempts did not succeed, or were not made.
@@ -237,57 +276,6 @@ impl<P> Holds<P> {
         within(ANSWER, statement::run(&self.pool, query)).await?;
         Ok(())
     }
-
-    /// Lets keys go that hold nothing any more, again and again until the database has answered or the session is ending: one
-    /// that went without an answer would be taken for held. Those that went, each with its messages that are settled.
-    pub(super) async fn let_go(
-        &self,
-        keys: &[Due],
-    ) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
-        let mut failures = 0;
-        loop {
-            let gone = match self.let_go_once(keys).await {
-                Ok(gone) if failures == 0 => Ok(gone),
-                // Some may have gone before.
-                Ok(_) => self.gone(keys).await,
-                Err(error) => Err(error),
-            };
-            let error = match gone {
-                Err(error) if !self.stop.is_cancelled() => error,
-                gone => return gone,
-            };
-            failures += 1;
-            let error = chain(&error);
-            tracing::warn!(relay = self.relay, error, "held keys could not be released");
-            tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;
-        }
-    }
-
-    /// Those of some keys that are not held any more, each with its messages that are settled.
-    async fn gone(&self, keys: &[Due]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
-        let query = sqlx::query(include_str!("../sql/released.sql"))
-            .bind(&self.relay)
-            .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>());
-        by_hold(&within(ANSWER, statement::rows(&self.pool, query)).await?)
-    }
-
-    async fn let_go_once(&self, keys: &[Due]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
-        let query = sqlx::query(include_str!("../sql/release.sql"))
-            .bind(&self.relay)
-            .bind(keys.iter().map(|key| key.position).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.shard).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.epoch).collect::<Vec<_>>());
-        by_hold(&within(ANSWER, statement::rows(&self.pool, query)).await?)
-    }
-}
-
-/// The settled messages of each hold.
-fn by_hold(rows: &[PgRow]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
-    let mut by_hold: BTreeMap<i64, Vec<SettledMessage>> = BTreeMap::new();
-    for row in rows {
-        by_hold.entry(row.try_get("held")?).or_default().extend(SettledMessage::from_row(row)?);
-    }
-    Ok(by_hold)
 }
 
 fn held_message(row: &PgRow) -> Result<Message, sqlx::Error> {

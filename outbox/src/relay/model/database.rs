@@ -340,7 +340,7 @@ impl Database {
         true
     }
 
-    /// `release.sql`: the messages of the hold that are settled.
+    /// `settle.sql`: the messages of the hold that are settled.
     pub(super) fn release_key(&mut self, hold: i64, plant: Option<Plant>) -> Vec<SettledMessage> {
         self.held_keys.remove(&hold);
         let settled = self.settled.values().filter(|(of, _)| *of == hold).map(|(_, message)| *message);
