@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use futures_util::future::{Either, select};
 use message::{Delivery, Malformed, MalformedReason, Message, SubscribeError, Subscriber};
 use sqlx::Row;
@@ -18,7 +17,7 @@ use crate::consumer::Core;
 use crate::day::ByDay;
 use crate::handler::Handle;
 use crate::hold::{Found, Hold, append, hold, microseconds_since};
-use crate::horizon::Refusal;
+use crate::horizon::{Refusal, Unfit};
 use crate::kinds;
 use crate::measure;
 use crate::patience::{self, Patience};
@@ -131,13 +130,9 @@ async fn apply(core: &Core, delivery: &Delivery, received: Instant) -> Applied {
 }
 
 async fn handle(core: &Core, handler: &dyn Handle, message: &Message, received: Instant) -> Applied {
-    let made_at = match core.horizon.date(message.id, Utc::now()) {
-        Ok(made_at) => made_at,
-        Err(refusal) => return park_refused(core, message, refusal, received).await,
-    };
     let mut patience = Patience::default();
     loop {
-        match once(core, handler, message, made_at, received).await {
+        match once(core, handler, message, received).await {
             Ok(Step::Handled(taken)) => {
                 measure::handled(&core.name, taken);
                 return Applied::Done;
@@ -179,10 +174,14 @@ async fn once(
     core: &Core,
     handler: &dyn Handle,
     message: &Message,
-    made_at: Option<chrono::DateTime<Utc>>,
     received: Instant,
 ) -> Result<Step, Setback> {
     let begun = Instant::now();
+    let made_at = match core.horizon.date_by(message.id, core.process.clocks()) {
+        Ok(made_at) => made_at,
+        Err(Unfit::Refused(refusal)) => return Ok(Step::Refused(refusal)),
+        Err(Unfit::Clocks) => return Err(Setback::clocks()),
+    };
     // A handler may be silent for as long as it may take; a process that stands still, not longer.
     let mut tx = core.in_time(begin_on_pool(core.pool.clone(), core.try_time(), core.isolation)).await?;
     let receive = sqlx::query(RECEIVE.of(made_at))

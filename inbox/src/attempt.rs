@@ -38,6 +38,15 @@ pub(crate) enum Setback {
 }
 
 impl Setback {
+    /// A message comes from the future by one of two clocks.
+    pub(crate) fn clocks() -> Self {
+        Setback::Database(
+            "the clocks of the database and of this process differ: the message's id is from the future by the \
+             database's, and not by the other"
+                .to_owned(),
+        )
+    }
+
     /// For the operator.
     pub(crate) fn error(&self) -> &str {
         match self {

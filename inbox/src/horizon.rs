@@ -49,6 +49,23 @@ pub enum Refusal {
     AnotherSource,
 }
 
+/// What the time is by the clock of this process and by the database's, by which rows are filed and removed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clocks {
+    pub(crate) own: DateTime<Utc>,
+    pub(crate) database: DateTime<Utc>,
+}
+
+/// Why a message is not tried now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// It will not be, whatever the time is.
+    Refused(Refusal),
+    /// One of the clocks is wrong, which is not the message's fault: by the database's it comes from the future, by the other
+    /// not.
+    Clocks,
+}
+
 /// Longest horizon. With [`MARGIN`] and [`SKEW`] the days in use leave one of the ring's 32 free for most of each day, so
 /// that each is truncated before its partition is used again.
 const LONGEST: TimeDelta = TimeDelta::days(29);
@@ -92,9 +109,27 @@ impl Horizon {
         self.length.num_seconds()
     }
 
-    /// Whether the message comes from the future: it is not admitted before its time, not by a redrive either.
-    pub(crate) fn is_ahead(&self, id: MessageId, now: DateTime<Utc>) -> bool {
+    fn is_ahead(&self, id: MessageId, now: DateTime<Utc>) -> bool {
         id.made_at().is_some_and(|made_at| made_at > now + SKEW)
+    }
+
+    /// Whether the message comes from the future: it is not admitted before its time, not by a redrive either.
+    pub(crate) fn not_ahead(&self, id: MessageId, clocks: Clocks) -> Result<(), Unfit> {
+        match (self.is_ahead(id, clocks.own), self.is_ahead(id, clocks.database)) {
+            (_, false) => Ok(()),
+            (true, true) => Err(Unfit::Refused(Refusal::Future)),
+            (false, true) => Err(Unfit::Clocks),
+        }
+    }
+
+    /// When the message was made, if it says so and it may be tried. It is too old if both clocks say so: what a clock that is
+    /// behind lets through is judged by the floor, below which the database has removed rows.
+    pub(crate) fn date_by(&self, id: MessageId, clocks: Clocks) -> Result<Option<DateTime<Utc>>, Unfit> {
+        self.not_ahead(id, clocks)?;
+        match (self.date(id, clocks.own), self.date(id, clocks.database)) {
+            (Err(refusal), Err(same)) if refusal == same => Err(Unfit::Refused(refusal)),
+            _ => Ok(id.made_at()),
+        }
     }
 
     /// When the message was made, if it says so and that is neither too long ago nor ahead.
@@ -126,6 +161,34 @@ mod tests {
         assert_eq!(date(oldest - TimeDelta::milliseconds(1)), Err(Refusal::TooOld));
         assert_eq!(date(newest), Ok(Some(newest)));
         assert_eq!(date(newest + TimeDelta::milliseconds(1)), Err(Refusal::Future));
+    }
+
+    #[test]
+    fn one_clock_that_is_wrong_refuses_nothing() {
+        let horizon = Horizon::default();
+        let days = TimeDelta::days;
+        let date = |moment, own, database| {
+            let clocks = Clocks { own: now() + own, database: now() + database };
+            horizon.date_by(MessageId::at(now() + moment), clocks)
+        };
+        let none = TimeDelta::zero();
+        assert_eq!(date(none, none, none), Ok(Some(now())));
+        // Its own clock: neither too old nor ahead.
+        assert_eq!(
+            (date(none, days(30), none), date(none, days(-2), none)),
+            (Ok(Some(now())), Ok(Some(now())))
+        );
+        // The database's: rows are removed by it, so what is ahead of it waits.
+        assert_eq!(
+            (date(none, none, days(30)), date(none, none, days(-2))),
+            (Ok(Some(now())), Err(Unfit::Clocks))
+        );
+        assert_eq!(date(days(2), days(2), none), Err(Unfit::Clocks));
+        assert_eq!(date(days(2), none, none), Err(Unfit::Refused(Refusal::Future)));
+        assert_eq!(date(days(-8), none, none), Err(Unfit::Refused(Refusal::TooOld)));
+        let undated = Clocks { own: now(), database: now() };
+        let foreign = horizon.date_by(MessageId::foreign("/a", "1"), undated);
+        assert_eq!(foreign, Err(Unfit::Refused(Refusal::Undated)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::apply::{Applied, insist, park_refused};
 use crate::attempt::Setback;
 use crate::consumer::Core;
 use crate::hold::{Hold, milliseconds};
+use crate::horizon::Unfit;
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::report::report;
@@ -146,8 +147,8 @@ pub(crate) async fn unhandled(core: &Core, message: &Message, received: Instant)
         }
         return Applied::Done;
     }
-    // As before a first try: the process that takes it over from the database relies on it.
-    if let Err(refusal) = core.horizon.date(message.id, chrono::Utc::now()) {
+    // As before a first try: the process that takes it over from the database relies on it, but asks its clocks again.
+    if let Err(Unfit::Refused(refusal)) = core.horizon.date_by(message.id, core.process.clocks()) {
         return park_refused(core, message, refusal, received).await;
     }
     measure::count(&core.name, measure::HELD);

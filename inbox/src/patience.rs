@@ -72,7 +72,7 @@ impl Patience {
             Setback::Database(_) | Setback::Lost(_) if stopping => return false,
             Setback::Database(error) | Setback::Lost(error) => {
                 if self.tries == 1 {
-                    warn!(consumer = %core.name, error, "the database does not do its part; trying again");
+                    warn!(consumer = %core.name, error, "a message cannot be tried now; trying again");
                 }
                 core.outage.delay(self.tries, chance())
             }

@@ -10,10 +10,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use crate::hold::milliseconds;
+use crate::horizon::Clocks;
 use crate::statement::{self, PgQuery};
 
 /// How often a process renews its heartbeat.
@@ -35,6 +37,8 @@ pub(crate) struct Process {
     is_written: AtomicBool,
     /// Whether something that it has declared is in hand.
     keeps_declared: AtomicBool,
+    /// What the database's clock said at the last heartbeat, and when that was.
+    database_clock: Mutex<Option<(DateTime<Utc>, Instant)>>,
 }
 
 /// What a heartbeat found.
@@ -52,6 +56,7 @@ impl Default for Process {
             declares_until: Mutex::new(None),
             is_written: AtomicBool::new(false),
             keeps_declared: AtomicBool::new(false),
+            database_clock: Mutex::new(None),
         }
     }
 }
@@ -85,6 +90,8 @@ impl Process {
             .bind(milliseconds(RECENT))
             .bind(milliseconds(FORGOTTEN));
         let row = statement::row_without_flush(pool, query).await?;
+        let said = (row.try_get("now")?, Instant::now());
+        *self.database_clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
         let recent = u64::try_from(row.try_get::<i64, _>("recent")?).unwrap_or(0);
         if recent > 0 {
             // By this process's own clock from now on, which does not jump.
@@ -93,6 +100,16 @@ impl Process {
             *declares_until = (*declares_until).max(Some(until));
         }
         Ok(Deaths { processes: row.try_get("dead")?, quarantined: row.try_get("quarantined")? })
+    }
+
+    /// What the time is.
+    pub(crate) fn clocks(&self) -> Clocks {
+        let said = *self.database_clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = Utc::now();
+        // The clock of this process may have jumped since, not what it measures time with.
+        let elapsed = |at: Instant| TimeDelta::from_std(at.elapsed()).unwrap_or_default();
+        let database = said.and_then(|(database, at)| database.checked_add_signed(elapsed(at)));
+        Clocks { own, database: database.unwrap_or(own) }
     }
 
     /// Declares the messages that this process is about to try for the first time, and those it is trying.

@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -16,7 +15,7 @@ use crate::attempt::{Admitted, Broken, Failure, Setback, abandon, attempt, commi
 use crate::consumer::{Core, IN_PLACE};
 use crate::day::ByDay;
 use crate::hold::milliseconds;
-use crate::horizon::Refusal;
+use crate::horizon::{Refusal, Unfit};
 use crate::measure;
 use crate::patience::{self, Patience};
 use crate::postpone::{Postponed, lost_each_time, postpone, suspect};
@@ -42,7 +41,11 @@ pub(crate) struct Claim {
 /// What a retry's transaction came to.
 enum Step {
     /// Committed; the next message of the key, counted as tried.
-    Next(Option<Box<Claim>>),
+    Next(Box<Claim>),
+    /// Committed; nothing waits in the key, and it is to be released.
+    Emptied,
+    /// Committed; nothing waited in the key, and it is released.
+    Released,
     /// Another process has the key.
     Lost,
     /// Not to be admitted, though a person may have asked for it.
@@ -106,7 +109,7 @@ pub(crate) enum Tried {
     Next(Box<Claim>),
     /// Nothing waits in it: to be released.
     Emptied(i64),
-    /// It waits, or another process has it.
+    /// It waits, or is released, or another process has it.
     Ended,
 }
 
@@ -154,8 +157,9 @@ async fn one(core: &Core, claim: &Claim, first: &HeldMessage) -> Tried {
     }
     loop {
         match once(core, claim, first).await {
-            Ok(Step::Next(Some(next))) => return Tried::Next(next),
-            Ok(Step::Next(None)) => return Tried::Emptied(claim.hold),
+            Ok(Step::Next(next)) => return Tried::Next(next),
+            Ok(Step::Emptied) => return Tried::Emptied(claim.hold),
+            Ok(Step::Released) => return Tried::Ended,
             Ok(Step::Lost) => {
                 debug!(consumer = %core.name, hold = claim.hold, "another process has the held key");
                 return Tried::Ended;
@@ -221,8 +225,10 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
     let Some(handler) = core.handlers.get(&*message.kind) else {
         return Ok(Step::Lost);
     };
-    if core.horizon.is_ahead(message.id, Utc::now()) {
-        return Ok(Step::Refused(Refusal::Future));
+    match core.horizon.not_ahead(message.id, core.process.clocks()) {
+        Ok(()) => {}
+        Err(Unfit::Refused(refusal)) => return Ok(Step::Refused(refusal)),
+        Err(Unfit::Clocks) => return Err(Setback::clocks()),
     }
     let made_at = message.id.made_at();
     let begun = Instant::now();
@@ -276,15 +282,29 @@ async fn once(core: &Core, claim: &Claim, first: &HeldMessage) -> Result<Step, S
         .bind(first.arrival)
         .bind(milliseconds(core.try_time()))
         .persistent(is_named(&tx));
-    let next = core.in_time(advance.fetch_optional(&mut *tx)).await?;
-    let next = next.as_ref().map(Claim::from_row).transpose()?;
+    let row =
+        core.in_time(advance.fetch_one(&mut *tx)).await.map_err(|error| match is_appended_to(&error) {
+            true => Setback::Contention(report(&error)),
+            false => error.into(),
+        })?;
+    let next = Claim::from_row(&row)?;
+    let step = match (row.try_get("released")?, &next.first) {
+        (true, _) => Step::Released,
+        (false, Some(_)) => Step::Next(Box::new(next)),
+        (false, None) => Step::Emptied,
+    };
     commit(core, tx).await?;
     if first_copy {
         measure::handled(&core.name, begun.elapsed());
     } else {
         measure::count(&core.name, measure::REPEAT);
     }
-    Ok(Step::Next(next.map(Box::new)))
+    Ok(step)
+}
+
+/// Whether a key could not be released because a message has been appended to it meanwhile.
+fn is_appended_to(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.is_foreign_key_violation())
 }
 
 /// Releases held keys in which nothing waits. Those to which something has been appended meanwhile are due at once.

@@ -43,7 +43,7 @@ const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most held keys that one transaction releases.
 const RELEASED_TOGETHER: usize = 200;
 /// Between two claims, and between two releases, while there are many of them: each is a transaction, which more keys share.
-const CLAIM_PAUSE: Duration = Duration::from_millis(3);
+const CLAIM_PAUSE: Duration = Duration::from_millis(1);
 const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 
 impl Consumer {

@@ -2,11 +2,17 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
+mod inbox_support;
+
+use std::sync::Arc;
+
+use brokers::memory::Broker;
 use chrono::{DateTime, TimeDelta, Utc};
 use inbox::admin::{self, LowerFloorError};
-use inbox::{Admission, AdmitError, Horizon, Refusal, admit, admit_within, prune};
-use message::{Message, MessageId};
-use sqlx::PgPool;
+use inbox::{Admission, AdmitError, Consumer, Horizon, Refusal, admit, admit_within, prune};
+use inbox_support::{KIND, effect, eventually, placed, start};
+use message::{Message, MessageId, Outgoing, publish_all};
+use sqlx::{Executor, PgPool};
 use tests::clock::WrongClock;
 
 const DAY: i64 = 86_400;
@@ -99,4 +105,56 @@ async fn a_floor_that_a_wrong_clock_has_raised_is_lowered_to_where_its_rows_are_
     assert_eq!(admit(&mut tx, "shipping", &made(0)).await.unwrap(), Admission::First);
     let refused = admin::lower_floor(&mut connection).await.unwrap_err();
     assert!(matches!(refused, LowerFloorError::NothingToLower), "{refused}");
+}
+
+async fn publish(broker: &Broker, key: &str, note: &str, days_from_now: i64) {
+    let made_at = Utc::now() + TimeDelta::days(days_from_now);
+    let message = Arc::new(placed(key, note).with_id(MessageId::at(made_at)));
+    let sent = publish_all(&broker.publisher(), &[Outgoing { destination: "orders".into(), message }]).await;
+    sent.into_iter().for_each(|sent| sent.unwrap());
+}
+
+async fn notes(pool: &PgPool) -> Vec<String> {
+    sqlx::query_scalar("select note from effect order by number").fetch_all(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_consumer_one_of_whose_two_clocks_is_wrong_parks_nothing_and_counts_nothing() {
+    let clock = WrongClock::start();
+    let pool = database(&clock).await;
+    pool.execute("create table effect (number bigserial primary key, message uuid not null, note text)")
+        .await
+        .unwrap();
+    let consumer = |name, broker: &Broker| {
+        let subscriber = broker.subscriber(name, ["orders"]);
+        start(Consumer::new(name, pool.clone(), subscriber).with_concurrency(2).on(KIND, effect))
+    };
+    for (days, name) in [(10, "behind"), (-10, "ahead")] {
+        // To a message of the database's time, its own clock is the wrong one.
+        clock.set(days * DAY);
+        let broker = Broker::new();
+        let running = consumer(name, &broker);
+        publish(&broker, name, name, days).await;
+        eventually("what is neither ahead nor too old is handled", async || {
+            notes(&pool).await.contains(&name.to_owned()).then_some(())
+        })
+        .await;
+        running.stop().await;
+    }
+    // By the clock by which rows are removed it comes from the future: it waits until one of the two is set right.
+    let broker = Broker::new();
+    let running = consumer("waits", &broker);
+    publish(&broker, "a", "waits", 0).await;
+    publish(&broker, "b", "beside", -10).await;
+    eventually("the other one is handled", async || {
+        notes(&pool).await.contains(&"beside".to_owned()).then_some(())
+    })
+    .await;
+    assert!(!notes(&pool).await.contains(&"waits".to_owned()));
+    clock.set(0);
+    eventually("it is handled then", async || notes(&pool).await.contains(&"waits".to_owned()).then_some(()))
+        .await;
+    running.stop().await;
+    let mut connection = pool.acquire().await.unwrap();
+    assert_eq!(admin::held_keys(&mut connection, None, 10).await.unwrap().len(), 0);
 }

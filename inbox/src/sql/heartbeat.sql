@@ -4,8 +4,8 @@
 -- A process whose own heartbeat had expired judges no other: after an outage all have expired, and the others have until
 -- its next heartbeat.
 -- A message that was handled leaves the quarantine: its process was taken for dead, and lived.
--- Returns how many processes died, how many messages they had declared that are now quarantined, and for how many
--- milliseconds a death is still recent.
+-- Returns how many processes died, how many messages they had declared that are now quarantined, for how many milliseconds
+-- a death is still recent, and what time it is.
 -- $1 process, $2 consumer, $3 milliseconds until its heartbeat expires, $4 whether it declares now what it is about to
 -- try, $5 milliseconds for which a death is recent, $6 milliseconds after which a message that is not held leaves the
 -- quarantine
@@ -86,4 +86,5 @@ select
         select greatest(0, $5::bigint - (extract(epoch from clock_timestamp() - died_at) * 1000::numeric)::bigint)
         from inbox.consumer
         where name = $2::text and died_at <= clock_timestamp()
-    ), 0) end as recent
+    ), 0) end as recent,
+    clock_timestamp() as now

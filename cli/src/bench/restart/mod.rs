@@ -268,7 +268,7 @@ impl Bench<'_> {
         let mut held = i64::from(self.args.keys);
         while held > 0 {
             child.is_running()?;
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
             let (_, left, _): (Option<f64>, i64, i64) = sqlx::query_as(include_str!("../sql/deaths.sql"))
                 .fetch_one(&self.place.pool)
                 .await
