@@ -6,7 +6,7 @@ mod inbox_support;
 
 use inbox::HandlerError;
 use inbox::admin::{self, DecisionError, ForgetKindError, LowerFloorError};
-use inbox_support::{CONSUMER, KIND, Service, eventually, placed, start};
+use inbox_support::{CONSUMER, KIND, Service, effect, eventually, placed, start};
 use message::Message;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgTransaction};
 use uuid::Uuid;
@@ -244,4 +244,34 @@ async fn a_decision_that_fails_leaves_the_callers_transaction_as_it_was() {
     {
         assert_eq!(decide(&mut connection, decision, hold, KIND, "ada").await, Decided::Done, "{decision:?}");
     }
+}
+
+#[tokio::test]
+async fn a_message_that_is_appended_while_its_key_is_emptied_is_tried_after_the_others() {
+    let service = Service::new("appended meanwhile").await;
+    let hold = park(&service, &["a"]).await[0];
+    let third = placed("a", "third");
+    // As the statement of an append does, in a transaction that is slow to commit.
+    let mut appending = service.pool.begin().await.unwrap();
+    sqlx::query(
+        "insert into inbox.held_message (consumer, hold, message_id, topic, kind, key, payload)
+         values ($1, $2, $3, 'orders', $4, 'a', 'third')",
+    )
+    .bind(CONSUMER)
+    .bind(hold)
+    .bind(third.id.as_uuid())
+    .bind(KIND)
+    .execute(&mut *appending)
+    .await
+    .unwrap();
+    let running = start(service.consumer().on(KIND, effect));
+    let mut connection = service.pool.acquire().await.unwrap();
+    admin::redrive_all(&mut connection, CONSUMER, "ada", None).await.unwrap();
+    let notes = async |count| (service.notes().await.len() == count).then_some(());
+    eventually("what was held is handled, and waits for no append", || notes(2)).await;
+    appending.commit().await.unwrap();
+    eventually("so is what was appended", || notes(3)).await;
+    service.nothing_is_held().await;
+    running.stop().await;
+    assert_eq!(service.notes().await, ["first", "second", "third"]);
 }
