@@ -114,7 +114,7 @@ begin
     -- It writes down what a policy has given up in its name. Nobody changes what is written down.
     grant insert (who, action, relay, replay, position, message_id, reason) on outbox.audit to outbox_relay, outbox_operator;
     grant select on outbox.audit to outbox_operator, outbox_monitor;
-    grant update (holder, expires_at, rests) on outbox.upkeep to outbox_relay;
+    grant update (holder, expires_at, lasts, rests) on outbox.upkeep to outbox_relay;
     -- What is due it moves as it is. (To lock a row takes a right to update; of this column it is of no use.)
     grant select, delete, update (number) on outbox.scheduled_message to outbox_relay;
     grant insert (id, correlation, causation, occurred_at, source, topic, kind, key, headers, payload)
@@ -141,7 +141,7 @@ begin
             on %s to outbox_operator', leaf);
     end loop;
     grant select on outbox.replay to outbox_relay, outbox_operator, outbox_monitor;
-    grant insert, update (state, after, published, skipped, last_error, epoch, expires_at, recorded_at)
+    grant insert, update (state, after, published, skipped, last_error, epoch, expires_at, lasts, recorded_at)
         on outbox.replay to outbox_operator;
 end
 $$;

@@ -126,6 +126,8 @@ create table outbox.process (
     build text not null,
     started_at timestamptz not null default clock_timestamp(),
     expires_at timestamptz not null,
+    -- What its lease lasts. One that ends later than it can, counted from now, was written when the clock was ahead: it is over.
+    lasts interval not null default '1 hour',
     -- What its lease would else last, while it rests.
     rests interval,
     -- What it publishes to, without a secret: the kind and address of its broker, and its routes; of a consumer group, the
@@ -151,7 +153,9 @@ create table outbox.waiting_process (
     label text not null,
     reason text not null check (octet_length(reason) <= 4096),
     since timestamptz not null default clock_timestamp(),
-    expires_at timestamptz not null
+    expires_at timestamptz not null,
+    -- As of a process.
+    lasts interval not null default '1 hour'
 );
 
 -- What a relay has delivered, per shard (a message's shard is its slot modulo the relay's shards): what is visible in
@@ -289,6 +293,8 @@ create table outbox.replay (
     correlations uuid[],
     epoch bigint not null default 0,
     expires_at timestamptz,
+    -- As of a process.
+    lasts interval not null default '1 hour',
     created_at timestamptz not null default clock_timestamp(),
     recorded_at timestamptz not null default clock_timestamp()
 ) with (fillfactor = 50);
@@ -317,7 +323,8 @@ create table outbox.audit (
 create table outbox.upkeep (
     holder uuid,
     expires_at timestamptz,
-    -- As a process rests.
+    -- As of a process.
+    lasts interval not null default '1 hour',
     rests interval,
     one_row boolean primary key default true check (one_row),
     constraint upkeep_lease check ((holder is null) = (expires_at is null))

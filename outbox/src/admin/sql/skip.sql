@@ -17,7 +17,9 @@ hold as (
     where (
             h.state = 'parked'
             or r.state = 'retired' and not exists (
-                select from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()
+                select from outbox.process p
+                where p.relay = r.name
+                    and p.expires_at between clock_timestamp() and clock_timestamp() + p.lasts + interval '1 minute'
             )
         )
         and not exists (

@@ -45,8 +45,14 @@ waiting as (
     select w.relay, count(*) as processes, min(w.since) as since,
         (array_agg(w.reason order by w.expires_at desc))[1] as reason
     from outbox.waiting_process w
-    where w.expires_at > clock_timestamp()
+    where w.expires_at between clock_timestamp() and clock_timestamp() + w.lasts + interval '1 minute'
     group by w.relay
+),
+living as (
+    -- A lease that ends later than it lasts was written when the clock was ahead: it is over.
+    select p.relay, p.id, p.label, p.destination, p.fingerprint
+    from outbox.process p
+    where p.expires_at between clock_timestamp() and clock_timestamp() + p.lasts + interval '1 minute'
 ),
 relay as (
     select r.name, r.state, r.shards, r.created_at, r.left_at, r.is_group, r.destination from outbox.relay r
@@ -60,12 +66,11 @@ select r.name as relay, r.state, r.shards,
     coalesce(b.messages, 0) as pending,
     b.oldest,
     coalesce(extract(epoch from clock_timestamp() - b.oldest), 0)::float8 as lag_seconds,
-    (select count(*) from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()) as processes,
+    (select count(*) from living p where p.relay = r.name) as processes,
     coalesce(w.processes, 0) as waiting,
     w.reason as waiting_for,
     (
-        select count(*) from outbox.cursor c join outbox.process p on p.id = c.owner
-        where c.relay = r.name and p.expires_at > clock_timestamp()
+        select count(*) from outbox.cursor c join living p on p.id = c.owner where c.relay = r.name
     ) as owned_shards,
     (select count(*) from outbox.held_key h where h.relay = r.name and h.state = 'retrying') as retrying,
     (select count(*) from outbox.held_key h where h.relay = r.name and h.state = 'parked') as parked,
@@ -82,19 +87,15 @@ select r.name as relay, r.state, r.shards,
     (select coalesce(sum(m.bytes), 0)::bigint from outbox.held_message m where m.relay = r.name) as held_bytes,
     -- A process that died leaves its row until another one of the relay joins; one that stopped says so in `left_at`.
     case
-        when w.relay is not null
-            or exists (select from outbox.process p where p.relay = r.name and p.expires_at > clock_timestamp()) then null
+        when w.relay is not null or exists (select from living p where p.relay = r.name) then null
         else greatest(r.created_at, r.left_at, (select max(p.expires_at) from outbox.process p where p.relay = r.name))
     end as unattended_since,
     r.is_group, r.destination,
     array(
         select p.label || ': ' || coalesce(p.destination, '?')
-        from outbox.process p
-        where p.relay = r.name and p.expires_at > clock_timestamp() and p.fingerprint is not null
-            and exists (
-                select from outbox.process o
-                where o.relay = r.name and o.expires_at > clock_timestamp() and o.fingerprint <> p.fingerprint
-            )
+        from living p
+        where p.relay = r.name and p.fingerprint is not null
+            and exists (select from living o where o.relay = r.name and o.fingerprint <> p.fingerprint)
         order by p.label
     ) as split
 from relay r

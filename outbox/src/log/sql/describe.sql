@@ -10,5 +10,7 @@ known as (
 )
 select p.label, coalesce(p.destination, '?') as destination
 from outbox.process p
-where p.relay = $1 and p.id <> $2 and p.expires_at > clock_timestamp() and p.fingerprint <> $4
+where p.relay = $1 and p.id <> $2
+    and p.expires_at between clock_timestamp() and clock_timestamp() + p.lasts + interval '1 minute'
+    and p.fingerprint <> $4
 order by p.label

@@ -3,14 +3,18 @@
 -- process would be dead if it were not heard of; `overdue` counts the shards that nobody alive has owned for half a lease. $1 relay, $2 process, $3 lease in seconds.
 with renewed as (
     update outbox.process p
-    set expires_at = clock_timestamp() + make_interval(secs => $3), rests = null
+    set expires_at = clock_timestamp() + make_interval(secs => $3), lasts = make_interval(secs => $3), rests = null
     from outbox.process before
     where p.id = $2 and before.id = p.id
-    returning p.id, before.expires_at <= clock_timestamp() as was_dead
+    -- Also by a lease that ends later than it lasts: it was written when the clock was ahead.
+    returning p.id,
+        before.expires_at not between clock_timestamp() and clock_timestamp() + before.lasts + interval '1 minute' as was_dead
 ),
 living as (
     select p.id, p.expires_at from outbox.process p
-    where p.relay = $1 and (p.id = $2 or p.expires_at > clock_timestamp())
+    where p.relay = $1 and (
+        p.id = $2 or p.expires_at between clock_timestamp() and clock_timestamp() + p.lasts + interval '1 minute'
+    )
 )
 select renewed.was_dead, r.state, r.changes,
     (select count(*) from living) as processes,

@@ -8,6 +8,6 @@ with alone as materialized (
     for share
 )
 update outbox.process p
-set expires_at = clock_timestamp() + make_interval(secs => $3), rests = make_interval(secs => $4)
+set expires_at = clock_timestamp() + make_interval(secs => $3), lasts = make_interval(secs => $3), rests = make_interval(secs => $4)
 from alone
 where p.id = $2

@@ -6,7 +6,7 @@ with recorded as (
     update outbox.replay r
     set after = $3, published = r.published + $4, skipped = r.skipped + cardinality($8::bigint[]), state = $6,
         last_error = $7::text, recorded_at = clock_timestamp(),
-        expires_at = clock_timestamp() + make_interval(secs => $5)
+        expires_at = clock_timestamp() + make_interval(secs => $5), lasts = coalesce(make_interval(secs => $5), r.lasts)
     where r.name = $1 and r.epoch = $2 and r.state = 'running'
     returning r.name, r.published, r.skipped
 ),
