@@ -4,7 +4,8 @@
 with dead as materialized (
     -- Not who is renewing its lease at this moment; and who wakes up now waits for this with its renewal.
     select p.id from outbox.process p
-    where p.relay = $1 and p.id <> $2 and p.expires_at <= clock_timestamp()
+    where p.relay = $1 and p.id <> $2
+        and p.expires_at not between clock_timestamp() and clock_timestamp() + p.lasts + interval '1 minute'
     for update skip locked
 ),
 orphan as materialized (
@@ -24,8 +25,14 @@ free as (
     order by o.since, o.shard
     limit greatest($3 - (select count(*) from outbox.cursor o where o.relay = $1 and o.owner = $2), 0)
     for update of c skip locked
+),
+own as materialized (
+    -- Locked as what is free is: what an earlier session of this process writes about their held keys comes before, or is
+    -- shut out (relay/sql/settle.sql).
+    select c.shard from outbox.cursor c where c.relay = $1 and c.owner = $2 order by c.shard for update of c
 )
 update outbox.cursor c
 set owner = $2, epoch = c.epoch + 1, crashes = c.crashes + case when c.owner <> $2 then 1 else 0 end
-where c.relay = $1 and (c.owner = $2 or c.shard in (select free.shard from free))
+where c.relay = $1
+    and (c.owner = $2 and c.shard = any (array(select own.shard from own)) or c.shard in (select free.shard from free))
 returning c.shard, c.epoch, c.ctid::text, c.era, c.seen::text, c.seen_l, c.until::text, c.until_l, c.after, c.crashes

@@ -18,6 +18,16 @@ hold as materialized (
     join outbox.held_key h on h.relay = $1 and h.position = given.position
     order by h.position
     for no key update of h
+),
+owned as materialized (
+    -- The epoch under a lock that acquire.sql waits for, and a record does not: another process may have acquired the shard
+    -- since, and read what this would change. Few: it is joined to no list.
+    select c.shard
+    from outbox.cursor c
+    join (select distinct hold.shard, hold.epoch from hold) asked on asked.shard = c.shard and asked.epoch = c.epoch
+    where c.relay = $1
+    order by c.shard
+    for key share of c
 )
 update outbox.held_key h
 set state = case when f.unchanged then f.state else h.state end,
@@ -30,4 +40,4 @@ set state = case when f.unchanged then f.state else h.state end,
     reason = case when f.unchanged then coalesce(f.reason, h.reason) else h.reason end,
     destination = case when f.unchanged then f.destination else h.destination end
 from hold f
-where h.relay = $1 and h.position = f.position
+where h.relay = $1 and h.position = f.position and f.shard = any (array(select owned.shard from owned))

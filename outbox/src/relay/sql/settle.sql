@@ -22,13 +22,14 @@ hold as materialized (
     for update of h
 ),
 owned as materialized (
-    -- After the holds, as a record locks them. Few: it is joined to no list.
+    -- The epoch under a lock that acquire.sql waits for, and a record does not: another process may have acquired the shard
+    -- since, and read what this would change. Few: it is joined to no list.
     select c.shard
     from outbox.cursor c
     join (select distinct hold.shard, hold.epoch from hold) asked on asked.shard = c.shard and asked.epoch = c.epoch
     where c.relay = $1
     order by c.shard
-    for share of c
+    for key share of c
 ),
 gone as (
     delete from outbox.held_message m
