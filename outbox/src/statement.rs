@@ -13,11 +13,19 @@ use std::io;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use message::sqlstate::{self, Fault};
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, PgTransaction};
 
 pub(crate) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
+
+/// Whether a value that the statement carries is at fault: the same again fails again, and others are not concerned. Not a
+/// reference to a row that is missing, or to one that has come (23503): other transactions bring that about.
+pub(crate) fn is_values_fault(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code != "23503" && sqlstate::fault(&code) == Fault::Value)
+}
 
 /// Within a transaction: the next statement may take long to arrive.
 pub(crate) const SPEECH: &str = include_str!("sql/speech.sql");

@@ -8,8 +8,10 @@ use brokers::memory::Broker;
 use brokers::postgres::PostgresSubscriber;
 use message::{Message, Subscriber};
 use outbox::replay::{Filter, Replay, ReplayError, ReplaySettings, preview};
-use outbox::{admin, enqueue_all_at};
-use relay_support::{PATIENCE, firsts, message, numbers, settings, start, until, until_published, write};
+use outbox::{Policies, Policy, admin, enqueue_all_at};
+use relay_support::{
+    PATIENCE, firsts, message, numbers, patient, settings, start, until, until_published, write,
+};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tests::Database;
 use tokio_util::sync::CancellationToken;
@@ -264,4 +266,118 @@ async fn the_log_takes_no_time_that_a_reader_cannot_read() {
             assert_eq!(refused, constraint, "{moment}");
         }
     }
+}
+
+/// Also one with a key that is longer than an index takes: it is parked without it, and keeps no other waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_no_message_is_parked_whatever_its_key() {
+    let database = Database::new("unreadable_key").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    let relay = start(pool, broker.publisher(), patient());
+    sqlx::raw_sql(
+        "alter table outbox.message drop constraint message_key, drop constraint message_occurred_at;
+        insert into outbox.message (id, correlation, occurred_at, source, topic, kind, key, payload)
+        select gen_random_uuid(), gen_random_uuid(), 'infinity', '/x', 'here', 'k',
+            (select string_agg(md5(random()::text), '') from generate_series(1, 200)), ''",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+    write(pool, &[message("a", 1)]).await;
+    until("others go on", || async { numbers(&broker, "a") == [1] }).await;
+    until("parked", || async {
+        let held = admin::held_keys(pool, "default").await.unwrap();
+        held.first().is_some_and(|held| held.is_parked())
+    })
+    .await;
+    relay.stop().await.unwrap();
+}
+
+/// A rule of the database's owner on the table of held keys stops the key that breaks it, and no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_hold_the_owner_refuses_is_parked_without_its_key_in_order_and_keeps_no_other_waiting() {
+    let database = Database::new("unreadable_rule").await;
+    let pool = database.pool();
+    pool.execute("alter table outbox.held_key add constraint no_bad_key check (key <> 'bad')").await.unwrap();
+    let broker = Broker::new();
+    broker.reject_key("bad");
+    broker.reject_key("worse");
+    let relay = start(pool, broker.publisher(), settings());
+    write(pool, &[message("bad", 1), message("worse", 1), message("good", 1)]).await;
+    let held = || async { admin::held_keys(pool, "default").await.unwrap() };
+    until("both are held", || async { held().await.len() == 2 }).await;
+    until("the good one goes on", || async { numbers(&broker, "good") == [1] }).await;
+    relay.stop().await.unwrap();
+    let parked = held().await;
+    let parked = parked.iter().find(|held| held.key.is_none()).unwrap();
+    assert!(parked.is_parked() && parked.last_error.contains("no_bad_key"), "{parked:?}");
+    // The next session knows the key from its copy.
+    broker.accept_key("bad");
+    let relay = start(pool, broker.publisher(), settings());
+    write(pool, &[message("bad", 2), message("good", 2)]).await;
+    until("others go on", || async { numbers(&broker, "good") == [1, 2] }).await;
+    until("the second waits behind the first", || async {
+        held().await.iter().any(|held| held.position == parked.position && held.messages == 2)
+    })
+    .await;
+    admin::redrive(pool, "default", parked.position, "ada", None).await.unwrap();
+    until("both are published", || async { numbers(&broker, "bad") == [1, 2] }).await;
+    relay.stop().await.unwrap();
+}
+
+/// What came of an attempt is refused by a rule of the owner's, too: by its row, here for the destination that it waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_attempt_cannot_be_recorded_is_parked_with_the_reason_and_others_are_recorded() {
+    let database = Database::new("unreadable_attempt").await;
+    let pool = database.pool();
+    let broker = Broker::new();
+    broker.reject_key("bad");
+    broker.reject_key("worse");
+    let mut settings = patient();
+    settings.max_attempts = 1000;
+    let relay = start(pool, broker.publisher(), settings);
+    write(pool, &[message("bad", 1), message("worse", 1)]).await;
+    let held = || async { admin::held_keys(pool, "default").await.unwrap() };
+    let of = async |key: &str| held().await.into_iter().find(|held| held.key.as_deref() == Some(key));
+    until("both are held", || async { held().await.len() == 2 }).await;
+    let rule =
+        "alter table outbox.held_key add constraint no_wait check (destination is null or key <> 'bad')";
+    pool.execute(rule).await.unwrap();
+    broker.close_destination("orders");
+    broker.accept_key("bad");
+    broker.accept_key("worse");
+    until("it is parked", || async {
+        of("bad").await.is_some_and(|held| held.is_parked() && held.last_error.contains("no_wait"))
+    })
+    .await;
+    until("the other one waits", || async {
+        of("worse").await.is_some_and(|held| held.destination.as_deref() == Some("orders"))
+    })
+    .await;
+    broker.open_destination("orders");
+    until("the other one is published", || async { numbers(&broker, "worse") == [1] }).await;
+    relay.stop().await.unwrap();
+}
+
+/// And what its topic's policy gives up, where that cannot be written down.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_end_cannot_be_recorded_is_parked_with_the_reason_and_others_go_on() {
+    let database = Database::new("unreadable_end").await;
+    let pool = database.pool();
+    pool.execute("alter table outbox.audit add constraint no_skip check (action <> 'skip')").await.unwrap();
+    let broker = Broker::new();
+    broker.reject_key("bad");
+    let mut settings = patient();
+    settings.policies = Policies::default().with("orders".parse().unwrap(), Policy::Skip);
+    let relay = start(pool, broker.publisher(), settings);
+    write(pool, &[message("bad", 1)]).await;
+    until("it is parked", || async {
+        let held = admin::held_keys(pool, "default").await.unwrap();
+        held.first().is_some_and(|held| held.is_parked() && held.last_error.contains("no_skip"))
+    })
+    .await;
+    write(pool, &[message("good", 1)]).await;
+    until_published(&broker, 1).await;
+    relay.stop().await.unwrap();
 }

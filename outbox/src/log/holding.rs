@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use super::LogError;
 use super::row::LogMessage;
+use crate::statement;
 
 /// A key to hold back from now on, and the error that it met.
 #[derive(Debug, Clone)]
@@ -56,17 +58,66 @@ impl HoldReason {
     }
 }
 
-/// Writes the rows of keys that are held from now on.
+/// Writes the rows of keys that are held from now on. One whose row the table does not take, for what it holds, keeps no other
+/// waiting: its message is parked without the key, which its copy has.
 pub(super) async fn hold(
     connection: &mut PgConnection,
     relay: &str,
     holds: &[NewHold],
 ) -> Result<(), LogError> {
-    fn column<'h, T>(holds: &'h [NewHold], value: impl Fn(&'h NewHold) -> T) -> Vec<T> {
-        holds.iter().map(value).collect()
-    }
     if holds.is_empty() {
         return Ok(());
+    }
+    let Some(error) = refused(connection, relay, holds).await? else { return Ok(()) };
+    for hold in holds {
+        let one = std::slice::from_ref(hold);
+        // Alone it is the one that was refused.
+        let error = match holds.len() {
+            1 => Some(message::error_chain(&error)),
+            _ => refused(connection, relay, one).await?.map(|error| message::error_chain(&error)),
+        };
+        let Some(error) = error else { continue };
+        let position = hold.position;
+        tracing::error!(
+            relay,
+            position,
+            error,
+            "parked without its key: the table of held keys does not take it; it waits for a person"
+        );
+        let error = format!("outbox.held_key does not take its key: {error}; {}", hold.error);
+        let parked = NewHold {
+            key: None,
+            retry_in: None,
+            reason: HoldReason::Failed,
+            destination: None,
+            error: crate::relay::shorten(&error),
+            ..hold.clone()
+        };
+        write(connection, relay, &[parked]).await?;
+    }
+    Ok(())
+}
+
+/// Writes rows, or none of them; the error, if a value in them is at fault.
+async fn refused(
+    connection: &mut PgConnection,
+    relay: &str,
+    holds: &[NewHold],
+) -> Result<Option<sqlx::Error>, sqlx::Error> {
+    let mut point = connection.begin().await?;
+    match write(&mut point, relay, holds).await {
+        Ok(()) => point.commit().await.map(|()| None),
+        Err(error) if statement::is_values_fault(&error) => {
+            point.rollback().await?;
+            Ok(Some(error))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn write(connection: &mut PgConnection, relay: &str, holds: &[NewHold]) -> Result<(), sqlx::Error> {
+    fn column<'h, T>(holds: &'h [NewHold], value: impl Fn(&'h NewHold) -> T) -> Vec<T> {
+        holds.iter().map(value).collect()
     }
     sqlx::query(include_str!("sql/hold_keys.sql"))
         .bind(relay)

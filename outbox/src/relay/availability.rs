@@ -15,6 +15,14 @@ use super::Backoff;
 
 /// How long a confirmation is proof that another destination works.
 const PROOF: Duration = Duration::from_secs(60);
+/// Destinations remembered that have confirmed: one is proof enough, and others follow when it goes down itself.
+const CONFIRMING: usize = 16;
+/// Destinations that are probed at once.
+pub(super) const PROBES: usize = 8;
+/// Probes in a second of all destinations that are down, while none of them succeeds.
+const PROBES_A_SECOND: f64 = 50.0;
+/// More destinations than these that are down are likely to be the broker.
+const FEW: usize = 8;
 
 /// What the broker and its destinations have said of late.
 #[derive(Debug)]
@@ -25,8 +33,14 @@ pub(crate) struct Availability {
     down: HashMap<Arc<str>, Down>,
     /// Destinations that have confirmed while another one was down, and when they did last.
     confirming: HashMap<Arc<str>, Instant>,
-    /// When messages of a destination that is not down were found beyond the look-ahead.
+    /// When messages of a destination that is not down were found beyond the look-ahead, for which it is to be held.
     found_beyond: Option<Instant>,
+    /// When messages of a destination that has not confirmed of late were found there: more is read, to try it.
+    untried_beyond: Option<Instant>,
+    /// Since when such messages have waited while nothing confirmed, and for how many of them keys were held in vain.
+    in_vain: Option<(Instant, u32)>,
+    /// Destinations that are probed before their time, because a probe of another one has succeeded.
+    hurried: usize,
     /// Destinations for which keys wait in the database, and how often some were found or written.
     waited_for: HashMap<Arc<str>, u64>,
     /// Outages that are over: how often the destination had failed, and when it came back.
@@ -64,6 +78,9 @@ impl Availability {
             down: HashMap::new(),
             confirming: HashMap::new(),
             found_beyond: None,
+            untried_beyond: None,
+            in_vain: None,
+            hurried: 0,
             waited_for: HashMap::new(),
             recovered: HashMap::new(),
             changes: 0,
@@ -79,6 +96,11 @@ impl Availability {
         let pause = self.backoff.after(self.failures, chance);
         self.paused_until = Some(now + pause);
         Some(pause)
+    }
+
+    /// How often in a row the broker was unavailable.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// Until when everything is paused.
@@ -136,10 +158,11 @@ impl Availability {
         now: Instant,
         chance: f64,
     ) -> Outage {
+        let shortest = self.shortest_pause(chance);
         if let Some(down) = self.down.get_mut(destination) {
             // What was on the wire when it went down says nothing new.
             if down.probe.is_some_and(|(probe, _)| probe == position) {
-                down.fails_again(&self.backoff, now, chance);
+                down.fails_again(&self.backoff, shortest, now, chance);
                 reason.clone_into(&mut down.reason);
             }
             return Outage::Known;
@@ -149,12 +172,17 @@ impl Availability {
         let again =
             known.filter(|(failures, at)| now.duration_since(*at) < self.backoff.after(*failures, 0.0));
         let failures = again.map_or(1, |(failures, _)| failures);
-        let pause = self.backoff.after(failures, chance);
+        let pause = self.backoff.after(failures, chance).max(shortest);
         let down =
             Down { since: now, failures, reason: reason.to_owned(), probe_at: now + pause, probe: None };
         self.down.insert(Arc::clone(destination), down);
         self.confirming.remove(destination);
-        self.found_beyond = None;
+        self.untried_beyond = None;
+        if self.found_beyond.take().is_some() {
+            // What keys were held for does not work, either.
+            let in_vain = self.in_vain.map_or(0, |(_, in_vain)| in_vain);
+            self.in_vain = Some((now, in_vain.saturating_add(1)));
+        }
         self.changes += 1;
         Outage::New(pause)
     }
@@ -167,7 +195,7 @@ impl Availability {
             return false;
         }
         let Some(down) = self.down.get(destination) else {
-            self.confirming.insert(Arc::clone(destination), now);
+            self.confirms(destination, now);
             return false;
         };
         if down.probe.is_none_or(|(probe, _)| probe != position) {
@@ -178,19 +206,47 @@ impl Availability {
         self.down.remove(destination);
         if self.down.is_empty() {
             self.confirming.clear();
+            (self.untried_beyond, self.in_vain, self.hurried) = (None, None, 0);
         } else {
-            self.confirming.insert(Arc::clone(destination), now);
+            self.confirms(destination, now);
+            self.hurried = (self.hurried + 2).min(2 * PROBES);
         }
         self.changes += 1;
         true
     }
 
+    /// A destination that is not down has confirmed while others are.
+    fn confirms(&mut self, destination: &Arc<str>, now: Instant) {
+        (self.untried_beyond, self.in_vain) = (None, None);
+        if let Some(at) = self.confirming.get_mut(destination) {
+            *at = now;
+            return;
+        }
+        if self.confirming.len() >= CONFIRMING {
+            let oldest = self.confirming.iter().min_by_key(|(_, at)| **at);
+            if let Some(oldest) = oldest.map(|(destination, _)| Arc::clone(destination)) {
+                self.confirming.remove(&oldest);
+            }
+        }
+        self.confirming.insert(Arc::clone(destination), now);
+    }
+
+    /// The shortest pause between two probes of a destination: the more of them are down, the longer.
+    fn shortest_pause(&self, chance: f64) -> Duration {
+        let down = u32::try_from(self.down.len()).unwrap_or(u32::MAX);
+        if self.down.len() <= PROBES {
+            return Duration::ZERO;
+        }
+        Duration::from_secs_f64(f64::from(down) / PROBES_A_SECOND).mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0)
+    }
+
     /// What came of a message at a position does not say whether its destination works.
     pub(crate) fn unanswered(&mut self, destination: &str, position: i64, now: Instant, chance: f64) {
+        let shortest = self.shortest_pause(chance);
         if let Some(down) = self.down.get_mut(destination)
             && down.probe.is_some_and(|(probe, _)| probe == position)
         {
-            down.fails_again(&self.backoff, now, chance);
+            down.fails_again(&self.backoff, shortest, now, chance);
         }
     }
 
@@ -203,14 +259,52 @@ impl Availability {
         }
     }
 
-    /// Whether it is time to probe a destination.
-    pub(crate) fn is_probe_due(&self, destination: &str, now: Instant) -> bool {
-        self.probe_at(destination, now).is_some_and(|at| at <= now)
+    /// Of some destinations those that are to be probed now: the ones that are due, in the order of their time, and after a
+    /// probe that succeeded a few more; all that are being probed are a few at once.
+    pub(crate) fn due_probes<'a>(
+        &self,
+        destinations: impl IntoIterator<Item = &'a Arc<str>>,
+        now: Instant,
+    ) -> Vec<Arc<str>> {
+        let room = PROBES.saturating_sub(self.probes(now));
+        if room == 0 {
+            return Vec::new();
+        }
+        let mut next: Vec<(Instant, &Arc<str>)> = destinations
+            .into_iter()
+            .filter_map(|destination| Some((self.probe_at(destination, now)?, destination)))
+            .collect();
+        next.sort_unstable();
+        let due = next.partition_point(|(at, _)| *at <= now);
+        next.truncate(room.min(due + self.hurried));
+        next.into_iter().map(|(_, destination)| Arc::clone(destination)).collect()
+    }
+
+    /// Destinations that are being probed.
+    fn probes(&self, now: Instant) -> usize {
+        self.down.values().filter(|down| down.probe.is_some_and(|(_, until)| until > now)).count()
+    }
+
+    /// When the next of some destinations is to be probed, if one is.
+    pub(crate) fn next_probe_at<'a>(
+        &self,
+        destinations: impl IntoIterator<Item = &'a Arc<str>>,
+        now: Instant,
+    ) -> Option<Instant> {
+        if self.probes(now) >= PROBES {
+            // The end of one of them is noticed.
+            return None;
+        }
+        let next = destinations.into_iter().filter_map(|destination| self.probe_at(destination, now)).min();
+        if self.hurried > 0 { next.map(|at| at.min(now)) } else { next }
     }
 
     /// The message at a position probes a destination; its answer is waited for, for so long.
     pub(crate) fn probe(&mut self, destination: &str, position: i64, now: Instant, patience: Duration) {
         if let Some(down) = self.down.get_mut(destination) {
+            if down.probe_at > now {
+                self.hurried = self.hurried.saturating_sub(1);
+            }
             down.probe = Some((position, now + patience));
         }
     }
@@ -222,9 +316,31 @@ impl Availability {
         }
     }
 
-    /// Messages of a destination that is not down wait beyond the look-ahead.
-    pub(crate) fn found_beyond(&mut self, now: Instant) {
-        self.found_beyond = Some(now);
+    /// Messages of a destination that is not down wait beyond the look-ahead, of which `all` is read that may be.
+    ///
+    /// That it was never tried is no proof that it works. So more is read first, to try it. If that does not reach it, keys
+    /// are held for it: at once while few destinations are down; if they are many and none confirms, which is likely to be
+    /// the broker, after a while, and more and more seldom.
+    pub(crate) fn found_beyond(&mut self, destination: &str, all: bool, now: Instant) {
+        let fresh = |at: &Instant| now.duration_since(*at) < PROOF;
+        if self.confirming.get(destination).is_some_and(fresh) {
+            self.found_beyond = Some(now);
+            return;
+        }
+        self.untried_beyond = Some(now);
+        let (since, in_vain) = *self.in_vain.get_or_insert((now, 0));
+        let wait = match self.down.len() {
+            0..=FEW => Duration::ZERO,
+            _ => PROOF.saturating_mul(2_u32.saturating_pow(in_vain.min(6))),
+        };
+        if all && now.duration_since(since) >= wait {
+            self.found_beyond = Some(now);
+        }
+    }
+
+    /// Whether more is to be read than usual, to try a destination whose messages wait beyond.
+    pub(crate) fn reads_beyond(&self, now: Instant) -> bool {
+        self.untried_beyond.is_some_and(|at| now.duration_since(at) < PROOF)
     }
 
     /// Whether the keys of a destination are to be held in the database: it has failed a probe, or the look-ahead is half
@@ -239,10 +355,10 @@ impl Availability {
 }
 
 impl Down {
-    fn fails_again(&mut self, backoff: &Backoff, now: Instant, chance: f64) {
+    fn fails_again(&mut self, backoff: &Backoff, shortest: Duration, now: Instant, chance: f64) {
         self.failures = self.failures.saturating_add(1);
         self.probe = None;
-        self.probe_at = now + backoff.after(self.failures, chance);
+        self.probe_at = now + backoff.after(self.failures, chance).max(shortest);
     }
 }
 

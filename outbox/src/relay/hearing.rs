@@ -51,10 +51,13 @@ pub(super) fn hear(
             let chance = backoff::chance();
             let pause = availability.with(|state| {
                 state.unanswered(destination, position, now, chance);
-                state.pause(now, chance)
+                state.pause(now, chance).map(|pause| (pause, state.failures()))
             });
-            if let Some(pause) = pause {
-                tracing::warn!(relay, reason, ?pause, "the broker is unavailable");
+            // More and more seldom.
+            if let Some((pause, failures)) = pause
+                && failures.is_power_of_two()
+            {
+                tracing::warn!(relay, reason, ?pause, failures, "the broker is unavailable");
             }
         }
         Err(_) => availability.with(|state| state.unanswered(destination, position, now, backoff::chance())),

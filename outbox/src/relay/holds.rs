@@ -5,19 +5,21 @@
 
 mod drain;
 mod hand;
+mod record;
 mod rows;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use message::Publisher;
 use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::availability::SharedAvailability;
+use super::availability::{PROBES, SharedAvailability};
 use super::claim::Unmade;
 use super::settled::SettledMessage;
 use super::{Settings, chain};
@@ -72,13 +74,13 @@ pub(super) struct Holds<P> {
 
 impl<P: Publisher> Holds<P> {
     /// Works while keys are held (`held` says how many), until the session ends. What is being published is recorded then.
-    pub(super) async fn run(self, mut held: watch::Receiver<usize>) {
+    pub(super) async fn run(self, held: watch::Receiver<usize>) {
+        tokio::join!(self.try_keys(held), self.reroute());
+    }
+
+    async fn try_keys(&self, mut held: watch::Receiver<usize>) {
         let mut changes = self.availability.subscribe();
         let mut hand = Hand::new(self.settings.batch, self.settings.max_attempts);
-        // The log is read on another connection, which may well be fine: only these keys wait.
-        if let Err(error) = self.reroute().await {
-            self.could_not_be_tried(&error);
-        }
         loop {
             if hand.is_empty() {
                 tokio::select! {
@@ -91,19 +93,23 @@ impl<P: Publisher> Holds<P> {
             {
                 self.could_not_be_tried(&error);
             }
+            let pause = self.pause(&hand);
             let is_stopped = self.stop.is_cancelled();
             if is_stopped && hand.is_empty() {
                 return;
             }
             tokio::select! {
                 Some(error) = hand.ended() => {
-                    if let Some(error) = error {
-                        self.could_not_be_tried(&error);
+                    let mut ended = Some(error);
+                    // All that has ended meanwhile: what begins next is looked for once.
+                    while let Some(error) = ended {
+                        error.iter().for_each(|error| self.could_not_be_tried(error));
+                        ended = hand.ended().now_or_never().flatten();
                     }
                 }
                 () = self.stop.cancelled(), if !is_stopped => {}
                 changed = changes.changed(), if !is_stopped => if changed.is_err() { return },
-                () = tokio::time::sleep(self.pause()), if !is_stopped => {}
+                () = tokio::time::sleep(pause), if !is_stopped => {}
             }
         }
     }
@@ -119,12 +125,14 @@ impl<P: Publisher> Holds<P> {
     }
 
     /// Until there may be something to begin.
-    fn pause(&self) -> Duration {
+    fn pause(&self, hand: &Hand<'_>) -> Duration {
+        if hand.probing() >= PROBES {
+            return LOOK;
+        }
         let now = Instant::now();
         let probe = self.availability.with(|state| {
             let waited_for = state.waited_for();
-            let probes = waited_for.iter().filter_map(|(destination, _)| state.probe_at(destination, now));
-            probes.min()
+            state.next_probe_at(waited_for.iter().map(|(destination, _)| destination), now)
         });
         let probe = probe.map_or(LOOK, |at| at.saturating_duration_since(now));
         // One that is due and not sent has no key to send.
@@ -143,30 +151,11 @@ impl<P: Publisher> Holds<P> {
         }
         if hand.has_room() {
             // What is being tried may be due.
-            let due = self.due(hand.limit() + hand.positions().len()).await?;
+            let due = self.due(hand.limit() + hand.positions().len());
+            let due = hand.beside(due).await?;
             hand.offer(due);
         }
-        for (destination, number) in self.availability.with(|state| state.waited_for()) {
-            let (is_down, probes) = self
-                .availability
-                .with(|state| (state.is_down(&destination), state.is_probe_due(&destination, now)));
-            let limit = match is_down {
-                false if hand.has_room() => hand.limit(),
-                true if probes && !hand.probes(&destination) => 1,
-                _ => continue,
-            };
-            let waiting = self.waiting(&destination, limit, hand.positions()).await?;
-            match waiting.first().copied() {
-                // One that is being tried waits, too: what comes of it may not be recorded.
-                None if !hand.is_empty() && !self.waiting(&destination, 1, Vec::new()).await?.is_empty() => {}
-                None => self.availability.with(|state| state.no_key_waits(&destination, number)),
-                Some(key) if is_down => {
-                    let probe = self.drain(vec![key], Some(Arc::clone(&destination)));
-                    hand.begin(Plan::Probe(key, destination), Box::pin(probe));
-                }
-                Some(_) => hand.offer(waiting),
-            }
-        }
+        self.begin_waiting(hand, now).await?;
         for plan in hand.plans(now) {
             match plan.clone() {
                 Plan::Together(keys) => hand.begin(plan, Box::pin(self.drain(keys, None))),
@@ -176,6 +165,69 @@ impl<P: Publisher> Holds<P> {
                 Plan::Probe(..) => {}
             }
         }
+        Ok(())
+    }
+
+    /// Begins probes of destinations for which keys wait, as many as are to be probed at once, and finds keys that waited for
+    /// those that are back. One statement finds the keys of all of them.
+    async fn begin_waiting<'h>(&'h self, hand: &mut Hand<'h>, now: Instant) -> Result<(), sqlx::Error> {
+        let numbers: BTreeMap<_, _> =
+            self.availability.with(|state| state.waited_for()).into_iter().collect();
+        let (mut probes, mut back): (Vec<Arc<str>>, Vec<Arc<str>>) = self.availability.with(|state| {
+            let down = numbers.keys().filter(|destination| !hand.probes(destination));
+            (
+                state.due_probes(down, now),
+                numbers.keys().filter(|destination| !state.is_down(destination)).cloned().collect(),
+            )
+        });
+        probes.truncate(if hand.gives_way(now) { 0 } else { PROBES.saturating_sub(hand.probing()) });
+        back = hand.next_back(back);
+        if probes.is_empty() && back.is_empty() {
+            return Ok(());
+        }
+        let each = (hand.limit() / back.len().max(1)).max(1);
+        let asked = probes.iter().map(|destination| (destination, 1));
+        let asked: Vec<_> = asked.chain(back.iter().map(|destination| (destination, each))).collect();
+        let waiting = self.waiting(&asked, hand.positions());
+        let mut waiting = hand.beside(waiting).await?;
+        let found = |destination: &&Arc<str>| !waiting.contains_key(&***destination);
+        let without: Vec<_> = probes.iter().chain(&back).filter(found).cloned().collect();
+        self.no_key_waits(hand, &without, &numbers).await?;
+        for destination in probes {
+            if let Some(key) = waiting.remove(&*destination).and_then(|keys| keys.first().copied()) {
+                let probe = self.drain(vec![key], Some(Arc::clone(&destination)));
+                hand.begin(Plan::Probe(key, destination), Box::pin(probe));
+            }
+        }
+        back.iter()
+            .filter_map(|destination| waiting.remove(&**destination))
+            .for_each(|keys| hand.offer(keys));
+        Ok(())
+    }
+
+    /// No key waits for these destinations, but for those that are being tried: one of these waits still, since what comes of
+    /// it may not be recorded.
+    async fn no_key_waits(
+        &self,
+        hand: &mut Hand<'_>,
+        destinations: &[Arc<str>],
+        numbers: &BTreeMap<Arc<str>, u64>,
+    ) -> Result<(), sqlx::Error> {
+        let mut in_hand = BTreeMap::new();
+        if !destinations.is_empty() && !hand.is_empty() {
+            let asked: Vec<_> = destinations.iter().map(|destination| (destination, 1)).collect();
+            let waiting = self.waiting(&asked, Vec::new());
+            in_hand = hand.beside(waiting).await?;
+        }
+        self.availability.with(|state| {
+            for destination in
+                destinations.iter().filter(|destination| !in_hand.contains_key(&***destination))
+            {
+                if let Some(number) = numbers.get(destination) {
+                    state.no_key_waits(destination, *number);
+                }
+            }
+        });
         Ok(())
     }
 

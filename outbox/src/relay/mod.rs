@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub(crate) use availability::{Availability, Outage};
 pub use backoff::Backoff;
 pub(crate) use backoff::chance;
 use busy::Busy;
@@ -202,12 +203,19 @@ impl<P: Publisher + 'static> Relay<P> {
             };
             failures += 1;
             let pause = self.settings.unavailable.after(failures, backoff::chance());
-            tracing::warn!(
-                relay = self.name,
-                error = chain(&failed),
-                ?pause,
-                "the database failed: starting over"
-            );
+            // More and more seldom.
+            if u32::is_power_of_two(failures) {
+                let options = self.pool.connect_options();
+                tracing::warn!(
+                    relay = self.name,
+                    host = options.get_host(),
+                    port = options.get_port(),
+                    error = chain(&failed),
+                    ?pause,
+                    failures,
+                    "the database failed: starting over"
+                );
+            }
             if self.rests(pause, stop).await {
                 return Ok(());
             }

@@ -27,6 +27,7 @@ use super::{Relay, Settings};
 use crate::log::{
     Eras, Lease, LogConnection, LogError, LogMessage, NewHold, Page, Progress, RecordCommand, Share, Store,
 };
+use beyond::Found;
 
 /// How a session ended, if not by an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +109,10 @@ pub(super) struct Session<'a, P> {
     changes: watch::Receiver<u64>,
     /// What lies beyond the pages read, and is looked for while the look-ahead is full of what cannot be sent.
     read_to: i64,
-    looking: JoinSet<Result<bool, sqlx::Error>>,
+    looking: JoinSet<Result<Found, sqlx::Error>>,
     look_beyond_at: Instant,
+    /// From where the last look read, and how far it came, if it was not at the end.
+    looked_to: Option<(i64, i64)>,
     publishing: JoinSet<()>,
     tasks: JoinSet<Task>,
     /// No further attempt at a held message begins; and its task has ended.
@@ -132,7 +135,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
         self.lease.look_again();
         loop {
             let wake_at = self.wake_at();
-            let room = self.has_room(1);
+            let room = self.has_room(1) || self.reads_beyond();
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !self.ends_with(Ended::Stopped) => self.end(Ended::Stopped),

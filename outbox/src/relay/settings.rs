@@ -25,7 +25,8 @@ pub struct Settings {
     pub batch: usize,
     /// Most messages on the wire at once.
     pub max_on_wire: usize,
-    /// Most messages read and not yet recorded: what a crash may repeat, and what is held in memory.
+    /// Most messages read and not yet recorded: what a crash may repeat, and what is held in memory. While destinations are
+    /// down and none confirms, up to twice as many, to try another one.
     pub max_unrecorded: usize,
     /// Most bytes of payloads in memory, not counting two pages that are being read
     /// ([`page_bytes`](ReadSettings::page_bytes)).

@@ -8,6 +8,7 @@ use sqlx::postgres::PgPool;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::chain;
 use super::holds::shorten;
 use crate::statement::{self, within};
 
@@ -53,7 +54,8 @@ impl<'a> Waiting<'a> {
             let query = query.bind(self.lease.as_secs_f64());
             self.said.store(true, Ordering::Relaxed);
             if let Err(error) = within(ANSWER, statement::run(self.pool, query)).await {
-                tracing::debug!(relay = self.relay, %error, "the database was not told that the relay waits");
+                let error = chain(&error);
+                tracing::debug!(relay = self.relay, error, "the database was not told that the relay waits");
             }
         }
     }
@@ -65,7 +67,12 @@ impl<'a> Waiting<'a> {
         }
         let query = sqlx::query(include_str!("sql/waits_no_more.sql")).bind(self.process);
         if let Err(error) = within(ANSWER, statement::run(self.pool, query)).await {
-            tracing::debug!(relay = self.relay, %error, "what the database was told of the wait ends by itself");
+            let error = chain(&error);
+            tracing::debug!(
+                relay = self.relay,
+                error,
+                "what the database was told of the wait ends by itself"
+            );
         }
     }
 }

@@ -141,7 +141,7 @@ impl Mover {
         self.batch = (batch / 2).max(1);
         let row = match within(MOVED, statement::row(connection, query)).await {
             Ok(row) => row,
-            Err(error) if is_refused(&error) => {
+            Err(error) if statement::is_values_fault(&error) => {
                 if only.is_some() {
                     self.batch = batch;
                 }
@@ -221,17 +221,12 @@ impl Mover {
     fn refuse(&mut self, only: Option<(i64, Option<String>)>, error: &sqlx::Error) {
         let Some((number, key)) = only else { return };
         if self.refused.insert(number, key).is_none() {
+            let error = chain(error);
             tracing::error!(
                 number,
-                %error,
+                error,
                 "a scheduled message cannot be moved into the log as it is: it stays scheduled, and the later ones of its key with it"
             );
         }
     }
-}
-
-/// Whether the log does not take what was to be moved: a value out of range (22), or against a constraint (23).
-fn is_refused(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
-    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }

@@ -112,6 +112,16 @@ fn safety(facts: &Facts) -> Vec<Finding> {
             "have the service that writes do what they do, and drop them then",
         ));
     }
+    if !facts.held_rules.is_empty() {
+        found.push(unsafe_(
+            "held_rules",
+            format!(
+                "a relay stops where its held keys or their copies are refused or changed: {}",
+                facts.held_rules.join(", ")
+            ),
+            "drop them: what a message may be, the service that enqueues it decides",
+        ));
+    }
     found
 }
 
@@ -468,6 +478,7 @@ mod tests {
             triggers_before: Vec::new(),
             triggers_after: Vec::new(),
             rules: Vec::new(),
+            held_rules: Vec::new(),
             missing_roles: Vec::new(),
             without_rights: Vec::new(),
             sees_others: true,
@@ -481,7 +492,7 @@ mod tests {
     #[test]
     fn each_fact_that_is_wrong_is_found_by_its_name_and_no_other() {
         assert_eq!(facts(&sound()), []);
-        let cases: [(Fault, &str, Severity); 19] = [
+        let cases: [(Fault, &str, Severity); 20] = [
             (|f| f.server_version = 130_022, "server_version", Severity::Unsafe),
             (|f| f.fsync = false, "fsync", Severity::Unsafe),
             (|f| f.full_page_writes = false, "full_page_writes", Severity::Unsafe),
@@ -492,6 +503,7 @@ mod tests {
             (|f| f.leaves = 15, "leaves", Severity::Unsafe),
             (|f| f.triggers_before.push("it".to_owned()), "triggers", Severity::Unsafe),
             (|f| f.rules.push("it".to_owned()), "triggers", Severity::Unsafe),
+            (|f| f.held_rules.push("it".to_owned()), "held_rules", Severity::Unsafe),
             (|f| f.triggers_after.push("it".to_owned()), "triggers_after", Severity::Hurts),
             (|f| f.synchronous_commit = "off".to_owned(), "synchronous_commit", Severity::Hurts),
             (|f| f.lazy_roles.push("it".to_owned()), "synchronous_commit", Severity::Hurts),

@@ -4,6 +4,9 @@ with ours as (
     from pg_class c
     where c.relnamespace = any (array[to_regnamespace('outbox'), to_regnamespace('inbox')]::oid[]) and c.relkind in ('r', 'p')
 ),
+held as (
+    select unnest(array['outbox.held_key'::regclass, 'outbox.held_message'::regclass])::oid as oid
+),
 log as (
     select 'outbox.message'::regclass::oid as oid
     union all
@@ -71,6 +74,22 @@ select current_setting('server_version_num')::integer as server_version,
     array(
         select r.rulename || ' on ' || r.ev_class::regclass from pg_rewrite r join log on log.oid = r.ev_class order by 1
     ) as rules,
+    array(
+        -- Ours refuse nothing that the log has.
+        select c.conname || ' on ' || c.conrelid::regclass
+        from pg_constraint c
+        where c.conrelid in (select held.oid from held) and c.contype in ('c', 'u', 'x')
+            and c.conname !~ '^held_(key|message)_'
+        union all
+        select t.tgname || ' on ' || t.tgrelid::regclass
+        from pg_trigger t
+        where t.tgrelid in (select held.oid from held) and not t.tgisinternal and t.tgenabled <> 'D'
+        union all
+        select r.rulename || ' on ' || r.ev_class::regclass
+        from pg_rewrite r
+        where r.ev_class in (select held.oid from held)
+        order by 1
+    ) as held_rules,
     array(select role.name from role where role.oid is null order by 1) as missing_roles,
     array(
         select o.oid::regclass::text

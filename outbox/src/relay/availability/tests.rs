@@ -11,6 +11,10 @@ fn name(destination: &str) -> Arc<str> {
     destination.into()
 }
 
+fn is_due(availability: &Availability, destination: &Arc<str>, now: Instant) -> bool {
+    !availability.due_probes([destination], now).is_empty()
+}
+
 /// The destination `d` is down since a moment.
 fn outage() -> (Availability, Arc<str>, Instant) {
     let (mut availability, now) = (Availability::new(BACKOFF), Instant::now());
@@ -31,20 +35,17 @@ fn a_destination_that_is_down_pauses_no_other() {
 fn one_message_probes_and_the_pauses_grow() {
     let (mut availability, destination, mut now) = outage();
     for (position, pause) in [(2, 100), (3, 200), (4, 400)] {
-        assert!(!availability.is_probe_due(&destination, now));
+        assert!(!is_due(&availability, &destination, now));
         now += Duration::from_millis(pause);
-        assert!(availability.is_probe_due(&destination, now));
+        assert!(is_due(&availability, &destination, now));
         availability.probe(&destination, position, now, PATIENCE);
-        assert!(!availability.is_probe_due(&destination, now), "one at a time");
+        assert!(!is_due(&availability, &destination, now), "one at a time");
         assert_eq!(availability.failed(&destination, 99, "full", now, 0.0), Outage::Known);
         assert_eq!(availability.probe_at(&destination, now), None, "what was on the wire is no probe");
         availability.failed(&destination, position, "full", now, 0.0);
     }
     availability.probe(&destination, 5, now, PATIENCE);
-    assert!(
-        availability.is_probe_due(&destination, now + PATIENCE),
-        "an answer is not waited for without end"
-    );
+    assert!(is_due(&availability, &destination, now + PATIENCE), "an answer is not waited for without end");
 }
 
 #[test]
@@ -80,13 +81,85 @@ fn keys_are_held_while_another_destination_confirms_and_not_while_nothing_does()
 #[test]
 fn a_full_look_ahead_is_held_if_others_wait_beyond() {
     let (mut availability, destination, now) = outage();
-    availability.found_beyond(now);
+    availability.found_beyond("e", false, now);
+    assert!(!availability.is_holding(&destination, true, now), "it is tried first, if that can be read");
+    assert!(availability.reads_beyond(now));
+    availability.found_beyond("e", true, now);
     assert!(
         availability.is_holding(&destination, true, now)
             && !availability.is_holding(&destination, false, now)
     );
     availability.failed(&name("e"), 9, "full", now, 0.0);
     assert!(!availability.is_holding(&destination, true, now), "what waited there fails, too");
+    assert!(!availability.reads_beyond(now));
+}
+
+/// So many destinations are down, with the shortest pause, at the time answered.
+fn many(most: usize) -> (Availability, Vec<Arc<str>>, Instant) {
+    let (mut availability, now) = (Availability::new(BACKOFF), Instant::now());
+    let names: Vec<_> = (0..most).map(|number| name(&format!("d{number}"))).collect();
+    for destination in &names {
+        availability.failed(destination, 1, "full", now, 0.0);
+    }
+    (availability, names, now)
+}
+
+#[test]
+fn a_destination_never_tried_is_no_proof_where_many_are_down_and_none_confirms() {
+    let (mut availability, names, mut now) = many(100);
+    for round in 0..3 {
+        availability.found_beyond("e", true, now);
+        assert!(!availability.is_holding(&names[0], true, now));
+        now += PROOF * 2_u32.pow(round);
+        availability.found_beyond("e", true, now);
+        assert!(availability.is_holding(&names[0], true, now), "nothing is hidden without end");
+        availability.failed(&name(&format!("e{round}")), 9, "full", now, 0.0);
+    }
+    availability.answered(&name("f"), 2, now);
+    assert!(availability.is_holding(&names[0], true, now), "one confirms");
+}
+
+#[test]
+fn many_destinations_are_probed_a_few_at_once_and_seldom_until_one_is_back() {
+    let (mut availability, names, start) = many(1000);
+    assert_eq!(availability.due_probes(&names, start).len(), 0);
+    let (mut now, mut probes, step) = (start, 0, Duration::from_millis(10));
+    while now < start + Duration::from_secs(100) {
+        now += step;
+        for destination in availability.due_probes(&names, now) {
+            availability.probe(&destination, 2, now, PATIENCE);
+            probes += 1;
+            availability.failed(&destination, 2, "full", now, 0.5);
+        }
+    }
+    assert!(probes < 100 * 100, "{probes} probes in 100 s");
+    let later = now + Duration::from_secs(60);
+    let due = availability.due_probes(&names, later);
+    assert_eq!(due.len(), PROBES);
+    due.iter().for_each(|destination| availability.probe(destination, 3, later, PATIENCE));
+    assert_eq!(availability.due_probes(&names, later).len(), 0, "a few at once");
+    // With the first that is back, the others follow without their pauses.
+    let (mut waiting, mut rounds) = (due, 0);
+    while !waiting.is_empty() {
+        for destination in waiting {
+            availability.answered(&destination, 3, now);
+        }
+        waiting = availability.due_probes(&names, now);
+        waiting.iter().for_each(|destination| availability.probe(destination, 3, now, PATIENCE));
+        rounds += 1;
+    }
+    assert!(availability.down().next().is_none() && rounds < 200, "{rounds} rounds");
+}
+
+#[test]
+fn what_is_remembered_of_those_that_confirm_is_bounded() {
+    let (mut availability, destination, now) = outage();
+    for number in 0..10_000 {
+        let at = now + Duration::from_millis(number);
+        availability.answered(&name(&format!("e{number}")), 2, at);
+    }
+    assert_eq!(availability.confirming.len(), CONFIRMING);
+    assert!(availability.is_holding(&destination, true, now + Duration::from_secs(10)));
 }
 
 #[test]
@@ -151,7 +224,7 @@ proptest! {
                         confirmed[which] = Some(now);
                     }
                 }
-                2 if availability.is_probe_due(destination, now) => {
+                2 if is_due(&availability, destination, now) => {
                     prop_assert!(availability.is_down(destination) && probes[which].is_none());
                     availability.probe(destination, position, now, Duration::from_secs(1 << 20));
                     probes[which] = Some(position);
@@ -162,7 +235,7 @@ proptest! {
                     }
                 }
                 4 => {
-                    availability.found_beyond(now);
+                    availability.found_beyond("e", true, now);
                     beyond = true;
                 }
                 _ => {}

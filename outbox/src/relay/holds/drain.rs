@@ -8,7 +8,8 @@ use message::{Outcomes, Outgoing, Pipelining, PublishError, Publisher};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::rows::{After, Begun, Done, Due};
+use super::record::{After, Done};
+use super::rows::{Begun, Due};
 use super::{Holds, Notice};
 use crate::relay::hearing::hear;
 use crate::relay::{Policy, backoff};

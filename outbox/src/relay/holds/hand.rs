@@ -13,6 +13,8 @@ use super::Due;
 
 /// Tries under way side by side, each of many keys.
 const SIDE_BY_SIDE: usize = 4;
+/// Destinations that are back whose keys are looked for at once.
+const BACK: usize = 64;
 /// Most messages of one try.
 const MOST: usize = 500;
 /// Attempts up to which a key is tried in a group though it may have ended the process: a death costs each of them one.
@@ -57,8 +59,12 @@ pub(super) struct Hand<'h> {
     batch: usize,
     max_attempts: i32,
     running: FuturesUnordered<BoxFuture<'h, Ended>>,
+    /// Tries that have ended and were not reported yet.
+    done: VecDeque<Ended>,
     positions: HashSet<i64>,
     probed: HashSet<Arc<str>>,
+    /// The last destination whose keys were looked for when it was back: the next ones have their turn.
+    last_back: Option<Arc<str>>,
     exclusive: bool,
     /// What was tried last was tried by itself: others have their turn.
     was_exclusive: bool,
@@ -75,8 +81,10 @@ impl<'h> Hand<'h> {
             batch: batch.clamp(1, MOST),
             max_attempts: i32::try_from(max_attempts).unwrap_or(i32::MAX),
             running: FuturesUnordered::new(),
+            done: VecDeque::new(),
             positions: HashSet::new(),
             probed: HashSet::new(),
+            last_back: None,
             exclusive: false,
             was_exclusive: false,
             offered: VecDeque::new(),
@@ -87,7 +95,19 @@ impl<'h> Hand<'h> {
 
     /// Nothing is being tried.
     pub(super) fn is_empty(&self) -> bool {
-        self.running.is_empty()
+        self.running.is_empty() && self.done.is_empty()
+    }
+
+    /// Goes on with what is being tried while something other is waited for: each may have a connection for which that waits.
+    pub(super) async fn beside<T>(&mut self, other: impl Future<Output = T>) -> T {
+        let mut other = std::pin::pin!(other);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut other => return result,
+                Some(ended) = self.running.next() => self.done.push_back(ended),
+            }
+        }
     }
 
     /// Something is being tried by itself.
@@ -97,12 +117,17 @@ impl<'h> Hand<'h> {
 
     /// Whether another try may begin.
     pub(super) fn has_room(&self) -> bool {
-        self.running.len() < SIDE_BY_SIDE
+        self.side_by_side() < SIDE_BY_SIDE
+    }
+
+    /// Tries under way, but for probes: these are bounded by themselves.
+    fn side_by_side(&self) -> usize {
+        (self.running.len() + self.done.len()).saturating_sub(self.probed.len())
     }
 
     /// How many keys to look for: as many as can begin now.
     pub(super) fn limit(&self) -> usize {
-        self.batch * SIDE_BY_SIDE.saturating_sub(self.running.len())
+        self.batch * SIDE_BY_SIDE.saturating_sub(self.side_by_side())
     }
 
     /// The holds that are being tried.
@@ -113,6 +138,30 @@ impl<'h> Hand<'h> {
     /// Whether a destination is being probed.
     pub(super) fn probes(&self, destination: &str) -> bool {
         self.probed.contains(destination)
+    }
+
+    /// Whether something has waited long enough to be tried by itself: nothing else begins before it.
+    pub(super) fn gives_way(&self, now: Instant) -> bool {
+        self.waits_since.is_some_and(|since| now.duration_since(since) >= TURN)
+    }
+
+    /// Destinations that are being probed.
+    pub(super) fn probing(&self) -> usize {
+        self.probed.len()
+    }
+
+    /// Of the destinations that are back, in order, those whose keys are looked for now: each has its turn.
+    pub(super) fn next_back(&mut self, mut back: Vec<Arc<str>>) -> Vec<Arc<str>> {
+        if !self.has_room() {
+            return Vec::new();
+        }
+        if let Some(last) = &self.last_back {
+            let after = back.partition_point(|destination| destination <= last);
+            back.rotate_left(after);
+        }
+        back.truncate(BACK);
+        self.last_back = back.last().cloned();
+        back
     }
 
     /// Keys that are due.
@@ -141,7 +190,7 @@ impl<'h> Hand<'h> {
         } else {
             let since = *self.waits_since.get_or_insert(now);
             let its_turn = !self.was_exclusive || fresh.is_empty();
-            if self.running.is_empty() && its_turn {
+            if self.is_empty() && its_turn {
                 group.truncate(self.group.min(self.batch));
                 alone.truncate(ALONE);
                 self.waits_since = None;
@@ -151,7 +200,7 @@ impl<'h> Hand<'h> {
                 return Vec::new();
             }
         }
-        let room = SIDE_BY_SIDE.saturating_sub(self.running.len());
+        let room = SIDE_BY_SIDE.saturating_sub(self.side_by_side());
         fresh.chunks(self.batch).take(room).map(|keys| Plan::Together(keys.to_vec())).collect()
     }
 
@@ -168,7 +217,10 @@ impl<'h> Hand<'h> {
 
     /// Waits for a try to end; its error. `None`: nothing is being tried.
     pub(super) async fn ended(&mut self) -> Option<Option<sqlx::Error>> {
-        let (plan, result) = self.running.next().await?;
+        let (plan, result) = match self.done.pop_front() {
+            Some(ended) => ended,
+            None => self.running.next().await?,
+        };
         for position in plan.keys() {
             self.positions.remove(&position);
         }
@@ -236,6 +288,24 @@ mod tests {
             end(&mut hand).await;
         }
         assert_eq!(groups, [1, 2, 4, 8, 16, 32, 64, 64, 64, 45]);
+    }
+
+    #[tokio::test]
+    async fn each_destination_that_is_back_has_its_turn() {
+        let mut hand = Hand::new(500, 10);
+        let back: Vec<Arc<str>> = (0..BACK * 2 + 1).map(|number| format!("{number:04}").into()).collect();
+        let mut turns = HashSet::new();
+        for _ in 0..3 {
+            let turn = hand.next_back(back.clone());
+            assert_eq!(turn.len(), BACK);
+            turns.extend(turn);
+        }
+        assert_eq!(turns.len(), back.len());
+        assert_eq!(hand.next_back(back[..1].to_vec()), back[..1]);
+        for position in 1..=4 {
+            hand.begin(Plan::Together(vec![due(position, 0)]), Box::pin(async { Ok(()) }));
+        }
+        assert_eq!(hand.next_back(back).len(), 0, "no room");
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use message::{Headers, Message, MessageId};
 use sqlx::Row;
@@ -11,12 +10,14 @@ use uuid::Uuid;
 
 use super::{ANSWER, Holds};
 use crate::log::moment_in;
-use crate::relay::settled::SettledMessage;
 use crate::relay::{backoff, chain};
 use crate::statement::{self, within};
 
 /// Longest error kept, in bytes; the schema says the same.
 const ERROR_BYTES: usize = 4096;
+
+/// Held keys that one statement reads or routes anew, where all of them are.
+const PART: i64 = 10_000;
 
 /// A held key that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,43 +47,6 @@ pub(super) struct Begun {
     pub(super) fault: Option<String>,
 }
 
-/// A held message that is done with.
-#[derive(Debug)]
-pub(super) struct Done {
-    pub(super) key: Due,
-    /// `None`: the key holds none, and goes.
-    pub(super) position: Option<i64>,
-    /// It is given up for this; `None`: it is published.
-    pub(super) error: Option<String>,
-    /// The attempts in the key's row, if it is given up only while they are these: a person may have had it tried afresh.
-    pub(super) attempts: Option<i32>,
-}
-
-/// What was recorded of messages that are done with.
-#[derive(Debug, Default)]
-pub(super) struct Settlement {
-    /// Those that the cursors have not passed.
-    pub(super) settled: Vec<SettledMessage>,
-    /// The holds that went, each with its messages that were settled before.
-    pub(super) released: BTreeMap<i64, Vec<SettledMessage>>,
-}
-
-/// What becomes of a key after an attempt.
-#[derive(Debug)]
-pub(super) struct After {
-    pub(super) key: Due,
-    /// How long until the next attempt; `None`: parked.
-    pub(super) retry_in: Option<Duration>,
-    /// `None`: the one it has.
-    pub(super) error: Option<String>,
-    pub(super) taken_back: i32,
-    /// The attempts in its row, if this is to be so only while they are these: a person may have had it tried afresh.
-    pub(super) attempts: Option<i32>,
-    /// `None`: the one it has.
-    pub(super) reason: Option<&'static str>,
-    pub(super) destination: Option<Arc<str>>,
-}
-
 impl<P> Holds<P> {
     /// What is held from before.
     pub(in crate::relay) async fn load(
@@ -91,63 +55,108 @@ impl<P> Holds<P> {
         shards: i16,
         owned: &[i16],
     ) -> Result<Loaded, sqlx::Error> {
-        let query = sqlx::query(include_str!("../sql/held_keys.sql")).bind(relay).bind(shards).bind(owned);
-        let mut loaded = Loaded::default();
-        for row in statement::rows(pool, query).await? {
-            let key = row.try_get::<Option<&str>, _>("key")?.map(Arc::from);
-            loaded.keys.insert(row.try_get("position")?, key);
-            if let Some(destination) = row.try_get::<Option<&str>, _>("destination")?
-                && !loaded.destinations.contains(destination)
-            {
-                loaded.destinations.insert(destination.into());
+        let (mut loaded, mut after) = (Loaded::default(), i64::MIN);
+        loop {
+            let query = sqlx::query(include_str!("../sql/held_keys.sql")).bind(relay).bind(shards);
+            let rows = statement::rows(pool, query.bind(owned).bind(after).bind(PART)).await?;
+            for row in &rows {
+                let key = row.try_get::<Option<&str>, _>("key")?.map(Arc::from);
+                after = row.try_get("position")?;
+                loaded.keys.insert(after, key);
+                if let Some(destination) = row.try_get::<Option<&str>, _>("destination")?
+                    && !loaded.destinations.contains(destination)
+                {
+                    loaded.destinations.insert(destination.into());
+                }
+            }
+            if i64::try_from(rows.len()).is_ok_and(|rows| rows < PART) {
+                return Ok(loaded);
             }
         }
-        Ok(loaded)
     }
 
     fn owned(&self) -> Vec<i16> {
         self.epochs.keys().copied().collect()
     }
 
-    /// Keys that wait for a destination to which their message does not go any more wait for the one to which it goes.
-    pub(super) async fn reroute(&self) -> Result<(), sqlx::Error> {
+    /// Keys that wait for a destination to which their message does not go any more wait for the one to which it goes. A part
+    /// of them at a time, and again until it is done: they may be millions.
+    pub(super) async fn reroute(&self) {
         if self.availability.with(|state| state.waited_for().is_empty()) {
-            return Ok(());
+            return;
         }
+        let (mut after, mut failures) = (0, 0);
+        while !self.stop.is_cancelled() {
+            match self.reroute_part(after).await {
+                Ok(None) => return,
+                Ok(Some(last)) => (after, failures) = (last, 0),
+                Err(error) => {
+                    failures += 1;
+                    if u32::is_power_of_two(failures) {
+                        let error = chain(&error);
+                        tracing::warn!(
+                            relay = self.relay,
+                            error,
+                            failures,
+                            "held keys are not routed anew yet"
+                        );
+                    }
+                    let pause = self.settings.unavailable.after(failures, backoff::chance());
+                    self.stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+                }
+            }
+        }
+    }
+
+    /// Routes the next keys anew. Answers the position of the last; `None`: there are no more.
+    async fn reroute_part(&self, after: i64) -> Result<Option<i64>, sqlx::Error> {
         let query = sqlx::query(include_str!("../sql/first_topics.sql")).bind(&self.relay).bind(self.shards);
-        for row in within(ANSWER, statement::rows(&self.pool, query.bind(self.owned()))).await? {
-            let (known, topic): (&str, &str) = (row.try_get("destination")?, row.try_get("topic")?);
+        let query = query.bind(self.owned()).bind(after).bind(PART);
+        let mut last = None;
+        for row in within(ANSWER, statement::rows(&self.pool, query)).await? {
+            let to: i64 = row.try_get("last")?;
+            last = Some(to);
+            let (known, topic): (&str, Option<&str>) = (row.try_get("destination")?, row.try_get("topic")?);
+            let Some(topic) = topic else { continue };
             let destination = self.settings.routes.destination(topic);
             if *destination == *known {
                 continue;
             }
             let query = sqlx::query(include_str!("../sql/reroute.sql")).bind(&self.relay).bind(self.shards);
             let query = query.bind(self.owned()).bind(known).bind(topic).bind(&*destination);
-            within(ANSWER, statement::run(&self.pool, query)).await?;
+            within(ANSWER, statement::run(&self.pool, query.bind(after).bind(to))).await?;
             let now = tokio::time::Instant::now();
             self.availability.with(|state| state.has_waited(destination, now));
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Keys whose time has come.
     pub(super) async fn due(&self, limit: usize) -> Result<Vec<Due>, sqlx::Error> {
         let query = sqlx::query(include_str!("../sql/due.sql")).bind(&self.relay).bind(self.shards);
         let query = query.bind(self.owned()).bind(i64::try_from(limit).unwrap_or(i64::MAX));
+        let longest = self.settings.retry.ceiling.max(self.settings.unavailable.ceiling);
+        let query = query.bind(longest.as_secs_f64());
         self.keys(&within(ANSWER, statement::first_rows(&self.pool, query)).await?)
     }
 
-    /// Keys that wait for a destination.
+    /// Keys that wait for destinations, by the destination; of each no more than its limit.
     pub(super) async fn waiting(
         &self,
-        destination: &str,
-        limit: usize,
+        destinations: &[(&Arc<str>, usize)],
         but: Vec<i64>,
-    ) -> Result<Vec<Due>, sqlx::Error> {
+    ) -> Result<BTreeMap<String, Vec<Due>>, sqlx::Error> {
+        let limit = |(_, limit): &(&Arc<str>, usize)| i64::try_from(*limit).unwrap_or(i64::MAX);
         let query = sqlx::query(include_str!("../sql/waiting.sql")).bind(&self.relay).bind(self.shards);
-        let query = query.bind(self.owned()).bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let query = query.bind(destination).bind(but);
-        self.keys(&within(ANSWER, statement::first_rows(&self.pool, query)).await?)
+        let query = query.bind(self.owned()).bind(destinations.iter().map(limit).collect::<Vec<_>>());
+        let names = destinations.iter().map(|(destination, _)| &***destination);
+        let query = query.bind(names.collect::<Vec<_>>()).bind(but);
+        let mut waiting: BTreeMap<String, Vec<Due>> = BTreeMap::new();
+        for row in within(ANSWER, statement::first_rows(&self.pool, query)).await? {
+            let keys = self.keys(std::slice::from_ref(&row))?;
+            waiting.entry(row.try_get("destination")?).or_default().extend(keys);
+        }
+        Ok(waiting)
     }
 
     fn keys(&self, rows: &[PgRow]) -> Result<Vec<Due>, sqlx::Error> {
@@ -192,89 +201,6 @@ impl<P> Holds<P> {
             }
         }
         Ok(begun.into_values().collect())
-    }
-
-    /// Records that messages are done with, and lets go of those keys that may go and hold nothing any more; again and again
-    /// until the database has it or the session is ending: what is forgotten is published twice, and a key that went without
-    /// an answer would be taken for held. Once the shard is another's it changes nothing.
-    pub(super) async fn settle(&self, done: &[Done], may_go: &[i64]) -> Result<Settlement, sqlx::Error> {
-        let mut failures = 0;
-        loop {
-            let error = match self.settle_once(done, may_go).await {
-                Ok(settlement) if failures == 0 => return Ok(settlement),
-                // An attempt that was not answered may have been made.
-                Ok(settlement) => match self.released(may_go).await {
-                    Ok(released) => return Ok(Settlement { released, ..settlement }),
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            if self.stop.is_cancelled() {
-                return Err(error);
-            }
-            failures += 1;
-            let error = chain(&error);
-            tracing::warn!(relay = self.relay, error, "the delivery of held messages could not be recorded");
-            tokio::time::sleep(self.settings.unavailable.after(failures, backoff::chance())).await;
-        }
-    }
-
-    async fn settle_once(&self, done: &[Done], may_go: &[i64]) -> Result<Settlement, sqlx::Error> {
-        fn column<'d, T>(done: &'d [Done], value: impl Fn(&'d Done) -> T) -> Vec<T> {
-            done.iter().map(value).collect()
-        }
-        let query = sqlx::query(include_str!("../sql/settle.sql"))
-            .bind(&self.relay)
-            .bind(column(done, |done| done.key.position))
-            .bind(column(done, |done| done.position))
-            .bind(column(done, |done| done.key.shard))
-            .bind(column(done, |done| done.key.epoch))
-            .bind(column(done, |done| done.error.as_deref().map(shorten)))
-            .bind(column(done, |done| done.attempts))
-            .bind(may_go);
-        let mut settlement = Settlement::default();
-        for row in &within(ANSWER, statement::rows(&self.pool, query)).await? {
-            let message = SettledMessage::from_row(row)?;
-            match row.try_get("released")? {
-                Some(held) => settlement.released.entry(held).or_default().extend(message),
-                None => settlement.settled.extend(message),
-            }
-        }
-        Ok(settlement)
-    }
-
-    /// Those of some keys that are not held any more, each with its messages that are settled.
-    async fn released(&self, keys: &[i64]) -> Result<BTreeMap<i64, Vec<SettledMessage>>, sqlx::Error> {
-        let query = sqlx::query(include_str!("../sql/released.sql")).bind(&self.relay).bind(keys);
-        let mut released: BTreeMap<i64, Vec<SettledMessage>> = BTreeMap::new();
-        for row in &within(ANSWER, statement::rows(&self.pool, query)).await? {
-            released.entry(row.try_get("held")?).or_default().extend(SettledMessage::from_row(row)?);
-        }
-        Ok(released)
-    }
-
-    /// Records what became of keys whose attempts did not succeed, or were not made.
-    pub(super) async fn failed(&self, after: &[After]) -> Result<(), sqlx::Error> {
-        if after.is_empty() {
-            return Ok(());
-        }
-        fn column<'a, T>(after: &'a [After], value: impl Fn(&'a After) -> T) -> Vec<T> {
-            after.iter().map(value).collect()
-        }
-        let query = sqlx::query(include_str!("../sql/failed.sql"))
-            .bind(&self.relay)
-            .bind(column(after, |after| after.key.position))
-            .bind(column(after, |after| after.key.shard))
-            .bind(column(after, |after| after.key.epoch))
-            .bind(column(after, |after| if after.retry_in.is_some() { "retrying" } else { "parked" }))
-            .bind(column(after, |after| after.retry_in.map(|retry_in| retry_in.as_secs_f64())))
-            .bind(column(after, |after| after.error.as_deref().map(shorten)))
-            .bind(column(after, |after| after.taken_back))
-            .bind(column(after, |after| after.reason))
-            .bind(column(after, |after| after.destination.as_deref()))
-            .bind(column(after, |after| after.attempts));
-        within(ANSWER, statement::run(&self.pool, query)).await?;
-        Ok(())
     }
 }
 

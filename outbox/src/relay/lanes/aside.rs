@@ -25,16 +25,6 @@ impl Lanes {
         self.closed.iter().map(|(destination, waiting)| (destination, !waiting.is_empty()))
     }
 
-    /// The topics of what waits next at the destinations that are closed.
-    pub(crate) fn topics(&self) -> impl Iterator<Item = Arc<str>> {
-        let waiting = self.closed.values().flatten();
-        let next = waiting.filter_map(|resting| match resting {
-            Resting::Alone(item) => Some(&**item),
-            Resting::Lane(key) => self.lanes.get(key).and_then(|lane| lane.waiting.front()),
-        });
-        next.map(|item| Arc::clone(&item.log.message.topic))
-    }
-
     /// Files a lane that rests with the destination of its next message, if that is closed; else it is given back.
     pub(crate) fn file(&mut self, resting: Resting) -> Option<Resting> {
         let next = match &resting {

@@ -202,6 +202,7 @@ impl<'a, P: Publisher + 'static> Session<'a, P> {
             read_to: 0,
             looking: JoinSet::new(),
             look_beyond_at: now,
+            looked_to: None,
             publishing: JoinSet::new(),
             tasks,
             holds_stop,

@@ -84,14 +84,13 @@ impl<P: Publisher + 'static> Session<'_, P> {
         }
     }
 
-    /// One message for each destination that is down and due for a probe.
+    /// One message for each destination that is down and to be probed now.
     fn send_probes(&mut self, now: Instant) {
         let lanes = &mut self.lanes;
         let patience = self.settings.publish_timeout;
         let probes: Vec<Item> = self.availability.with(|state| {
             let waiting = lanes.closed().filter(|(_, waits)| *waits).map(|(destination, _)| destination);
-            let due: Vec<_> =
-                waiting.filter(|destination| state.is_probe_due(destination, now)).cloned().collect();
+            let due = state.due_probes(waiting, now);
             let probe = |destination: &Arc<str>| {
                 let item = lanes.probe(destination)?;
                 state.probe(destination, item.log.position, now, patience);
@@ -216,7 +215,7 @@ impl<P: Publisher + 'static> Session<'_, P> {
         let lanes = &self.lanes;
         let allowed = self.availability.with(|state| {
             let waiting = lanes.closed().filter(|(_, waits)| *waits).map(|(destination, _)| destination);
-            let probe = waiting.filter_map(|destination| state.probe_at(destination, now)).min();
+            let probe = state.next_probe_at(waiting, now);
             // One that is due and not sent waits for something that is not known here.
             state.paused_until(now).or(probe.map(|at| at.max(now + Duration::from_millis(5))))
         });
