@@ -191,6 +191,34 @@ async fn it_waits_for_a_broker_that_is_down() {
     assert_eq!((done.published, numbers(&broker).len()), (50, 50));
 }
 
+/// Though what waits for it is more than a page, and stands before them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_is_down_keeps_no_other_topic_of_a_replay_waiting() {
+    let database = Database::new("replay_destination").await;
+    let pool = database.pool();
+    let to = |topic: &str, number: usize| {
+        Message::new(topic, "order.changed", number.to_string()).with_key(format!("{topic}{}", number % 3))
+    };
+    write(pool, &(1..=100).map(|number| to("away", number)).collect::<Vec<_>>()).await;
+    write(pool, &(101..=200).map(|number| to("here", number)).collect::<Vec<_>>()).await;
+    let broker = Broker::new();
+    broker.close_destination("away");
+    let mut small = settings();
+    small.page = 20;
+    let job = replay(pool, "r", broker.publisher()).with_filter(Filter::default()).with_settings(small);
+    let running = spawn(job);
+    arrived(&broker, 100).await;
+    assert!(broker.published().iter().all(|published| &*published.destination == "here"));
+    broker.open_destination("away");
+    let done = tokio::time::timeout(PATIENCE, running).await.expect("in time").unwrap().unwrap();
+    assert_eq!((done.published, done.finished, numbers(&broker).len()), (200, true, 200));
+    for key in 0..3 {
+        let of_key: Vec<_> =
+            numbers(&broker).into_iter().filter(|number| *number <= 100 && number % 3 == key).collect();
+        assert!(of_key.is_sorted() && !of_key.is_empty(), "{of_key:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_is_cancelled_stops_and_its_name_is_not_used_again() {
     let database = Database::new("replay_cancelled").await;

@@ -5,6 +5,7 @@
 //! stopped and killed: run again under its name, it goes on after what it had recorded, and repeats what it had not.
 //! [`preview`] says what it would publish, and writes nothing.
 
+mod begin;
 mod filter;
 mod job;
 mod preview;
@@ -47,7 +48,8 @@ pub struct ReplaySettings {
     pub batch: usize,
     /// How often progress is recorded. A crash repeats what was confirmed since.
     pub record_interval: Duration,
-    /// Most messages confirmed and not recorded: what a crash may repeat.
+    /// Most messages confirmed and not recorded: what a crash may repeat. While a destination is down, no more than these
+    /// are read ahead, nor more than four pages of bytes; others go on so far.
     pub max_unrecorded: usize,
     /// How long a process may be silent before another may go on with its replay.
     pub lease: Duration,
@@ -223,7 +225,7 @@ impl<P: Publisher + 'static> Replay<P> {
     /// The template means nothing.
     pub fn with_destination(mut self, template: impl Into<String>) -> Result<Self, InvalidRoute> {
         let template = template.into();
-        run::everything_to(&template)?;
+        begin::everything_to(&template)?;
         self.destination = Some(template);
         Ok(self)
     }

@@ -10,18 +10,20 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::begin::{Begun, begin, keep, lost, refuse_itself};
 use super::job::{self, Job, Progress, Then};
 use super::queue::{Done, Item, Queue};
 use super::rate::Rate;
 use super::{Filter, Replay, ReplayError, ReplaySettings, Replayed};
-use crate::Routes;
 use crate::admin::ANSWER as ANSWERED;
-use crate::log::{LogMessage, Names, Refusal, decode_row, leaf, leaf_end, preflight};
-use crate::relay::{Router, chain, chance, shorten};
+use crate::log::{LogMessage, Names, decode_row, leaf, leaf_end};
+use crate::relay::{Availability, Router, chance, shorten};
 use crate::statement::{BEGIN_READING, within};
 
 /// How long the database may take to answer with the next message.
 const ANSWER: Duration = Duration::from_secs(300);
+/// Pages of bytes that are kept while some of what was read waits for destinations.
+const PAGES: usize = 4;
 /// How often it says how far it is.
 const TELL: Duration = Duration::from_secs(10);
 
@@ -46,6 +48,7 @@ pub(super) async fn run<P: Publisher + 'static>(
         recorded_at: now,
         told_at: now,
         failures: 0,
+        availability: Availability::new(replay.settings.unavailable),
         replay: &replay,
         filter,
         job,
@@ -69,99 +72,6 @@ pub(super) async fn run<P: Publisher + 'static>(
     worked.map(|finished| Replayed { published, skipped, after, finished, already: false })
 }
 
-/// What there is to do.
-enum Begun {
-    /// To publish this, to there.
-    Running(Filter, Routes),
-    /// Nothing: whoever runs it once more learns that it is done.
-    Finished(Replayed),
-}
-
-/// What the replay is to publish, and where to: as it began, be that now.
-async fn begin<P: Publisher>(replay: &Replay<P>) -> Result<Begun, ReplayError> {
-    let checked = async {
-        let mut connection = replay.pool.acquire().await?;
-        preflight(&mut connection).await
-    };
-    within(ANSWERED, checked).await.map_err(ReplayError::Refused)?;
-    let Replay { name, pool, who, .. } = replay;
-    let recorded = match job::load(pool, name).await? {
-        Some(recorded) => recorded,
-        None => {
-            let filter = replay.filter.as_ref().ok_or(ReplayError::NotBegun)?;
-            // Before anything is written, if the broker answers; otherwise once it does.
-            is_itself(replay).await?;
-            let (destination, reason) = (replay.destination.as_deref(), replay.reason.as_deref());
-            job::begin(pool, name, filter, destination, who, reason).await?;
-            job::load(pool, name).await?.ok_or(ReplayError::NotBegun)?
-        }
-    };
-    let other = replay.filter.as_ref().is_some_and(|filter| *filter != recorded.filter)
-        || replay.destination.is_some() && replay.destination != recorded.destination;
-    match recorded.state.as_str() {
-        _ if other => return Err(ReplayError::OtherFilter),
-        "cancelled" => return Err(ReplayError::Cancelled),
-        "finished" => return Ok(Begun::Finished(recorded.replayed)),
-        _ => {}
-    }
-    let routes = match &recorded.destination {
-        Some(template) => everything_to(template).map_err(|error| sqlx::Error::Decode(error.into()))?,
-        None => replay.settings.routes.clone(),
-    };
-    Ok(Begun::Running(recorded.filter, routes))
-}
-
-/// Refuses to publish a log into itself: every message would stand there twice, and every other reader would publish the
-/// copies. A broker that does not answer is asked again.
-async fn is_itself<P: Publisher>(replay: &Replay<P>) -> Result<(), ReplayError> {
-    match replay.publisher.log().await {
-        Ok(log) => refuse_itself(replay, log).await,
-        Err(_) => Ok(()),
-    }
-}
-
-async fn refuse_itself<P>(replay: &Replay<P>, log: Option<String>) -> Result<(), ReplayError> {
-    let Some(destination) = log else { return Ok(()) };
-    let name = async {
-        let mut connection = replay.pool.acquire().await?;
-        crate::log::name(&mut connection).await
-    };
-    if destination == within(ANSWERED, name).await? {
-        return Err(ReplayError::Refused(Refusal::Itself));
-    }
-    Ok(())
-}
-
-/// Every topic goes to one destination.
-pub(super) fn everything_to(template: &str) -> Result<Routes, crate::InvalidRoute> {
-    Routes::default().with(">", template)
-}
-
-/// Renews the lease for as long as it is this process's.
-async fn keep<P>(replay: &Replay<P>, epoch: i64) {
-    let lease = replay.settings.lease;
-    loop {
-        tokio::time::sleep(lease / 4).await;
-        match Job::renew(&replay.pool, &replay.name, epoch, lease).await {
-            Ok(true) => {}
-            Ok(false) => return,
-            // The record says whether it is still ours: safety does not depend on the lease.
-            Err(error) => {
-                tracing::warn!(replay = replay.name, error = chain(&error), "the lease was not renewed");
-            }
-        }
-    }
-}
-
-/// Why the replay is no longer this process's.
-async fn lost<P>(replay: &Replay<P>) -> ReplayError {
-    match job::load(&replay.pool, &replay.name).await {
-        Ok(Some(recorded)) if recorded.state == "cancelled" => ReplayError::Cancelled,
-        Ok(_) => ReplayError::Busy,
-        Err(error) => error.into(),
-    }
-}
-
 struct Worker<'a, P> {
     replay: &'a Replay<P>,
     filter: Filter,
@@ -177,6 +87,8 @@ struct Worker<'a, P> {
     recorded_at: Instant,
     told_at: Instant,
     failures: u32,
+    /// Which destinations are down, and when they are probed.
+    availability: Availability,
     stop: &'a CancellationToken,
 }
 
@@ -186,15 +98,40 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         if !self.broker_is_ready().await? {
             return Ok(false);
         }
-        while self.read_to < self.job.to_position {
-            let queue = self.page().await?;
-            if self.stop.is_cancelled() || !self.publish(queue).await? {
+        let mut queue = Queue::new(self.replay.publisher.pipelining());
+        let most = self.replay.settings.batch.max(1);
+        while !queue.is_empty() || self.read_to < self.job.to_position {
+            if self.stop.is_cancelled() {
                 return Ok(false);
             }
-            self.progress.after = self.read_to;
+            let batch = queue.next(most, &self.availability, Instant::now());
+            let goes_on = if !batch.is_empty() {
+                self.publish(&mut queue, batch).await?
+            } else if self.read_to < self.job.to_position && self.has_room(&queue) {
+                // What waits for a destination keeps no other from being read.
+                queue.extend(self.page().await?);
+                true
+            } else {
+                let now = Instant::now();
+                let probe = queue.next_probe_at(&self.availability, now);
+                let first = self.replay.settings.unavailable.first;
+                !self.rests(probe.map_or(first, |at| at.saturating_duration_since(now))).await
+            };
+            if !goes_on {
+                return Ok(false);
+            }
+            if queue.is_empty() {
+                self.progress.after = self.read_to;
+            }
             self.record_if_due().await?;
         }
         Ok(true)
+    }
+
+    /// Whether more may be read while some of what was read waits for destinations.
+    fn has_room(&self, queue: &Queue) -> bool {
+        let ReplaySettings { max_unrecorded, page_bytes, .. } = self.replay.settings;
+        queue.is_empty() || queue.len() < max_unrecorded && queue.bytes() < page_bytes.saturating_mul(PAGES)
     }
 
     async fn broker_is_ready(&mut self) -> Result<bool, ReplayError> {
@@ -220,7 +157,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
     }
 
     /// Reads the next messages of one leaf.
-    async fn page(&mut self) -> Result<Queue, ReplayError> {
+    async fn page(&mut self) -> Result<Vec<Item>, ReplayError> {
         let end = leaf_end(self.read_to + 1).min(self.job.to_position);
         // Not many more than a page's bytes hold, if they go on as they were.
         let ReplaySettings { page, page_bytes, .. } = self.replay.settings;
@@ -245,8 +182,7 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         let more = messages.len() >= limit || bytes >= page_bytes;
         self.read_to = messages.last().filter(|_| more).map_or(end, |last| last.position);
         self.length = bytes / messages.len().max(1);
-        let items: Vec<Item> = messages.into_iter().map(|log| self.item(log)).collect();
-        Ok(Queue::new(self.replay.publisher.pipelining(), items))
+        Ok(messages.into_iter().map(|log| self.item(log)).collect())
     }
 
     fn item(&mut self, log: LogMessage) -> Item {
@@ -258,52 +194,51 @@ impl<P: Publisher + 'static> Worker<'_, P> {
         item
     }
 
-    /// Publishes a page. `false`: stopped before its end.
-    async fn publish(&mut self, mut queue: Queue) -> Result<bool, ReplayError> {
+    /// Publishes a batch, or as much of it as the rate allows. `false`: stopped meanwhile.
+    async fn publish(&mut self, queue: &mut Queue, mut batch: Vec<usize>) -> Result<bool, ReplayError> {
+        let now = Instant::now();
+        match self.rate.as_mut().map(|rate| rate.take(batch.len(), now)) {
+            Some(Ok(allowed)) => batch.truncate(allowed),
+            Some(Err(wait)) => return Ok(!self.rests(wait).await),
+            None => {}
+        }
         let settings = &self.replay.settings;
-        while !queue.is_empty() {
-            if self.stop.is_cancelled() {
-                return Ok(false);
+        queue.probe(&batch, &mut self.availability, now, settings.publish_timeout);
+        let results = self.send(queue, &batch).await;
+        let settled = queue.settle(&batch, results, &mut self.availability, Instant::now(), chance());
+        // What it says of a place means nothing once others are passed.
+        let unanswered = settled.unanswered.map(|(place, source)| {
+            let item = queue.at(place);
+            (item.position, item.outgoing.message.id, source)
+        });
+        for (place, error) in settled.rejected {
+            let position = queue.at(place).position;
+            if !settings.skip_rejected {
+                let id = queue.at(place).outgoing.message.id;
+                self.pass(queue);
+                return Err(ReplayError::Rejected { position, id, source: error });
             }
-            let mut batch = queue.next(settings.batch.max(1));
-            match self.rate.as_mut().map(|rate| rate.take(batch.len(), Instant::now())) {
-                Some(Ok(allowed)) => batch.truncate(allowed),
-                Some(Err(wait)) => {
-                    self.record_if_due().await?;
-                    if self.rests(wait).await {
-                        return Ok(false);
-                    }
-                    continue;
-                }
-                None => {}
-            }
-            let results = self.send(&queue, &batch).await;
-            let settled = queue.settle(&batch, results);
-            // What it says of a place means nothing once others are passed.
-            let unanswered = settled.unanswered.map(|(place, source)| {
-                let item = queue.at(place);
-                (item.position, item.outgoing.message.id, source)
-            });
-            for (place, error) in settled.rejected {
-                let position = queue.at(place).position;
-                if !settings.skip_rejected {
-                    let id = queue.at(place).outgoing.message.id;
-                    self.pass(&mut queue);
-                    return Err(ReplayError::Rejected { position, id, source: error });
-                }
-                tracing::warn!(replay = self.replay.name, position, %error, "given up");
-                queue.skip(place, shorten(&error.to_string()));
-            }
-            self.pass(&mut queue);
-            if let Some((position, id, source)) = unanswered {
-                return Err(ReplayError::Unanswered { position, id, source });
-            }
-            self.record_if_due().await?;
-            match settled.unavailable {
-                None => self.failures = 0,
-                Some(reason) if !self.waits(&reason).await => return Ok(false),
-                Some(_) => {}
-            }
+            tracing::warn!(replay = self.replay.name, position, %error, "given up");
+            queue.skip(place, shorten(&error.to_string()));
+        }
+        self.pass(queue);
+        if let Some((position, id, source)) = unanswered {
+            return Err(ReplayError::Unanswered { position, id, source });
+        }
+        for (destination, reason) in settled.down {
+            tracing::warn!(
+                replay = self.replay.name, %destination, reason,
+                "a destination is unavailable: its messages wait, others go on"
+            );
+        }
+        for destination in settled.back {
+            tracing::info!(replay = self.replay.name, %destination, "the destination is available again");
+        }
+        self.record_if_due().await?;
+        match settled.unavailable {
+            None => self.failures = 0,
+            Some(reason) if !self.waits(&reason).await => return Ok(false),
+            Some(_) => {}
         }
         Ok(true)
     }
@@ -356,12 +291,16 @@ impl<P: Publisher + 'static> Worker<'_, P> {
     async fn waits(&mut self, reason: &str) -> bool {
         self.failures += 1;
         let pause = self.replay.settings.unavailable.after(self.failures, chance());
-        tracing::warn!(
-            replay = self.replay.name,
-            reason,
-            ?pause,
-            "the broker is unavailable, or does not say"
-        );
+        // More and more seldom.
+        if self.failures.is_power_of_two() {
+            tracing::warn!(
+                replay = self.replay.name,
+                reason,
+                ?pause,
+                failures = self.failures,
+                "the broker is unavailable, or does not say"
+            );
+        }
         !self.rests(pause).await
     }
 
