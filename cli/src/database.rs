@@ -15,6 +15,9 @@ use crate::suggest;
 /// The variable that names the database when nothing else does.
 pub(crate) const VARIABLE: &str = "DATABASE_URL";
 
+/// Begins what only reads, on one server connection also behind a pooler, whatever isolation level a role has by default.
+pub(crate) const BEGIN_READING: &str = include_str!("sql/begin_reading.sql");
+
 /// How long a server may take to answer at all.
 const CONNECT: Duration = Duration::from_secs(10);
 

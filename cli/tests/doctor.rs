@@ -44,7 +44,7 @@ async fn enqueue(database: &Database) {
 }
 
 /// What is unsafe by itself, without any message: (name, how it is made).
-const UNSAFE: [(&str, &str); 12] = [
+const UNSAFE: [(&str, &str); 14] = [
     ("sequence_cache", "alter sequence outbox.message_position_seq cache 32"),
     ("sequence_cache", "alter sequence outbox.message_position_seq increment 2"),
     ("unlogged", "alter table outbox.message_3 set unlogged"),
@@ -56,6 +56,11 @@ const UNSAFE: [(&str, &str); 12] = [
          create trigger drops before insert on outbox.message for each row execute function drop_it()",
     ),
     ("triggers", "create rule drops as on insert to outbox.message where new.topic = 'x' do instead nothing"),
+    ("held_rules", "alter table outbox.held_message add constraint short check (bytes < 1000)"),
+    (
+        "held_rules",
+        "create rule drops as on insert to outbox.held_key where new.key = 'x' do instead nothing",
+    ),
     ("leaves", "alter table outbox.message detach partition outbox.message_3"),
     ("other_cluster", "update outbox.cluster set system_identifier = 1"),
     ("schema", "update outbox.schema_version set version = 99, serves = 99"),

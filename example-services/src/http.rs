@@ -111,7 +111,7 @@ impl IntoResponse for Problem {
         let (status, error) = self.status();
         if let Problem::Unavailable(source) | Problem::Unknown(source) | Problem::Internal(source) = &self {
             // The chain, not its Debug, which of a database error would show the row.
-            tracing::warn!(error, cause = %source, "a request failed");
+            tracing::warn!(error, cause = message::error_chain(&**source), "a request failed");
         }
         let mut body = serde_json::json!({ "error": error, "message": self.to_string() });
         if let Problem::Invalid(fields) = &self {

@@ -17,6 +17,7 @@ use crate::horizon::{Horizon, InvalidHorizon};
 use crate::kinds::Kinds;
 use crate::process::Process;
 use crate::ready::Ready;
+use crate::seldom::Seldom;
 use crate::statement::{self, Isolation, PgQuery};
 
 /// Receives messages and has them handled, each once, those of a key in order.
@@ -75,6 +76,8 @@ pub(crate) struct Core {
     pub(crate) contention: Backoff,
     /// Between tries while the database does not answer.
     pub(crate) outage: Backoff,
+    /// What is said of that.
+    pub(crate) database_lines: Seldom,
     pub(crate) process: Process,
     /// What is known about the kinds that only other processes handle.
     pub(crate) other_kinds: Kinds,
@@ -189,6 +192,7 @@ impl Consumer {
                 outage: Backoff::default()
                     .with_first(Duration::from_millis(100))
                     .with_ceiling(Duration::from_secs(5)),
+                database_lines: Seldom::default(),
                 process: Process::default(),
                 other_kinds: Kinds::default(),
                 stop: CancellationToken::new(),

@@ -37,6 +37,7 @@ mod registration;
 mod report;
 mod retry;
 mod run;
+mod seldom;
 mod slots;
 mod statement;
 mod stored;

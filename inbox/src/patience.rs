@@ -71,8 +71,19 @@ impl Patience {
             Setback::Contention(_) => core.contention.delay(self.tries, chance()),
             Setback::Database(_) | Setback::Lost(_) if stopping => return false,
             Setback::Database(error) | Setback::Lost(error) => {
-                if self.tries == 1 {
-                    warn!(consumer = %core.name, error, "a message cannot be tried now; trying again");
+                // Each message in hand meets the same outage.
+                if self.tries == 1
+                    && let Some(unwritten) = core.database_lines.is_due(Instant::now())
+                {
+                    let options = core.pool.connect_options();
+                    warn!(
+                        consumer = %core.name,
+                        host = options.get_host(),
+                        port = options.get_port(),
+                        error,
+                        unwritten,
+                        "a message cannot be tried now; trying again"
+                    );
                 }
                 core.outage.delay(self.tries, chance())
             }

@@ -64,6 +64,32 @@ fn each_file_of_sql_says_first_what_it_promises() {
     }
 }
 
+/// A driver's error says what it is about in its causes, and names no row in its chain.
+#[test]
+fn errors_of_the_database_are_logged_as_a_chain() {
+    // A message's outcome, a task that panicked, a subscriber: none of them carries an error of the driver.
+    let others = [
+        "outbox/src/relay/session/publish.rs",
+        "outbox/src/relay/session.rs",
+        "outbox/src/replay/run.rs",
+        "outbox/src/fleet/mod.rs",
+        "inbox/src/outage.rs",
+        "inbox/src/apply.rs",
+        "inbox/src/waiting.rs",
+    ];
+    let mut found = Vec::new();
+    for room in ["outbox/src", "inbox/src", "brokers/src/postgres", "example-services/src"] {
+        for file in files(&root().join(room), ".rs") {
+            let name = file.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&file).unwrap();
+            if (text.contains("%error") || text.contains("cause = %")) && !others.contains(&&*name) {
+                found.push(name);
+            }
+        }
+    }
+    assert_eq!(found, [""; 0]);
+}
+
 /// A database of another encoding refuses a statement that has other characters, in a comment too, before it can be asked
 /// what its encoding is.
 #[test]

@@ -4,8 +4,8 @@
 
 mod inbox_support;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use inbox::HandlerError;
@@ -260,4 +260,60 @@ async fn a_message_that_ends_its_backend_each_time_parks_in_the_end() {
     assert_eq!(parked.len(), 2);
     assert_eq!(service.count("select count(*) from effect where note = 'other'").await, 20);
     assert_eq!(service.count("select count(*) from effect").await, 20);
+}
+
+/// What a log line was.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Fails as a database does that has no more room, until it has.
+#[derive(Clone, Default)]
+struct Full(Arc<AtomicBool>, Arc<AtomicUsize>);
+
+#[async_trait::async_trait]
+impl inbox::Handler for Full {
+    async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
+        effect(tx, message).await?;
+        if !self.0.load(Ordering::SeqCst) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            sqlx::query("do 'begin raise disk_full; end'").execute(&mut **tx).await?;
+        }
+        Ok(())
+    }
+}
+
+/// On one thread, whose lines are read.
+#[tokio::test]
+async fn an_outage_that_many_messages_meet_is_one_line_with_the_databases_address() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let service = Service::new("outage lines").await;
+    service.publish(&(0..8).map(|number| placed(&format!("k{number}"), "x")).collect::<Vec<_>>()).await;
+    let full = Full::default();
+    let running = start(service.consumer().on(KIND, full.clone()));
+    let tried = || async { (full.1.load(Ordering::SeqCst) >= 16).then_some(()) };
+    eventually("each was tried more than once", tried).await;
+    full.0.store(true, Ordering::SeqCst);
+    service.acknowledged().await;
+    running.stop().await;
+    let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let said: Vec<_> = lines.lines().filter(|line| line.contains("cannot be tried now")).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("host=") && said[0].contains("port=") && said[0].contains("disk_full"),
+        "{said:?}"
+    );
 }

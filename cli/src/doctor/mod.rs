@@ -46,7 +46,7 @@ Examples:
 unsafe: messages can be lost, reordered or hidden, or a relay refuses to run. hurts: it goes on, and will cost.
 
 What is looked at: the schemas; read replica, encoding, row-level security, unlogged tables, the sequence of positions,
-missing leaves, triggers and rules on the log, a restored or rewound cluster; fsync, full_page_writes,
+missing leaves, triggers and rules on the log and on its held keys, a restored or rewound cluster; fsync, full_page_writes,
 synchronous_commit, search_path, autovacuum; a pooler that changes the server connection; old transactions, prepared transactions,
 replication slots without a reader; roles and their rights; relays that nobody runs, that are paused or behind; parked
 keys; kinds that no process of a consumer has handled for 7 days; replays that nobody finishes; clocks that differ, and
@@ -159,7 +159,7 @@ enum Look {
 /// Whether a schema is there and fits. One that does not fit is a finding; the inbox may be missing. The transaction ends
 /// with a schema that may not be looked at, so each has one of its own.
 async fn look_at(schema: Schema, pool: &PgPool, found: &mut Vec<Line>) -> Result<Look, sqlx::Error> {
-    let mut looking = pool.begin().await?;
+    let mut looking = pool.begin_with(database::BEGIN_READING).await?;
     let checked = schema.check(&mut looking).await;
     looking.rollback().await?;
     match checked {

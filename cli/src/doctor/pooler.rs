@@ -34,7 +34,7 @@ pub(super) async fn probe(url: &SecretUrl) -> Result<Option<Line>, Failure> {
 
 async fn changes(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
     for _ in 0..TRIES {
-        let mut busy = one.begin().await?;
+        let mut busy = one.begin_with(database::BEGIN_READING).await?;
         let before = (backend(&mut busy).await?, backend(other).await?);
         busy.commit().await?;
         // In this order: whether a pooler hands out what it got back last or first, one of the two gets the other's.

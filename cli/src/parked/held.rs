@@ -53,7 +53,11 @@ impl Holder {
 
 /// The names of the relays. Not their status: that counts the backlog, and a list of what is parked must not wait for it.
 async fn relays(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(include_str!("sql/relays.sql")).fetch_all(pool).await
+    let mut tx = pool.begin_with(database::BEGIN_READING).await?;
+    let names =
+        sqlx::query_scalar(include_str!("sql/relays.sql")).persistent(false).fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(names)
 }
 
 async fn consumers(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {

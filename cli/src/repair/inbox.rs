@@ -68,7 +68,7 @@ enum Error {
 
 async fn look(pool: &PgPool, execute: bool) -> Result<FloorStatus, Error> {
     let database = |error| Error::Lower(LowerFloorError::Database(error));
-    let mut tx = pool.begin().await.map_err(database)?;
+    let mut tx = pool.begin_with(database::BEGIN_READING).await.map_err(database)?;
     Schema::Inbox.check(&mut tx).await.map_err(Error::Schema)?;
     tx.commit().await.map_err(database)?;
     let mut connection = pool.acquire().await.map_err(database)?;

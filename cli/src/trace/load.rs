@@ -75,7 +75,7 @@ async fn open(urls: &[SecretUrl]) -> Result<Vec<Source>, Failure> {
             continue;
         }
         let Present { outbox, inbox } = schema::present(&mut connection, url).await?;
-        for sql in [include_str!("sql/begin.sql"), include_str!("sql/path.sql")] {
+        for sql in [database::BEGIN_READING, include_str!("sql/path.sql")] {
             let begun = connection.execute(sql).await;
             begun.map_err(|error| database::failed(&format!("database {url}"), &error))?;
         }
