@@ -69,10 +69,13 @@ async fn what_is_in_hand_when_a_death_is_noticed_is_declared_though_nothing_else
 async fn what_is_in_hand_stays_declared_when_the_death_is_recent_no_more_until_it_ends() {
     let service = Service::new("in hand for long").await;
     let (release, running) = at_work(&service, &placed("a", "alone"), false).await;
-    // It is recent for a few more seconds.
+    // It is recent for a few more seconds, from when a heartbeat has seen it.
     let died = "update inbox.consumer set died_at = clock_timestamp() - interval '85 seconds'";
-    service.pool.execute(died).await.unwrap();
-    is_declared(&service).await;
+    eventually("it is declared", async || {
+        service.pool.execute(died).await.unwrap();
+        (service.count(DECLARED).await == 1).then_some(())
+    })
+    .await;
     let recent =
         "select count(*) from inbox.consumer where died_at > clock_timestamp() - interval '90 seconds'";
     eventually("no death is recent", async || (service.count(recent).await == 0).then_some(())).await;
