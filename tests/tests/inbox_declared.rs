@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Waits with the note `alone`; then fails, if it is told to.
 struct Waits {
+    begun: Arc<tokio::sync::Notify>,
     release: Arc<tokio::sync::Notify>,
     fails: bool,
 }
@@ -27,6 +28,7 @@ struct Waits {
 impl inbox::Handler for Waits {
     async fn handle(&self, tx: &mut PgTransaction<'_>, message: &Message) -> Result<(), HandlerError> {
         if note(message) == "alone" {
+            self.begun.notify_one();
             self.release.notified().await;
             if self.fails {
                 return Err(HandlerError::reject("not today"));
@@ -38,12 +40,11 @@ impl inbox::Handler for Waits {
 
 /// A consumer with one message in hand.
 async fn at_work(service: &Service, message: &Message, fails: bool) -> (Arc<tokio::sync::Notify>, Running) {
-    let release = Arc::new(tokio::sync::Notify::new());
-    let handler = Waits { release: release.clone(), fails };
+    let (begun, release) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let handler = Waits { begun: begun.clone(), release: release.clone(), fails };
     let running = start(service.consumer().with_handler_timeout(Duration::from_secs(120)).on(KIND, handler));
     service.publish(std::slice::from_ref(message)).await;
-    let in_hand = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'";
-    eventually("it is in hand", async || (service.count(in_hand).await > 0).then_some(())).await;
+    tokio::time::timeout(Duration::from_secs(60), begun.notified()).await.expect("it is in hand");
     (release, running)
 }
 
