@@ -193,7 +193,10 @@ async fn a_held_message_that_was_published_before_a_stop_or_a_crash_is_not_publi
     }
     read_again(pool, &broker).await;
     assert_eq!((numbers(&broker, "first"), numbers(&broker, "bad")), (vec![1], vec![1, 2]));
-    assert_eq!(settled(pool).await, [0_i64; 0]);
+    // A stop whose last record is not answered in time leaves it to the next process.
+    let relay = start(pool, broker.publisher(), settings());
+    until("what the cursor has passed is forgotten", || async { settled(pool).await.is_empty() }).await;
+    relay.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
