@@ -38,13 +38,15 @@ gone as (
     returning m.position, m.id, m.tx, hold.held, hold.slot, hold.error, hold.era, hold.seen, hold.until, hold.after
 ),
 last as materialized (
-    select l.held, l.position, l.error,
+    -- Also an earlier message may be left, which has come meanwhile.
+    select l.held, l.positions, l.error,
         exists (
             select from outbox.held_message m
-            where m.relay = $1 and m.held = l.held and m.position > coalesce(l.position, 0)
+            where m.relay = $1 and m.held = l.held and m.position <> all (l.positions)
         ) as more
     from (
-        select hold.held, max(hold.position) as position, max(hold.error) as error
+        select hold.held, max(hold.error) as error,
+            coalesce(array_agg(hold.position) filter (where hold.position is not null), '{}') as positions
         from hold
         where hold.shard = any (array(select owned.shard from owned))
         group by hold.held
@@ -55,7 +57,7 @@ tried as (
     set attempts = 0, next_attempt_at = clock_timestamp(), last_error = coalesce(last.error, h.last_error),
         destination = null
     from last
-    where h.relay = $1 and h.position = last.held and h.state = 'retrying' and last.more and last.position is not null
+    where h.relay = $1 and h.position = last.held and h.state = 'retrying' and last.more and cardinality(last.positions) > 0
 ),
 released as (
     -- Copies that this does not see make it fail, by their reference to the key: then it is asked again.
