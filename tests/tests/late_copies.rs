@@ -151,7 +151,7 @@ async fn without_foreign_keys_no_message_is_lost_that_came_during_the_last_try_o
     let name: String = sqlx::query_scalar("select current_database()").fetch_one(pool).await.unwrap();
     let set = format!("alter database \"{name}\" set session_replication_role = replica");
     sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(pool).await.unwrap();
-    let unchecked = outbox::pool_options().max_connections(8).connect(&database.url()).await.unwrap();
+    let unchecked = outbox::pool_options().max_connections(8).connect(database.url()).await.unwrap();
     let publisher = Gate { publisher: broker.publisher(), payload: b"2", open: gate, reached };
     let relay = start(&unchecked, publisher, one_try.clone());
     let position = held(pool).await[0].position;
